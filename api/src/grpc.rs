@@ -1,0 +1,8 @@
+//! The gRPC contract between controller and daemon, and the enrolment of daemons.
+//!
+//! The code is generated from `api/proto` by `cargo xtask gen` and checked in, so that a build needs neither
+//! `protoc` nor a build script.
+
+#![expect(missing_docs, clippy::all, reason = "generated code")]
+
+include!("grpc/squall.v1alpha1.rs");
