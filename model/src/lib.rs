@@ -1,1 +1,22 @@
+//! Squall's decisions: pure and synchronous.
+//!
+//! Nothing here reads a clock, draws a random number, opens a file or talks to anyone: time and seed are
+//! arguments, the world is a view handed in, and what shall happen is a value handed back. That is what makes
+//! the laws in the tests provable.
+//!
+//! - [`error`]: errors that name the field, what was found and what is allowed.
+//! - [`spec`]: a PodChaos spec parsed once; afterwards there are no numeric strings and no "never None".
+//! - [`validate`]: spec → [`spec::Spec`], defaults, and what may change while an experiment runs.
+//! - [`pod`]: the view of a pod that decisions are made on.
+//! - [`select`]: which pods, which of their containers, and why the rest are not.
+//! - [`substitute`]: pod-failure on one pod: images, record, holders.
+//! - [`plan`]: the next step of an experiment.
 
+pub mod error;
+pub mod plan;
+pub mod pod;
+pub mod select;
+pub mod spec;
+pub mod substitute;
+pub mod time;
+pub mod validate;

@@ -1,0 +1,100 @@
+//! A PodChaos spec parsed once. Values of these types exist only if they make sense.
+
+use std::time::Duration;
+
+pub use squall_api::podchaos::{FaultStyle, Scope};
+
+use crate::select::Selector;
+
+/// A valid experiment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spec {
+    /// What is done.
+    pub action: Action,
+    /// To how many.
+    pub mode: Mode,
+    /// To which pods.
+    pub selector: Selector,
+    /// To which containers by name; empty means the action's default.
+    pub containers: Vec<String>,
+    /// How long; see [`Spec::lasting`] for what that means.
+    pub duration: Option<Duration>,
+    /// The seed of the draw, if the user chose one.
+    pub seed: Option<i64>,
+    /// Only say what would be done.
+    pub dry_run: bool,
+}
+
+impl Spec {
+    /// Whether the fault lasts and is recovered (true), or happens once (false).
+    pub fn lasting(&self) -> bool {
+        match self.action {
+            Action::PodFailure { .. } => true,
+            Action::PodKill { .. } | Action::ContainerKill { .. } => false,
+        }
+    }
+
+    /// For how long a one-shot that can't be carried out is tried.
+    pub fn patience(&self) -> Duration {
+        self.duration.unwrap_or(match self.action {
+            Action::PodKill { evict: true, .. } => Duration::from_secs(300),
+            Action::PodKill { evict: false, .. }
+            | Action::ContainerKill { .. }
+            | Action::PodFailure { .. } => Duration::from_secs(60),
+        })
+    }
+}
+
+/// What is done, with what belongs to it alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Graceful deletion.
+    PodKill {
+        /// Seconds; `None` means the pod's own.
+        grace: Option<u32>,
+        /// Through the Eviction API.
+        evict: bool,
+    },
+    /// Image substitution.
+    PodFailure {
+        /// `None` means by container.
+        style: Option<FaultStyle>,
+        /// The daemon ends the old processes at once.
+        fast: bool,
+    },
+    /// A signal.
+    ContainerKill {
+        /// 1 to 64.
+        signal: Signal,
+        /// To which processes.
+        scope: Scope,
+        /// Also where the container would not be started again.
+        allow_terminal: bool,
+    },
+}
+
+/// A signal of Linux, 1 to 64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signal(pub(crate) i32);
+
+impl Signal {
+    /// Its number.
+    pub fn number(self) -> i32 {
+        self.0
+    }
+}
+
+/// How many of the eligible pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// One.
+    One,
+    /// All.
+    All,
+    /// At most so many.
+    Fixed(u32),
+    /// So many percent, rounded up.
+    FixedPercent(u8),
+    /// A random percentage of 1 to so many, rounded up.
+    RandomMaxPercent(u8),
+}
