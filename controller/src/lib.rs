@@ -1,0 +1,16 @@
+//! The controller's parts; `main.rs` wires them.
+//!
+//! - [`lease`]: which replica leads.
+//! - [`ca`]: the CA, the webhook's pair, the published bundle and the webhooks' `caBundle`: planned and written.
+//! - [`certs`]: keys and certificates, in memory only.
+//! - [`enrol`]: signs the daemons' server certificates.
+//! - [`nodes`]: the channels to the daemons.
+//! - [`health`], [`metrics`]: what an operator may ask.
+
+pub mod ca;
+pub mod certs;
+pub mod enrol;
+pub mod health;
+pub mod lease;
+pub mod metrics;
+pub mod nodes;
