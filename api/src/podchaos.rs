@@ -302,6 +302,9 @@ pub struct Target {
     /// The node on which it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
+    /// The UID of the workload that owns the pod: its replacement is known by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
     /// container-kill: the container's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
