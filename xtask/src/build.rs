@@ -1,0 +1,80 @@
+//! Building our own programs: static ones, for images FROM scratch and for the local cluster. Nothing but cargo runs.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{progress::Step, sh};
+
+/// The root of the checkout that this xtask was built from, without symbolic links.
+pub fn checkout() -> Result<PathBuf> {
+    let here = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    let root = Path::new(&here).join("..");
+    root.canonicalize().with_context(|| format!("can't find the checkout at {}", root.display()))
+}
+
+/// The cargo that runs us, or the one in the path.
+pub fn cargo() -> Command {
+    Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// This machine's target. Static means glibc linked in: the musl target is not everywhere.
+pub fn target() -> String {
+    format!("{}-unknown-linux-gnu", env::consts::ARCH)
+}
+
+/// Builds all binaries of these packages statically, and says where each is, by its name.
+///
+/// The target directory is one of its own: with other flags in the usual one, each build would undo the other's.
+pub fn static_binaries(packages: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
+    let root = checkout()?;
+    let directory = root.join("target/static");
+    let mut command = cargo();
+    command
+        .current_dir(&root)
+        .args(["build", "--bins", "--profile", "image", "--target", &target(), "--target-dir"])
+        .arg(&directory)
+        .args(["--message-format", "json-render-diagnostics"]);
+    for package in packages {
+        command.args(["-p", package]);
+    }
+    let mut flags = env::var("RUSTFLAGS").unwrap_or_default();
+    flags.push_str(" -C target-feature=+crt-static");
+    command.env("RUSTFLAGS", flags.trim()).env_remove("CARGO_ENCODED_RUSTFLAGS");
+    let step = Step::begin(format!("building {} (static)", packages.join(", ")));
+    let messages = sh::output(&mut command)?;
+    step.done();
+    Ok(executables(&messages))
+}
+
+/// The executables that cargo's JSON messages name.
+fn executables(messages: &str) -> BTreeMap<String, PathBuf> {
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter_map(|message| {
+            let path = PathBuf::from(message.get("executable")?.as_str()?);
+            Some((message["target"]["name"].as_str()?.to_owned(), path))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_messages_with_an_executable_count() {
+        let messages = r#"{"reason":"compiler-artifact","target":{"name":"libc"},"executable":null}
+not json
+{"reason":"compiler-artifact","target":{"name":"pause"},"executable":"/t/pause"}
+{"reason":"build-finished","success":true}"#;
+        let found = executables(messages);
+        assert_eq!(found, BTreeMap::from([("pause".to_owned(), PathBuf::from("/t/pause"))]));
+    }
+}
