@@ -6,6 +6,8 @@ mod ci;
 mod cluster;
 mod demo;
 mod deploy;
+mod gen_ebpf;
+mod gen_proto;
 mod generate;
 mod image;
 mod images;
