@@ -4,7 +4,10 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{
+    self as core, Container, ContainerStatus, Namespace, Pod, PodSpec, PodStatus,
+};
+use squall_api::names;
 
 use crate::substitute::Holder;
 
@@ -120,18 +123,161 @@ pub struct NamespaceView {
     pub terminating: bool,
 }
 
+/// Annotations with a longer value are not kept (our own are): no decision rests on them, and the controller
+/// holds one view for every pod.
+pub const LONGEST_ANNOTATION: usize = 1024;
+
+/// The annotation of kubectl that holds the whole object once more; never kept.
+pub const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
 impl PodView {
-    /// The view of `pod`.
+    /// The view of `pod`. What is missing there is empty here.
     pub fn of(pod: &Pod) -> Self {
-        let _ = pod;
-        todo!("helper: model core")
+        let meta = &pod.metadata;
+        let spec = pod.spec.as_ref();
+        let status = pod.status.as_ref();
+        let owner = meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+        let annotations = meta.annotations.as_ref();
+        let ready = status
+            .and_then(|status| status.conditions.as_ref())
+            .and_then(|conditions| conditions.iter().find(|condition| condition.type_ == "Ready"));
+        let restart_policy = spec.and_then(|spec| spec.restart_policy.as_deref());
+
+        let mut fields = BTreeMap::new();
+        let mut field = |key: &'static str, value: Option<&String>| {
+            if let Some(value) = value.filter(|value| !value.is_empty()) {
+                fields.insert(key, value.clone());
+            }
+        };
+        field("spec.schedulerName", spec.and_then(|spec| spec.scheduler_name.as_ref()));
+        field("spec.serviceAccountName", spec.and_then(|spec| spec.service_account_name.as_ref()));
+        field("spec.restartPolicy", spec.and_then(|spec| spec.restart_policy.as_ref()));
+        field("status.podIP", status.and_then(|status| status.pod_ip.as_ref()));
+
+        Self {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+            uid: meta.uid.clone().unwrap_or_default(),
+            resource_version: meta.resource_version.clone().unwrap_or_default(),
+            labels: meta.labels.clone().unwrap_or_default(),
+            annotations: annotations
+                .into_iter()
+                .flatten()
+                .filter(|(key, value)| is_kept(key, value))
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect(),
+            node: spec.and_then(|spec| spec.node_name.clone()).filter(|node| !node.is_empty()),
+            phase: status.and_then(|status| status.phase.clone()).unwrap_or_default(),
+            created: meta.creation_timestamp.as_ref().map(|time| time.0),
+            terminating: meta.deletion_timestamp.is_some(),
+            ready: ready.is_some_and(|condition| condition.status == "True"),
+            ready_since: ready
+                .and_then(|condition| condition.last_transition_time.as_ref())
+                .map(|time| time.0),
+            // The kubelet also makes the node the mirror's owner; either is enough.
+            mirror: annotations.is_some_and(|annotations| annotations.contains_key(MIRROR))
+                || owner.is_some_and(|owner| owner.kind == "Node" && owner.api_version == "v1"),
+            never_restarts: restart_policy == Some("Never"),
+            owner: owner.map(|owner| Owner {
+                kind: owner.kind.clone(),
+                name: owner.name.clone(),
+                uid: owner.uid.clone(),
+            }),
+            fields,
+            containers: containers(spec, status),
+            held_by: annotations
+                .and_then(|annotations| annotations.get(names::HELD_BY))
+                .map(|record| holders(record))
+                .unwrap_or_default(),
+        }
+    }
+
+    /// Whether the pod itself asks to be left alone.
+    pub fn is_protected(&self) -> bool {
+        says_protect(Some(&self.labels), Some(&self.annotations))
     }
 }
 
 impl NamespaceView {
     /// The view of `namespace`.
     pub fn of(namespace: &Namespace) -> Self {
-        let _ = namespace;
-        todo!("helper: model core")
+        let meta = &namespace.metadata;
+        let name = meta.name.clone().unwrap_or_default();
+        let label = meta.labels.as_ref().and_then(|labels| labels.get(names::INJECT));
+        Self {
+            opted_in: label.is_some_and(|value| value == names::INJECT_ENABLED)
+                && !names::is_protected_namespace(&name),
+            protect: says_protect(meta.labels.as_ref(), meta.annotations.as_ref()),
+            terminating: meta.deletion_timestamp.is_some(),
+            name,
+        }
     }
+}
+
+/// Whether [`names::PROTECT`] is there as label or annotation. Any value but `false` protects: someone who
+/// wrote `yes` meant it, and in doubt nothing is hit.
+pub fn says_protect(
+    labels: Option<&BTreeMap<String, String>>,
+    annotations: Option<&BTreeMap<String, String>>,
+) -> bool {
+    [labels, annotations]
+        .into_iter()
+        .flatten()
+        .filter_map(|map| map.get(names::PROTECT))
+        .any(|value| value != "false")
+}
+
+fn is_kept(key: &str, value: &str) -> bool {
+    key != LAST_APPLIED && (value.len() <= LONGEST_ANNOTATION || key.starts_with("squall.dev/"))
+}
+
+/// The entries of a record that can be read; the others are as if they weren't there.
+fn holders(record: &str) -> Vec<Holder> {
+    let entries: Vec<serde_json::Value> = serde_json::from_str(record).unwrap_or_default();
+    entries.into_iter().filter_map(|entry| serde_json::from_value(entry).ok()).collect()
+}
+
+fn containers(spec: Option<&PodSpec>, status: Option<&PodStatus>) -> Vec<ContainerView> {
+    let Some(spec) = spec else { return Vec::new() };
+    let init_statuses =
+        status.and_then(|status| status.init_container_statuses.as_deref()).unwrap_or_default();
+    let statuses = status.and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
+    let init = spec.init_containers.iter().flatten().map(|container| {
+        let stays = container.restart_policy.as_deref() == Some("Always");
+        let kind = if stays { ContainerKind::Sidecar } else { ContainerKind::Init };
+        container_view(container, kind, init_statuses)
+    });
+    let main =
+        spec.containers.iter().map(|container| container_view(container, ContainerKind::Main, statuses));
+    init.chain(main).collect()
+}
+
+fn container_view(container: &Container, kind: ContainerKind, statuses: &[ContainerStatus]) -> ContainerView {
+    let status = statuses.iter().find(|status| status.name == container.name);
+    ContainerView {
+        name: container.name.clone(),
+        kind,
+        image: container.image.clone().unwrap_or_default(),
+        id: status.and_then(|status| status.container_id.clone()).filter(|id| !id.is_empty()),
+        running_image: status.map(|status| status.image.clone()).filter(|image| !image.is_empty()),
+        state: status.and_then(|status| status.state.as_ref()).map(container_state).unwrap_or_default(),
+        ready: status.is_some_and(|status| status.ready),
+        restarts: status.map_or(0, |status| status.restart_count),
+    }
+}
+
+fn container_state(state: &core::ContainerState) -> ContainerState {
+    if let Some(running) = &state.running {
+        return ContainerState::Running(running.started_at.as_ref().map(|time| time.0));
+    }
+    if let Some(terminated) = &state.terminated {
+        let finished = terminated.finished_at.as_ref().map(|time| time.0);
+        return ContainerState::Terminated(terminated.exit_code, finished);
+    }
+    if let Some(waiting) = &state.waiting {
+        return ContainerState::Waiting(waiting.reason.clone().unwrap_or_default());
+    }
+    ContainerState::Unknown
 }

@@ -1,57 +1,13 @@
 //! Which pods, which of their containers, and why the rest are not.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::pod::{ContainerView, NamespaceView, PodView};
-use crate::spec::{Mode, Spec};
+use sha2::{Digest, Sha256};
+use squall_api::names;
 
-/// A valid selector: what it means is settled.
-#[derive(Clone, Debug, PartialEq, Default)]
-pub struct Selector {
-    /// The namespaces that it looks into, sorted; never empty.
-    pub namespaces: BTreeSet<String>,
-    // helper (model core): the private, parsed rest: labels, expressions, annotations, fields, nodes, node
-    // labels, pods, phases
-}
-
-/// The labels of a node, by its name.
-pub trait Nodes {
-    /// `None`: there is no such node.
-    fn labels(&self, node: &str) -> Option<&BTreeMap<String, String>>;
-}
-
-/// What a selector says of a pod at its birth, when it has no node, phase or UID yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AtBirth {
-    /// It is selected.
-    Yes,
-    /// It is not.
-    No,
-    /// The object alone doesn't tell.
-    Unknown,
-}
-
-impl Selector {
-    /// Whether `pod` is selected (eligibility apart).
-    pub fn matches(&self, pod: &PodView, nodes: &dyn Nodes) -> bool {
-        let _ = (pod, nodes);
-        todo!("helper: model core")
-    }
-
-    /// The same for a pod that is being created.
-    pub fn at_birth(&self, pod: &PodView) -> AtBirth {
-        let _ = pod;
-        todo!("helper: model core")
-    }
-
-    /// In words, which part of the selector left nothing of `pods` (all the pods of its namespaces): the
-    /// first field after which none is left. For the message of an experiment without targets.
-    pub fn explain_nothing<'a>(&self, pods: impl Iterator<Item = &'a PodView>, nodes: &dyn Nodes) -> String {
-        let _ = (pods.count(), nodes);
-        todo!("helper: model core")
-    }
-}
+use crate::pod::{ContainerKind, ContainerState, ContainerView, NamespaceView, PodView};
+pub use crate::selector::{AtBirth, Nodes, Selector};
+use crate::spec::{Action, Mode, Spec};
 
 /// Why a selected pod, or container, is not hit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,8 +51,28 @@ impl Ineligible {
 
 impl fmt::Display for Ineligible {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // helper (model core): a sentence each, saying what to do about it
-        f.write_str(self.reason())
+        match self {
+            Self::NotOptedIn => write!(
+                f,
+                "its namespace does not take part: an administrator can label it {}={}",
+                names::INJECT,
+                names::INJECT_ENABLED
+            ),
+            Self::ProtectedNamespace => f.write_str("its namespace is protected, no label can open it: choose another"),
+            Self::Protected(which) => {
+                write!(f, "the {which} is protected: remove {} from it to let it be hit", names::PROTECT)
+            }
+            Self::MirrorPod => f.write_str("it is the mirror of a static pod, which only its node controls: choose another"),
+            Self::Terminating => f.write_str("it is being deleted already: choose another"),
+            Self::Completed => f.write_str("it has run to its end: choose pods that run"),
+            Self::NotRunning => f.write_str("none of the containers asked for runs: wait until one does, or name others"),
+            Self::WouldNotRecover => f.write_str(
+                "it would not come back (restartPolicy Never, or owned by a Job): use pod-kill, or container-kill with allowTerminal",
+            ),
+            Self::NoSuchContainer(missing) => {
+                write!(f, "it has no container {}: correct spec.containerNames", missing.join(", "))
+            }
+        }
     }
 }
 
@@ -107,19 +83,100 @@ pub fn eligible<'a>(
     pod: &'a PodView,
     namespace: &NamespaceView,
 ) -> Result<Vec<&'a ContainerView>, Ineligible> {
-    let _ = (spec, pod, namespace);
-    todo!("helper: model core")
+    // The most fundamental reason first: it is the one that the user has to deal with first.
+    if names::is_protected_namespace(&pod.namespace) || names::is_protected_namespace(&namespace.name) {
+        return Err(Ineligible::ProtectedNamespace);
+    }
+    if !namespace.opted_in {
+        return Err(Ineligible::NotOptedIn);
+    }
+    if pod.is_protected() {
+        return Err(Ineligible::Protected("pod"));
+    }
+    if namespace.protect {
+        return Err(Ineligible::Protected("namespace"));
+    }
+    if pod.mirror {
+        return Err(Ineligible::MirrorPod);
+    }
+    if pod.terminating || namespace.terminating {
+        return Err(Ineligible::Terminating);
+    }
+    if pod.phase == "Succeeded" || pod.phase == "Failed" {
+        return Err(Ineligible::Completed);
+    }
+    match &spec.action {
+        Action::PodKill { .. } => Ok(Vec::new()),
+        Action::PodFailure { .. } => {
+            if ends_for_good(pod) {
+                return Err(Ineligible::WouldNotRecover);
+            }
+            let asked = asked_for(&spec.containers, pod)?;
+            Ok(asked.unwrap_or_else(|| pod.containers.iter().collect()))
+        }
+        Action::ContainerKill { allow_terminal, .. } => {
+            if ends_for_good(pod) && !allow_terminal {
+                return Err(Ineligible::WouldNotRecover);
+            }
+            let first = || pod.containers.iter().find(|container| container.kind == ContainerKind::Main);
+            let mut hit = asked_for(&spec.containers, pod)?.unwrap_or_else(|| first().into_iter().collect());
+            hit.retain(|container| {
+                matches!(container.state, ContainerState::Running(_)) && container.id.is_some()
+            });
+            if hit.is_empty() { Err(Ineligible::NotRunning) } else { Ok(hit) }
+        }
+    }
 }
 
 /// How many of `found` pods `mode` asks for.
 pub fn count(mode: Mode, found: usize, seed: u64) -> usize {
-    let _ = (mode, found, seed);
-    todo!("helper: model core")
+    let percent = |percent: usize| (found * percent).div_ceil(100);
+    match mode {
+        Mode::One => found.min(1),
+        Mode::All => found,
+        Mode::Fixed(n) => usize::try_from(n).unwrap_or(usize::MAX).min(found),
+        Mode::FixedPercent(share) => percent(usize::from(share).min(100)),
+        Mode::RandomMaxPercent(most) => {
+            // From 1: Chaos Mesh draws from 0, so that an experiment may hit nothing and still be a success.
+            let drawn = rank(seed, "random-max-percent") % u64::from(most.clamp(1, 100)) + 1;
+            percent(usize::try_from(drawn).unwrap_or(100))
+        }
+    }
 }
 
 /// Draw `n` of `uids`: which ones depends on the seed and on the set, not on the order. Sorted by the draw's
 /// own rank, so that drawing more keeps those drawn before (a prefix).
 pub fn draw<'a>(uids: impl Iterator<Item = &'a str>, n: usize, seed: u64) -> Vec<&'a str> {
-    let _ = (uids.count(), n, seed);
-    todo!("helper: model core")
+    let mut ranked: Vec<([u8; 32], &str)> = uids.map(|uid| (digest(seed, uid), uid)).collect();
+    ranked.sort_unstable();
+    // A set: the same UID given twice is one pod.
+    ranked.dedup();
+    ranked.into_iter().take(n).map(|(_, uid)| uid).collect()
+}
+
+/// Whether what ends in this pod is not started again.
+fn ends_for_good(pod: &PodView) -> bool {
+    pod.never_restarts || pod.owner.as_ref().is_some_and(|owner| owner.kind == "Job")
+}
+
+/// The containers named, in the order of the pod; `None` if none is named.
+fn asked_for<'a>(names: &[String], pod: &'a PodView) -> Result<Option<Vec<&'a ContainerView>>, Ineligible> {
+    if names.is_empty() {
+        return Ok(None);
+    }
+    let is_there = |name: &String| pod.containers.iter().any(|container| container.name == *name);
+    let missing: Vec<String> = names.iter().filter(|name| !is_there(name)).cloned().collect();
+    if !missing.is_empty() {
+        return Err(Ineligible::NoSuchContainer(missing));
+    }
+    Ok(Some(pod.containers.iter().filter(|container| names.contains(&container.name)).collect()))
+}
+
+fn digest(seed: u64, text: &str) -> [u8; 32] {
+    Sha256::new().chain_update(seed.to_be_bytes()).chain_update(text.as_bytes()).finalize().into()
+}
+
+fn rank(seed: u64, text: &str) -> u64 {
+    let digest = digest(seed, text);
+    digest[..8].iter().fold(0, |rank, byte| rank << 8 | u64::from(*byte))
 }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 pub use squall_api::podchaos::{FaultStyle, Scope};
 
+pub use crate::signal::Signal;
+
 use crate::select::Selector;
 
 /// A valid experiment.
@@ -71,17 +73,6 @@ pub enum Action {
         /// Also where the container would not be started again.
         allow_terminal: bool,
     },
-}
-
-/// A signal of Linux, 1 to 64.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Signal(pub(crate) i32);
-
-impl Signal {
-    /// Its number.
-    pub fn number(self) -> i32 {
-        self.0
-    }
 }
 
 /// How many of the eligible pods.

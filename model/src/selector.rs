@@ -1,0 +1,640 @@
+//! The selector: parsed once, asked for every pod, and compared with its successor.
+//!
+//! Knows nothing of eligibility (opt-in, protection, state): that is `select`'s.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelectorRequirement;
+use squall_api::names;
+use squall_api::podchaos::PodSelector;
+
+use crate::error::FieldError;
+use crate::pod::{LAST_APPLIED, LONGEST_ANNOTATION, PodView};
+use crate::syntax;
+
+/// A valid selector: what it means is settled.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Selector {
+    /// The namespaces that it looks into, sorted; never empty.
+    pub namespaces: BTreeSet<String>,
+    /// Pods by namespace and name. If set, nothing below is looked at, and `namespaces` are the keys.
+    pods: Option<BTreeMap<String, BTreeSet<String>>>,
+    /// The fields that were written beside `pods`, for a warning.
+    overridden: Vec<&'static str>,
+    labels: BTreeMap<String, String>,
+    expressions: Vec<Expression>,
+    annotations: BTreeMap<String, String>,
+    fields: BTreeMap<Field, String>,
+    nodes: BTreeSet<String>,
+    node_labels: BTreeMap<String, String>,
+    phases: BTreeSet<String>,
+}
+
+/// The labels of a node, by its name.
+pub trait Nodes {
+    /// `None`: there is no such node.
+    fn labels(&self, node: &str) -> Option<&BTreeMap<String, String>>;
+}
+
+/// What a selector says of a pod at its birth, when it has no node, phase or UID yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtBirth {
+    /// It is selected.
+    Yes,
+    /// It is not.
+    No,
+    /// The object alone doesn't tell.
+    Unknown,
+}
+
+/// A requirement on the labels.
+#[derive(Clone, Debug, PartialEq)]
+enum Expression {
+    In(String, BTreeSet<String>),
+    NotIn(String, BTreeSet<String>),
+    Exists(String),
+    DoesNotExist(String),
+}
+
+/// A field that can be selected by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Field {
+    Name,
+    Namespace,
+    NodeName,
+    RestartPolicy,
+    SchedulerName,
+    ServiceAccountName,
+    Phase,
+    PodIp,
+}
+
+/// One part of a selector, in the order in which they are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Namespaces,
+    Pods,
+    Labels,
+    Expressions,
+    Annotations,
+    Fields,
+    Nodes,
+    Phases,
+}
+
+const PARTS: [Part; 8] = [
+    Part::Namespaces,
+    Part::Pods,
+    Part::Labels,
+    Part::Expressions,
+    Part::Annotations,
+    Part::Fields,
+    Part::Nodes,
+    Part::Phases,
+];
+
+const PHASES: [&str; 5] = ["Pending", "Running", "Succeeded", "Failed", "Unknown"];
+
+impl Selector {
+    /// Parse the selector of an experiment in `own_namespace`; every error at once.
+    pub(crate) fn parse(written: &PodSelector, own_namespace: &str) -> Result<Self, Vec<FieldError>> {
+        // No `..`: a field that is added must be dealt with here.
+        let PodSelector {
+            namespaces,
+            label_selectors,
+            expression_selectors,
+            annotation_selectors,
+            field_selectors,
+            nodes,
+            node_selectors,
+            pods,
+            pod_phase_selectors,
+        } = written;
+        let mut errors = Vec::new();
+
+        let mut selector = Self {
+            namespaces: parse_list("namespaces", namespaces, namespace_name, &mut errors),
+            pods: None,
+            overridden: Vec::new(),
+            labels: parse_labels("labelSelectors", label_selectors, &mut errors),
+            expressions: parse_expressions(expression_selectors, &mut errors),
+            annotations: parse_annotations(annotation_selectors, &mut errors),
+            fields: parse_fields(field_selectors, &mut errors),
+            nodes: parse_list("nodes", nodes, syntax::dns_subdomain, &mut errors),
+            node_labels: parse_labels("nodeSelectors", node_selectors, &mut errors),
+            phases: parse_list("podPhaseSelectors", pod_phase_selectors, phase, &mut errors),
+        };
+        if !pods.is_empty() {
+            let pods = parse_pods(pods, &mut errors);
+            selector = Self {
+                namespaces: pods.keys().cloned().collect(),
+                pods: Some(pods),
+                overridden: PARTS
+                    .into_iter()
+                    .filter(|part| selector.constrains(*part))
+                    .flat_map(Part::fields)
+                    .copied()
+                    .collect(),
+                ..Self::default()
+            };
+        } else if namespaces.is_empty() {
+            if let Err(allowed) = namespace_name(own_namespace) {
+                errors.push(FieldError::new("spec.selector.namespaces", own_namespace, allowed));
+            }
+            selector.namespaces.insert(own_namespace.to_owned());
+        }
+        if errors.is_empty() { Ok(selector) } else { Err(errors) }
+    }
+
+    /// Whether `pod` is selected (eligibility apart).
+    pub fn matches(&self, pod: &PodView, nodes: &dyn Nodes) -> bool {
+        PARTS.into_iter().all(|part| self.part_matches(part, pod, nodes))
+    }
+
+    /// The same for a pod that is being created.
+    pub fn at_birth(&self, pod: &PodView) -> AtBirth {
+        let mut all = AtBirth::Yes;
+        for part in PARTS {
+            match self.part_at_birth(part, pod) {
+                AtBirth::No => return AtBirth::No,
+                AtBirth::Unknown => all = AtBirth::Unknown,
+                AtBirth::Yes => {}
+            }
+        }
+        all
+    }
+
+    /// The names asked for in `namespace`, where the selector asks for pods by name: then a caller need not
+    /// scan. `None`: the selector doesn't go by names, or not in this namespace (see [`Selector::namespaces`]).
+    pub fn names_in(&self, namespace: &str) -> Option<&BTreeSet<String>> {
+        self.pods.as_ref().and_then(|pods| pods.get(namespace))
+    }
+
+    /// The fields beside `pods` that mean nothing because of it.
+    pub fn overridden(&self) -> &[&'static str] {
+        &self.overridden
+    }
+
+    /// Whether every pod of its namespaces is selected.
+    pub fn is_everything(&self) -> bool {
+        PARTS.into_iter().all(|part| part == Part::Namespaces || !self.constrains(part))
+    }
+
+    /// In words, which part of the selector left nothing of `pods` (all the pods of its namespaces): the
+    /// first field after which none is left. For the message of an experiment without targets.
+    pub fn explain_nothing<'a>(&self, pods: impl Iterator<Item = &'a PodView>, nodes: &dyn Nodes) -> String {
+        let mut left: Vec<&PodView> = pods.collect();
+        for part in PARTS {
+            let before = left.len();
+            left.retain(|pod| self.part_matches(part, pod, nodes));
+            if left.is_empty() {
+                return self.explain_part(part, before);
+            }
+        }
+        format!("the selector matches {}", counted(left.len()))
+    }
+
+    /// Whether this selects a subset of what `old` selects, for certain, whatever pods and nodes there are.
+    /// If not: the fields that could select more.
+    pub fn narrows(&self, old: &Self) -> Result<(), Vec<&'static str>> {
+        match (&self.pods, &old.pods) {
+            (Some(new), Some(old)) => {
+                let within = |namespace: &String, names: &BTreeSet<String>| {
+                    old.get(namespace).is_some_and(|old| names.is_subset(old))
+                };
+                let narrowed = new.iter().all(|(namespace, names)| within(namespace, names));
+                return if narrowed { Ok(()) } else { Err(vec!["pods"]) };
+            }
+            (Some(_), None) => {
+                let within = old.is_everything() && self.namespaces.is_subset(&old.namespaces);
+                return if within { Ok(()) } else { Err(vec!["pods"]) };
+            }
+            (None, Some(_)) => return Err(vec!["pods"]),
+            (None, None) => {}
+        }
+        let widened: Vec<&'static str> = PARTS
+            .into_iter()
+            .filter(|part| !self.part_narrows(*part, old))
+            .flat_map(|part| part.fields())
+            .copied()
+            .collect();
+        if widened.is_empty() { Ok(()) } else { Err(widened) }
+    }
+
+    fn constrains(&self, part: Part) -> bool {
+        match part {
+            Part::Namespaces => !self.namespaces.is_empty(),
+            Part::Pods => self.pods.is_some(),
+            Part::Labels => !self.labels.is_empty(),
+            Part::Expressions => !self.expressions.is_empty(),
+            Part::Annotations => !self.annotations.is_empty(),
+            Part::Fields => !self.fields.is_empty(),
+            Part::Nodes => !self.nodes.is_empty() || !self.node_labels.is_empty(),
+            Part::Phases => !self.phases.is_empty(),
+        }
+    }
+
+    fn part_matches(&self, part: Part, pod: &PodView, nodes: &dyn Nodes) -> bool {
+        if !self.constrains(part) {
+            // A selector without namespaces (only `default()` makes one) selects nothing.
+            return part != Part::Namespaces;
+        }
+        match part {
+            Part::Namespaces => self.namespaces.contains(&pod.namespace),
+            Part::Pods => self.names_in(&pod.namespace).is_some_and(|names| names.contains(&pod.name)),
+            Part::Labels => contains(&pod.labels, &self.labels),
+            Part::Expressions => self.expressions.iter().all(|expression| expression.matches(&pod.labels)),
+            Part::Annotations => contains(&pod.annotations, &self.annotations),
+            Part::Fields => self.fields.iter().all(|(field, value)| field.of(pod) == value),
+            Part::Nodes => pod.node.as_ref().is_some_and(|node| {
+                self.nodes.contains(node)
+                    || (!self.node_labels.is_empty()
+                        && nodes.labels(node).is_some_and(|labels| contains(labels, &self.node_labels)))
+            }),
+            Part::Phases => self.phases.contains(&pod.phase),
+        }
+    }
+
+    fn part_at_birth(&self, part: Part, pod: &PodView) -> AtBirth {
+        if !self.constrains(part) {
+            return if part == Part::Namespaces { AtBirth::No } else { AtBirth::Yes };
+        }
+        match part {
+            Part::Namespaces if pod.namespace.is_empty() => AtBirth::Unknown,
+            Part::Namespaces => self.namespaces.contains(&pod.namespace).into(),
+            Part::Pods if pod.name.is_empty() || pod.namespace.is_empty() => AtBirth::Unknown,
+            Part::Pods => self.names_in(&pod.namespace).is_some_and(|names| names.contains(&pod.name)).into(),
+            Part::Labels => contains(&pod.labels, &self.labels).into(),
+            Part::Expressions => {
+                self.expressions.iter().all(|expression| expression.matches(&pod.labels)).into()
+            }
+            Part::Annotations => contains(&pod.annotations, &self.annotations).into(),
+            Part::Fields => self.fields_at_birth(pod),
+            Part::Nodes | Part::Phases => AtBirth::Unknown,
+        }
+    }
+
+    fn fields_at_birth(&self, pod: &PodView) -> AtBirth {
+        let mut all = AtBirth::Yes;
+        for (field, value) in &self.fields {
+            let there = field.of(pod);
+            if !field.is_of_the_object() || there.is_empty() {
+                all = AtBirth::Unknown;
+            } else if there != value {
+                return AtBirth::No;
+            }
+        }
+        all
+    }
+
+    fn explain_part(&self, part: Part, before: usize) -> String {
+        let of = counted(before);
+        let list = |set: &BTreeSet<String>| set.iter().cloned().collect::<Vec<_>>().join(", ");
+        let map = |map: &BTreeMap<String, String>| {
+            map.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(", ")
+        };
+        match part {
+            Part::Namespaces => format!("there is no pod in {}", list(&self.namespaces)),
+            Part::Pods => {
+                let named = self.pods.iter().flatten();
+                let named: Vec<String> = named
+                    .flat_map(|(namespace, names)| {
+                        names.iter().map(move |name| format!("{namespace}/{name}"))
+                    })
+                    .collect();
+                format!("none of the pods in selector.pods exists: {}", shortened(&named))
+            }
+            Part::Labels => format!("selector.labelSelectors ({}) left none of {of}", map(&self.labels)),
+            Part::Expressions => {
+                let all: Vec<String> = self.expressions.iter().map(Expression::to_string).collect();
+                format!("selector.expressionSelectors ({}) left none of {of}", all.join("; "))
+            }
+            Part::Annotations => {
+                format!("selector.annotationSelectors ({}) left none of {of}", map(&self.annotations))
+            }
+            Part::Fields => {
+                let all: Vec<String> =
+                    self.fields.iter().map(|(field, value)| format!("{}={value}", field.path())).collect();
+                format!("selector.fieldSelectors ({}) left none of {of}", all.join(", "))
+            }
+            Part::Nodes => {
+                let mut asked: Vec<String> = self.nodes.iter().cloned().collect();
+                if !self.node_labels.is_empty() {
+                    asked.push(map(&self.node_labels));
+                }
+                format!("selector.nodes and nodeSelectors ({}) left none of {of}", shortened(&asked))
+            }
+            Part::Phases => {
+                format!("selector.podPhaseSelectors ({}) left none of {of}", list(&self.phases))
+            }
+        }
+    }
+
+    fn part_narrows(&self, part: Part, old: &Self) -> bool {
+        match part {
+            Part::Namespaces => self.namespaces.is_subset(&old.namespaces),
+            Part::Pods => true,
+            Part::Labels => contains(&self.labels, &old.labels),
+            Part::Expressions => old.expressions.iter().all(|old| {
+                old.follows_from(&self.labels) || self.expressions.iter().any(|new| new.implies(old))
+            }),
+            Part::Annotations => contains(&self.annotations, &old.annotations),
+            Part::Fields => old.fields.iter().all(|(field, value)| self.fields.get(field) == Some(value)),
+            // A union: each half must be within the old one, and an empty half adds nothing.
+            Part::Nodes => {
+                !old.constrains(part)
+                    || (self.constrains(part)
+                        && self.nodes.is_subset(&old.nodes)
+                        && (self.node_labels.is_empty()
+                            || (!old.node_labels.is_empty()
+                                && contains(&self.node_labels, &old.node_labels))))
+            }
+            Part::Phases => {
+                !old.constrains(part) || (self.constrains(part) && self.phases.is_subset(&old.phases))
+            }
+        }
+    }
+}
+
+impl From<bool> for AtBirth {
+    fn from(yes: bool) -> Self {
+        if yes { Self::Yes } else { Self::No }
+    }
+}
+
+impl Part {
+    /// The fields of the selector that belong to it.
+    fn fields(self) -> &'static [&'static str] {
+        match self {
+            Self::Namespaces => &["namespaces"],
+            Self::Pods => &["pods"],
+            Self::Labels => &["labelSelectors"],
+            Self::Expressions => &["expressionSelectors"],
+            Self::Annotations => &["annotationSelectors"],
+            Self::Fields => &["fieldSelectors"],
+            Self::Nodes => &["nodes", "nodeSelectors"],
+            Self::Phases => &["podPhaseSelectors"],
+        }
+    }
+}
+
+impl Field {
+    const ALL: [Self; 8] = [
+        Self::Name,
+        Self::Namespace,
+        Self::NodeName,
+        Self::RestartPolicy,
+        Self::SchedulerName,
+        Self::ServiceAccountName,
+        Self::Phase,
+        Self::PodIp,
+    ];
+
+    fn path(self) -> &'static str {
+        match self {
+            Self::Name => "metadata.name",
+            Self::Namespace => "metadata.namespace",
+            Self::NodeName => "spec.nodeName",
+            Self::RestartPolicy => "spec.restartPolicy",
+            Self::SchedulerName => "spec.schedulerName",
+            Self::ServiceAccountName => "spec.serviceAccountName",
+            Self::Phase => "status.phase",
+            Self::PodIp => "status.podIP",
+        }
+    }
+
+    /// Its value; what isn't there is empty, as for the API server.
+    fn of(self, pod: &PodView) -> &str {
+        match self {
+            Self::Name => &pod.name,
+            Self::Namespace => &pod.namespace,
+            Self::NodeName => pod.node.as_deref().unwrap_or_default(),
+            Self::RestartPolicy | Self::SchedulerName | Self::ServiceAccountName | Self::PodIp => {
+                pod.fields.get(self.path()).map(String::as_str).unwrap_or_default()
+            }
+            Self::Phase => &pod.phase,
+        }
+    }
+
+    /// Whether the object has it at birth, and keeps it.
+    fn is_of_the_object(self) -> bool {
+        match self {
+            Self::Name
+            | Self::Namespace
+            | Self::RestartPolicy
+            | Self::SchedulerName
+            | Self::ServiceAccountName => true,
+            Self::NodeName | Self::Phase | Self::PodIp => false,
+        }
+    }
+}
+
+impl Expression {
+    fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+        match self {
+            Self::In(key, values) => labels.get(key).is_some_and(|value| values.contains(value)),
+            // As in Kubernetes, a pod without the label is not in the set either.
+            Self::NotIn(key, values) => labels.get(key).is_none_or(|value| !values.contains(value)),
+            Self::Exists(key) => labels.contains_key(key),
+            Self::DoesNotExist(key) => !labels.contains_key(key),
+        }
+    }
+
+    /// Whether every set of labels that has `labels` (and maybe more) answers this.
+    fn follows_from(&self, labels: &BTreeMap<String, String>) -> bool {
+        match self {
+            Self::In(key, _) | Self::NotIn(key, _) | Self::Exists(key) => {
+                labels.contains_key(key) && self.matches(labels)
+            }
+            Self::DoesNotExist(_) => false,
+        }
+    }
+
+    /// Whether everything that answers this answers `other`.
+    fn implies(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::In(key, values), Self::In(other, others)) => key == other && values.is_subset(others),
+            (Self::In(key, values), Self::NotIn(other, others)) => key == other && values.is_disjoint(others),
+            (Self::In(key, _) | Self::Exists(key), Self::Exists(other)) => key == other,
+            (Self::NotIn(key, values), Self::NotIn(other, others)) => {
+                key == other && values.is_superset(others)
+            }
+            (Self::DoesNotExist(key), Self::NotIn(other, _) | Self::DoesNotExist(other)) => key == other,
+            (Self::In(..), Self::DoesNotExist(_))
+            | (Self::NotIn(..), Self::In(..) | Self::Exists(_) | Self::DoesNotExist(_))
+            | (Self::Exists(_), Self::In(..) | Self::NotIn(..) | Self::DoesNotExist(_))
+            | (Self::DoesNotExist(_), Self::In(..) | Self::Exists(_)) => false,
+        }
+    }
+}
+
+impl std::fmt::Display for Expression {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let list = |values: &BTreeSet<String>| values.iter().cloned().collect::<Vec<_>>().join(", ");
+        match self {
+            Self::In(key, values) => write!(f, "{key} In [{}]", list(values)),
+            Self::NotIn(key, values) => write!(f, "{key} NotIn [{}]", list(values)),
+            Self::Exists(key) => write!(f, "{key} Exists"),
+            Self::DoesNotExist(key) => write!(f, "{key} DoesNotExist"),
+        }
+    }
+}
+
+fn contains(all: &BTreeMap<String, String>, some: &BTreeMap<String, String>) -> bool {
+    some.iter().all(|(key, value)| all.get(key) == Some(value))
+}
+
+fn counted(pods: usize) -> String {
+    if pods == 1 { "1 pod".to_owned() } else { format!("{pods} pods") }
+}
+
+/// The first of a list that may be long.
+fn shortened(list: &[String]) -> String {
+    const SHOWN: usize = 10;
+    let shown = list[..list.len().min(SHOWN)].join(", ");
+    if list.len() > SHOWN { format!("{shown} and {} more", list.len() - SHOWN) } else { shown }
+}
+
+fn namespace_name(text: &str) -> Result<(), &'static str> {
+    if names::is_protected_namespace(text) {
+        return Err("this namespace is protected: no label can open it to faults; choose others");
+    }
+    syntax::dns_label(text)
+}
+
+fn phase(text: &str) -> Result<(), &'static str> {
+    if PHASES.contains(&text) { Ok(()) } else { Err("use Pending, Running, Succeeded, Failed or Unknown") }
+}
+
+fn parse_list(
+    field: &str,
+    list: &[String],
+    check: impl Fn(&str) -> Result<(), &'static str>,
+    errors: &mut Vec<FieldError>,
+) -> BTreeSet<String> {
+    for (index, text) in list.iter().enumerate() {
+        if let Err(allowed) = check(text) {
+            errors.push(FieldError::new(format!("spec.selector.{field}[{index}]"), text, allowed));
+        }
+    }
+    list.iter().cloned().collect()
+}
+
+fn parse_labels(
+    field: &str,
+    labels: &BTreeMap<String, String>,
+    errors: &mut Vec<FieldError>,
+) -> BTreeMap<String, String> {
+    for (key, value) in labels {
+        if let Err(allowed) = syntax::label_key(key) {
+            errors.push(FieldError::new(format!("spec.selector.{field}"), key, allowed));
+        }
+        if let Err(allowed) = syntax::label_value(value) {
+            errors.push(FieldError::new(format!("spec.selector.{field}[{key}]"), value, allowed));
+        }
+    }
+    labels.clone()
+}
+
+fn parse_annotations(
+    annotations: &BTreeMap<String, String>,
+    errors: &mut Vec<FieldError>,
+) -> BTreeMap<String, String> {
+    for (key, value) in annotations {
+        if let Err(allowed) = syntax::label_key(key) {
+            errors.push(FieldError::new("spec.selector.annotationSelectors", key, allowed));
+        }
+        let field = || format!("spec.selector.annotationSelectors[{key}]");
+        if key == LAST_APPLIED {
+            errors.push(FieldError::new(field(), "", "this annotation can't be selected by; choose another"));
+        } else if value.len() > LONGEST_ANNOTATION {
+            let found = format!("{} bytes", value.len());
+            errors.push(FieldError::new(field(), found, "values of at most 1024 bytes can be selected by"));
+        }
+    }
+    annotations.clone()
+}
+
+fn parse_expressions(written: &[LabelSelectorRequirement], errors: &mut Vec<FieldError>) -> Vec<Expression> {
+    let mut expressions = Vec::new();
+    for (index, LabelSelectorRequirement { key, operator, values }) in written.iter().enumerate() {
+        let path = format!("spec.selector.expressionSelectors[{index}]");
+        if let Err(allowed) = syntax::label_key(key) {
+            errors.push(FieldError::new(format!("{path}.key"), key, allowed));
+        }
+        let list = values.as_deref().unwrap_or_default();
+        for (index, value) in list.iter().enumerate() {
+            if let Err(allowed) = syntax::label_value(value) {
+                errors.push(FieldError::new(format!("{path}.values[{index}]"), value, allowed));
+            }
+        }
+        let set: BTreeSet<String> = list.iter().cloned().collect();
+        let expression = match operator.as_str() {
+            "In" => Expression::In(key.clone(), set),
+            "NotIn" => Expression::NotIn(key.clone(), set),
+            "Exists" => Expression::Exists(key.clone()),
+            "DoesNotExist" => Expression::DoesNotExist(key.clone()),
+            _ => {
+                let allowed = "use In, NotIn, Exists or DoesNotExist";
+                errors.push(FieldError::new(format!("{path}.operator"), operator, allowed));
+                continue;
+            }
+        };
+        let (wants_values, allowed) = match &expression {
+            Expression::In(..) | Expression::NotIn(..) => (true, "In and NotIn need at least one value"),
+            Expression::Exists(_) | Expression::DoesNotExist(_) => {
+                (false, "Exists and DoesNotExist take no values")
+            }
+        };
+        if wants_values == list.is_empty() {
+            errors.push(FieldError::new(format!("{path}.values"), format!("[{}]", list.join(", ")), allowed));
+        }
+        expressions.push(expression);
+    }
+    expressions
+}
+
+fn parse_fields(written: &BTreeMap<String, String>, errors: &mut Vec<FieldError>) -> BTreeMap<Field, String> {
+    let mut fields = BTreeMap::new();
+    for (path, value) in written {
+        match Field::ALL.into_iter().find(|field| field.path() == path) {
+            Some(field) => {
+                if field == Field::Phase
+                    && let Err(allowed) = phase(value)
+                {
+                    let path = format!("spec.selector.fieldSelectors[{path}]");
+                    errors.push(FieldError::new(path, value, allowed));
+                }
+                fields.insert(field, value.clone());
+            }
+            None => {
+                let all: Vec<&str> = Field::ALL.into_iter().map(Field::path).collect();
+                let allowed = format!("use one of {}", all.join(", "));
+                errors.push(FieldError::new("spec.selector.fieldSelectors", path, allowed));
+            }
+        }
+    }
+    fields
+}
+
+fn parse_pods(
+    written: &BTreeMap<String, Vec<String>>,
+    errors: &mut Vec<FieldError>,
+) -> BTreeMap<String, BTreeSet<String>> {
+    for (namespace, names) in written {
+        if let Err(allowed) = namespace_name(namespace) {
+            errors.push(FieldError::new("spec.selector.pods", namespace, allowed));
+        }
+        if names.is_empty() {
+            let path = format!("spec.selector.pods[{namespace}]");
+            errors.push(FieldError::new(path, "[]", "name at least one pod, or leave the namespace out"));
+        }
+        for (index, name) in names.iter().enumerate() {
+            if let Err(allowed) = syntax::dns_subdomain(name) {
+                let path = format!("spec.selector.pods[{namespace}][{index}]");
+                errors.push(FieldError::new(path, name, allowed));
+            }
+        }
+    }
+    written.iter().map(|(namespace, names)| (namespace.clone(), names.iter().cloned().collect())).collect()
+}
