@@ -51,6 +51,12 @@ pub enum Command {
         /// The archive, as `docker save` or `cargo xtask images` writes it.
         tar: PathBuf,
     },
+    /// Run a command that finds the cluster by its environment, as tests do; `kubectl` is the cluster's.
+    Run {
+        /// The command and its arguments.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
     /// Pass connections on into the cluster's network namespace.
     #[command(hide = true)]
     Forward {
@@ -74,7 +80,12 @@ pub fn run(command: Command) -> Result<()> {
     match command {
         Command::Forward { listen, pid, target } => return forward::run(listen, pid, target),
         Command::Node { state } => return node::become_holder(&state),
-        Command::Up | Command::Down | Command::Status | Command::Kubeconfig | Command::Load { .. } => {}
+        Command::Up
+        | Command::Down
+        | Command::Status
+        | Command::Kubeconfig
+        | Command::Load { .. }
+        | Command::Run { .. } => {}
     }
     let cluster = Cluster::of_this_checkout()?;
     match command {
@@ -93,8 +104,18 @@ pub fn run(command: Command) -> Result<()> {
             Ok(())
         }
         Command::Load { tar } => cluster.load(&tar),
+        Command::Run { command } => run_in_environment(&cluster, &command),
         Command::Forward { .. } | Command::Node { .. } => Ok(()),
     }
+}
+
+fn run_in_environment(cluster: &Cluster, words: &[String]) -> Result<()> {
+    ensure!(cluster.is_up(), "the cluster {} is not up; run `cargo xtask cluster up`", cluster.name());
+    let (program, args) = words.split_first().context("no command given")?;
+    let mut command = sh::command(program, args);
+    cluster.export(&mut command);
+    let path = format!("{}:{}", cluster.state.join("bin").display(), prereq::search_path());
+    sh::run(command.env("KUBECONFIG", cluster.kubeconfig()).env("PATH", path))
 }
 
 /// One cluster: its name, and where its things are.

@@ -7,28 +7,31 @@ use crate::sh;
 
 /// Prints each component, the node, and where things are; an error when the cluster can't be used.
 pub fn print(cluster: &Cluster) -> Result<()> {
-    println!("{:<24} {}", "cluster", cluster.name());
     if !cluster.state_dir().exists() {
         bail!("there is no cluster {}; `cargo xtask cluster up` makes it", cluster.name());
     }
-    let mut dead = Vec::new();
+    let mut dead = 0;
+    let mut rows = vec![("cluster", cluster.name().to_owned())];
     for component in std::iter::once(node::HOLDER).chain(components::ALL) {
-        match cluster.pid(component) {
-            Some(pid) => println!("{component:<24} alive, process {pid}"),
+        let state = match cluster.pid(component) {
+            Some(pid) => format!("alive, process {pid}"),
             None => {
-                println!("{component:<24} dead, its log is {}", cluster.log_path(component).display());
-                dead.push(component);
+                dead += 1;
+                format!("dead, its log is {}", cluster.log_path(component).display())
             }
-        }
+        };
+        rows.push((component, state));
     }
     let ready = node_is_ready(cluster);
-    println!("{NODE:<24} {}", if ready { "Ready" } else { "not Ready" });
-    println!("{:<24} {}", "kubeconfig", cluster.kubeconfig().display());
-    println!("{:<24} {}", "kubectl", cluster.kubectl().display());
+    rows.push((NODE, if ready { "Ready" } else { "not Ready" }.to_owned()));
+    rows.push(("kubeconfig", cluster.kubeconfig().display().to_string()));
+    rows.push(("kubectl", cluster.kubectl().display().to_string()));
     if let Some(pid) = cluster.namespace_pid() {
-        println!("{:<24} nsenter -t {pid} -m -n", "shell on the node");
+        rows.push(("shell on the node", format!("nsenter -t {pid} -m -n")));
     }
-    if !dead.is_empty() || !ready {
+    let text: String = rows.iter().map(|(what, is)| format!("{what:<24} {is}\n")).collect();
+    print!("{text}");
+    if dead > 0 || !ready {
         bail!("the cluster {} is not up; `cargo xtask cluster up` repairs it", cluster.name());
     }
     Ok(())
