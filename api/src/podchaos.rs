@@ -35,7 +35,7 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("!(self.mode in ['fixed', 'fixed-percent', 'random-max-percent']) || has(self.value)")
+    validation = Rule::new("!(self.mode in ['fixed', 'fixed-percent', 'random-max-percent']) || (has(self.value) && self.value != '')")
         .message("value is required with mode fixed, fixed-percent and random-max-percent")
         .field_path(".value"),
     validation = Rule::new("!has(self.value) || self.value == '' || self.value.matches('^[0-9]{1,9}$')")
@@ -47,7 +47,7 @@ use serde::{Deserialize, Serialize};
     validation = Rule::new("self.mode != 'fixed' || !has(self.value) || !self.value.matches('^[0-9]{1,9}$') || int(self.value) >= 1")
         .message("value must be at least 1")
         .field_path(".value"),
-    validation = Rule::new("!has(self.gracePeriod) || self.action == 'pod-kill'")
+    validation = Rule::new("!has(self.gracePeriod) || self.gracePeriod == 0 || self.action == 'pod-kill'")
         .message("gracePeriod belongs to action pod-kill only"),
     validation = Rule::new("!has(self.evict) || !self.evict || self.action == 'pod-kill'")
         .message("evict belongs to action pod-kill only"),
@@ -364,6 +364,8 @@ pub enum TargetPhase {
     Selected,
     /// A lasting fault is there.
     Injected,
+    /// The lasting fault is being taken back; the pod isn't as before yet.
+    Recovering,
     /// The lasting fault was taken back, and the pod is as before.
     Recovered,
     /// A one-shot was carried out.
