@@ -1,1 +1,384 @@
 //! The next step of an experiment.
+//!
+//! [`plan`] looks at the experiment, at what was last written to its status and at the world, and says what
+//! the status is now, which effects are due, and what each node's daemon shall have. It is called again after
+//! every effect and every event, and says the same again as long as nothing changed. Two rules carry the rest:
+//!
+//! - **Intent before effect.** An effect is only ever due for a target that the status *handed in* records.
+//!   So choosing is a step of its own, written before anything is hit, and a crash can't choose others.
+//! - **Recovery by the pods' own records.** Whoever holds a pod is written on the pod. What is held for this
+//!   experiment and isn't wanted is released, whatever the status says.
+//!
+//! This module refuses to know how anything is done: no client, no clock, no randomness.
+
+mod choose;
+mod container;
+mod failure;
+mod janitor;
+mod kill;
+mod notes;
+mod outcomes;
+mod status;
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use squall_api::names;
+use squall_api::podchaos::{Phase, PodChaos, PodChaosStatus, Receipt, Scope, Target};
+
+pub use self::janitor::{Chore, chore};
+pub use self::notes::{Note, NoteKind, notes};
+pub use self::outcomes::{Outcome, Outcomes, Verb};
+use crate::pod::{NamespaceView, PodView};
+use crate::select::Nodes;
+use crate::spec::{Action, Spec};
+use crate::substitute::{FaultImages, Holder};
+use crate::validate::validate;
+
+/// At most so many targets; above, nothing is hit.
+pub const MAX_TARGETS: usize = 4000;
+
+/// What the controller knows of the cluster.
+pub trait World: Nodes {
+    /// A namespace.
+    fn namespace(&self, name: &str) -> Option<&NamespaceView>;
+    /// The pods of a namespace.
+    fn pods<'a>(&'a self, namespace: &str) -> Box<dyn Iterator<Item = &'a PodView> + 'a>;
+    /// A pod by name.
+    fn pod(&self, namespace: &str, name: &str) -> Option<&PodView>;
+    /// The pods whose record names the holder `uid`.
+    fn held_by<'a>(&'a self, uid: &str) -> Box<dyn Iterator<Item = &'a PodView> + 'a>;
+    /// The pods that the workload `uid` owns.
+    fn owned_by<'a>(&'a self, uid: &str) -> Box<dyn Iterator<Item = &'a PodView> + 'a>;
+    /// How things stand with a node's daemon.
+    fn daemon(&self, node: &str) -> Daemon;
+    /// The newest that `node`'s daemon has told of the fault `id`.
+    fn report(&self, node: &str, id: &str) -> Option<Report>;
+}
+
+/// How things stand with a node's daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Daemon {
+    /// The node runs none.
+    None,
+    /// There is one, but it can't be talked to; why.
+    Unreachable(String),
+    /// It answers.
+    Ready,
+}
+
+/// What a daemon has told of a fault.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// How far it is.
+    pub state: ReportState,
+    /// A stable word, where it failed.
+    pub reason: String,
+    /// In words.
+    pub message: String,
+    /// What it saw.
+    pub receipt: Option<Receipt>,
+    /// The exit code of the container's init process.
+    pub exit_code: Option<i32>,
+    /// When the last signalled process had exited.
+    pub exited: Option<Timestamp>,
+}
+
+/// See [`Report::state`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReportState {
+    /// Not fired yet, or not over yet.
+    Underway,
+    /// Carried out.
+    Done,
+    /// Not carried out, and never will be.
+    Refused,
+    /// Tried, without success.
+    Failed,
+}
+
+/// Everything that a step depends on.
+#[derive(Clone, Copy)]
+pub struct Input<'a> {
+    /// Now.
+    pub now: Timestamp,
+    /// The experiment; its own `status` is not looked at.
+    pub chaos: &'a PodChaos,
+    /// The status that was last written.
+    pub status: &'a PodChaosStatus,
+    /// The cluster.
+    pub world: &'a dyn World,
+    /// What came of the effects so far.
+    pub outcomes: &'a Outcomes,
+    /// The images that stand in.
+    pub images: &'a FaultImages,
+}
+
+/// The next step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// What the status is now.
+    pub status: PodChaosStatus,
+    /// What is to be done now. Order doesn't matter.
+    pub effects: Vec<Effect>,
+    /// All that daemons shall have for this experiment; what isn't listed shall end.
+    pub orders: Vec<Order>,
+    /// The object may go.
+    pub drop_finalizer: bool,
+    /// What to tell, beside what the change of the status tells by itself.
+    pub notes: Vec<Note>,
+    /// When to look again if nothing happens.
+    pub wake: Option<Timestamp>,
+}
+
+/// Something done to a pod through the API.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Delete it gracefully, this incarnation only.
+    Delete {
+        /// Which.
+        pod: PodRef,
+        /// Seconds; `None` means the pod's own.
+        grace: Option<u32>,
+    },
+    /// Evict it, this incarnation only.
+    Evict {
+        /// Which.
+        pod: PodRef,
+        /// Seconds; `None` means the pod's own.
+        grace: Option<u32>,
+    },
+    /// Fail it for `holder`.
+    Inject {
+        /// Which.
+        pod: PodRef,
+        /// For whom.
+        holder: Holder,
+    },
+    /// Let the holder go.
+    Release {
+        /// Which.
+        pod: PodRef,
+        /// The holder's UID.
+        holder: String,
+    },
+}
+
+impl Effect {
+    /// The pod that it is done to.
+    pub fn pod(&self) -> &PodRef {
+        match self {
+            Self::Delete { pod, .. }
+            | Self::Evict { pod, .. }
+            | Self::Inject { pod, .. }
+            | Self::Release { pod, .. } => pod,
+        }
+    }
+
+    /// Under which verb its outcome is kept.
+    pub fn verb(&self) -> Verb {
+        match self {
+            Self::Delete { .. } | Self::Evict { .. } => Verb::Delete,
+            Self::Inject { .. } => Verb::Inject,
+            Self::Release { .. } => Verb::Release,
+        }
+    }
+}
+
+/// A pod, this incarnation.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PodRef {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+}
+
+impl PodRef {
+    /// The pod that `target` is about.
+    pub fn of(target: &Target) -> Self {
+        Self { namespace: target.namespace.clone(), name: target.pod.clone(), uid: target.uid.clone() }
+    }
+
+    /// The pod in `view`.
+    pub fn of_view(view: &PodView) -> Self {
+        Self { namespace: view.namespace.clone(), name: view.name.clone(), uid: view.uid.clone() }
+    }
+}
+
+/// A signal that a node's daemon shall send, or prepare to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// The node.
+    pub node: String,
+    /// Names it for good.
+    pub id: String,
+    /// The pod.
+    pub pod: PodRef,
+    /// The container's name.
+    pub container: String,
+    /// The container's ID, with the runtime's scheme.
+    pub container_id: String,
+    /// Prepare only.
+    pub arm_only: bool,
+    /// The signal's number.
+    pub signal: i32,
+    /// To which processes.
+    pub scope: Scope,
+    /// How long it is good for without being renewed.
+    pub ttl: SignedDuration,
+}
+
+/// What an order is known by: it names this container of this pod for this experiment for good.
+fn order_id(experiment: &str, target_uid: &str, container_id: &str) -> String {
+    let bare = container_id.split_once("://").map_or(container_id, |(_, id)| id);
+    format!("{experiment}/{target_uid}/{bare}")
+}
+
+/// What the metadata of the experiment says.
+struct Ident<'a> {
+    uid: &'a str,
+    namespace: &'a str,
+    name: &'a str,
+    generation: i64,
+    deleted: bool,
+    paused: bool,
+    forced: bool,
+    created: Option<Timestamp>,
+}
+
+impl<'a> Ident<'a> {
+    fn of(chaos: &'a PodChaos) -> Self {
+        let meta = &chaos.metadata;
+        let annotation =
+            |key: &str| meta.annotations.as_ref().and_then(|all| all.get(key)).map(String::as_str);
+        Self {
+            uid: meta.uid.as_deref().unwrap_or_default(),
+            namespace: meta.namespace.as_deref().unwrap_or_default(),
+            name: meta.name.as_deref().unwrap_or_default(),
+            generation: meta.generation.unwrap_or_default(),
+            deleted: meta.deletion_timestamp.is_some(),
+            paused: annotation(names::PAUSE) == Some("true"),
+            forced: annotation(names::CLEANUP) == Some(names::CLEANUP_FORCED),
+            created: meta.creation_timestamp.as_ref().map(|time| time.0),
+        }
+    }
+}
+
+/// A step in the making.
+struct Step<'a> {
+    input: Input<'a>,
+    ident: Ident<'a>,
+    plan: Plan,
+}
+
+/// The next step of `input.chaos`.
+pub fn plan(input: Input<'_>) -> Plan {
+    let ident = Ident::of(input.chaos);
+    let mut step = Step { input, ident, plan: Plan { status: input.status.clone(), ..Plan::default() } };
+    if step.ident.deleted {
+        step.deleted();
+        return step.plan;
+    }
+    match validate(&input.chaos.spec, step.ident.namespace) {
+        Ok(spec) => step.live(&spec),
+        Err(errors) => {
+            let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            step.complete(Phase::Failed, "InvalidSpec", &format!("nothing was hit: {}", errors.join("; ")));
+            step.release_unwanted(|_| false);
+        }
+    }
+    step.finish()
+}
+
+impl Step<'_> {
+    fn live(&mut self, spec: &Spec) {
+        if self.plan.status.completed_at.is_some() {
+            // The end is final; only what is told of it may still grow.
+            self.release_unwanted(|_| false);
+            match spec.action {
+                Action::PodKill { .. } => self.follow_replacements(),
+                Action::ContainerKill { .. } => self.follow_restarts(),
+                Action::PodFailure { .. } => {}
+            }
+        } else if self.plan.status.selected_at.is_none() {
+            self.choose(spec);
+        } else {
+            match spec.action {
+                Action::PodKill { grace, evict } => self.pod_kill(spec, grace, evict),
+                Action::ContainerKill { signal, scope, .. } => self.container_kill(spec, signal, scope),
+                Action::PodFailure { style, fast } => self.pod_failure(spec, style, fast),
+            }
+        }
+        self.plan.status.observed_generation = Some(self.ident.generation);
+    }
+
+    /// The object is being deleted: release everything, then let it go. A forced clean-up waits for nothing.
+    fn deleted(&mut self) {
+        let held = self.release_unwanted(|_| false);
+        if held.is_empty() {
+            self.plan.drop_finalizer = true;
+        } else if self.ident.forced {
+            self.plan.notes.push(Note::experiment(
+                NoteKind::Warning,
+                "ForcedCleanup",
+                format!("let go by force; still to be restored, and tried once more: {}", held.join(", ")),
+            ));
+            self.plan.drop_finalizer = true;
+        } else {
+            self.plan.status.phase = Some(Phase::Recovering);
+            self.plan.status.message = Some(format!(
+                "being deleted; {} pods are still to be restored. To let the object go without waiting: kubectl annotate podchaos {} {}={}",
+                held.len(),
+                self.ident.name,
+                names::CLEANUP,
+                names::CLEANUP_FORCED,
+            ));
+        }
+    }
+
+    /// Release every pod that is held for this experiment and whose UID isn't `wanted`; which ones are.
+    fn release_unwanted(&mut self, wanted: impl Fn(&str) -> bool) -> Vec<String> {
+        let Input { world, outcomes, now, status, .. } = self.input;
+        // A pod that was injected a moment ago may not show it yet.
+        let unseen = status.targets.iter().filter_map(|target| view(world, target));
+        let mut held = BTreeMap::new();
+        for view in world.held_by(self.ident.uid).chain(unseen) {
+            if !wanted(&view.uid) && outcomes.holds(view, self.ident.uid) {
+                held.insert(view.uid.as_str(), view);
+            }
+        }
+        for (uid, view) in &held {
+            match outcomes.get(Verb::Release, uid) {
+                Some(Outcome::Retry { at, .. }) if *at > now => self.wake(*at),
+                Some(Outcome::Retry { .. } | Outcome::Done { .. } | Outcome::Refused { .. }) | None => {
+                    self.plan.effects.push(Effect::Release {
+                        pod: PodRef::of_view(view),
+                        holder: self.ident.uid.to_owned(),
+                    });
+                }
+            }
+        }
+        held.values().map(|view| format!("{}/{}", view.namespace, view.name)).collect()
+    }
+
+    /// Look again at `at` at the latest.
+    fn wake(&mut self, at: Timestamp) {
+        self.plan.wake = Some(self.plan.wake.map_or(at, |wake| wake.min(at)));
+    }
+}
+
+/// The pod that `target` is about, if this incarnation is still there.
+fn view<'a>(world: &'a dyn World, target: &Target) -> Option<&'a PodView> {
+    world.pod(&target.namespace, &target.pod).filter(|view| view.uid == target.uid)
+}
+
+fn seconds(seconds: i64) -> SignedDuration {
+    SignedDuration::from_secs(seconds)
+}
+
+fn later(from: Timestamp, by: std::time::Duration) -> Timestamp {
+    SignedDuration::try_from(by).ok().and_then(|by| from.checked_add(by).ok()).unwrap_or(Timestamp::MAX)
+}

@@ -1,0 +1,225 @@
+//! Choosing the targets: once, and written down before anything is hit.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use sha2::{Digest, Sha256};
+use squall_api::podchaos::{Phase, Target, TargetPhase};
+
+use super::{MAX_TARGETS, Order, PodRef, Step, World, order_id, seconds};
+use crate::pod::{ContainerView, NamespaceView, PodView};
+use crate::select::{Ineligible, count, draw, eligible};
+use crate::spec::{Action, Spec};
+
+/// How many of those that are not hit are named in the status of an experiment that isn't a dry run.
+const NAMED_SKIPPED: usize = 20;
+
+impl Step<'_> {
+    /// Choose the targets, or wait for some, or say that there are none.
+    pub(super) fn choose(&mut self, spec: &Spec) {
+        let now = self.input.now;
+        if self.ident.paused {
+            self.plan.status.phase = Some(Phase::Paused);
+            self.plan.status.message = Some("paused before anything was chosen".to_owned());
+            return;
+        }
+        let seed = spec.seed.unwrap_or_else(|| seed_of(self.ident.uid));
+        let (found, skipped) = candidates(self.input.world, spec);
+        let wanted = count(spec.mode, found.len(), seed.cast_unsigned());
+        if wanted == 0 {
+            self.no_targets(spec, &skipped);
+            return;
+        }
+        if wanted > MAX_TARGETS {
+            let message = format!(
+                "nothing was hit: {wanted} pods would be, and at most {MAX_TARGETS} may be in one experiment; narrow the selector or lower the value"
+            );
+            self.complete(Phase::Failed, "TooManyTargets", &message);
+            return;
+        }
+        let drawn: std::collections::BTreeSet<&str> =
+            draw(found.iter().map(|(pod, _)| pod.uid.as_str()), wanted, seed.cast_unsigned())
+                .into_iter()
+                .collect();
+        let mut targets = Vec::new();
+        let mut others: Vec<Target> = Vec::new();
+        for (pod, containers) in &found {
+            if drawn.contains(pod.uid.as_str()) {
+                match spec.action {
+                    Action::ContainerKill { .. } => {
+                        targets.extend(containers.iter().map(|container| of_container(pod, container)));
+                    }
+                    Action::PodKill { .. } => targets.push(of_pod(pod)),
+                    Action::PodFailure { .. } => {
+                        targets.push(Target { was_ready: Some(pod.ready), ..of_pod(pod) });
+                    }
+                }
+            } else if spec.dry_run {
+                others.push(left_out(pod, "NotDrawn", "not drawn"));
+            }
+        }
+        others.extend(skipped.iter().map(|(pod, why)| left_out(pod, why.reason(), &why.to_string())));
+        targets.sort_by(|a, b| (&a.namespace, &a.pod).cmp(&(&b.namespace, &b.pod)));
+        others.sort_by(|a, b| (&a.namespace, &a.pod).cmp(&(&b.namespace, &b.pod)));
+        let not_hit = others.len();
+        others.truncate(if spec.dry_run { MAX_TARGETS } else { NAMED_SKIPPED });
+
+        let status = &mut self.plan.status;
+        status.seed = Some(seed);
+        status.drawn = Some(i32::try_from(wanted).unwrap_or(i32::MAX));
+        status.selected_at = Some(MicroTime(now));
+        let hit = targets.len();
+        status.targets = targets;
+        status.targets.extend(others);
+        if spec.dry_run {
+            self.complete(
+                Phase::Completed,
+                "Succeeded",
+                &format!("dry run: {hit} would be hit, {not_hit} selected ones would not; nothing was done"),
+            );
+            return;
+        }
+        status.phase = Some(Phase::Injecting);
+        status.message = Some(if not_hit == 0 {
+            format!("{hit} targets chosen")
+        } else {
+            format!("{hit} targets chosen; {not_hit} selected pods are not hit, see the targets' reasons")
+        });
+        self.arm(spec);
+    }
+
+    /// Nothing to hit: a one-shot looks again for 10 s, a lasting fault until its duration is over.
+    fn no_targets(&mut self, spec: &Spec, skipped: &[(&PodView, Ineligible)]) {
+        let now = self.input.now;
+        let message = match skipped.first() {
+            Some((pod, why)) => format!(
+                "{} pods are selected, but none may be hit; {}/{}: {why}",
+                skipped.len(),
+                pod.namespace,
+                pod.name
+            ),
+            None => {
+                let world = self.input.world;
+                let pods = spec.selector.namespaces.iter().flat_map(|name| world.pods(name));
+                spec.selector.explain_nothing(pods, as_nodes(world))
+            }
+        };
+        let since = self.ident.created.unwrap_or(now);
+        let until = if spec.lasting() {
+            spec.duration.map(|duration| super::later(since, duration))
+        } else {
+            // The creation time has whole seconds only.
+            Some(since + seconds(11))
+        };
+        if spec.dry_run || until.is_some_and(|until| until <= now) {
+            let mut named: Vec<Target> =
+                skipped.iter().map(|(pod, why)| left_out(pod, why.reason(), &why.to_string())).collect();
+            named.truncate(if spec.dry_run { MAX_TARGETS } else { NAMED_SKIPPED });
+            self.plan.status.targets = named;
+            self.complete(Phase::Failed, "NoTargets", &format!("nothing was hit: {message}"));
+            return;
+        }
+        self.plan.status.phase = Some(Phase::Pending);
+        self.plan.status.message = Some(format!("waiting for targets: {message}"));
+        if let Some(until) = until {
+            self.wake(until);
+        }
+    }
+
+    /// Have the daemons prepare while the choice is written.
+    fn arm(&mut self, spec: &Spec) {
+        let Action::ContainerKill { signal, scope, .. } = spec.action else { return };
+        self.plan.orders = self
+            .plan
+            .status
+            .targets
+            .iter()
+            .filter(|target| target.phase == TargetPhase::Selected)
+            .filter_map(|target| order(self.ident.uid, target, signal.number(), scope, true))
+            .collect();
+    }
+}
+
+/// A pod that may be hit, with the containers concerned.
+type Candidate<'a> = (&'a PodView, Vec<&'a ContainerView>);
+
+/// The selected pods: those that may be hit with the containers concerned, and those that may not.
+fn candidates<'a>(world: &'a dyn World, spec: &Spec) -> (Vec<Candidate<'a>>, Vec<(&'a PodView, Ineligible)>) {
+    let mut found = Vec::new();
+    let mut skipped = Vec::new();
+    for name in &spec.selector.namespaces {
+        let missing = NamespaceView { name: name.clone(), ..NamespaceView::default() };
+        let namespace = world.namespace(name).unwrap_or(&missing);
+        for pod in world.pods(name).filter(|pod| spec.selector.matches(pod, as_nodes(world))) {
+            match eligible(spec, pod, namespace) {
+                Ok(containers) => found.push((pod, containers)),
+                Err(why) => skipped.push((pod, why)),
+            }
+        }
+    }
+    (found, skipped)
+}
+
+/// The order for one container.
+pub(super) fn order(
+    experiment: &str,
+    target: &Target,
+    signal: i32,
+    scope: squall_api::podchaos::Scope,
+    arm_only: bool,
+) -> Option<Order> {
+    let container_id = target.container_id.clone()?;
+    Some(Order {
+        node: target.node.clone()?,
+        id: order_id(experiment, &target.uid, &container_id),
+        pod: PodRef::of(target),
+        container: target.container.clone()?,
+        container_id,
+        arm_only,
+        signal,
+        scope,
+        ttl: seconds(60),
+    })
+}
+
+/// The target that a pod is.
+pub(super) fn of_pod(pod: &PodView) -> Target {
+    Target {
+        namespace: pod.namespace.clone(),
+        pod: pod.name.clone(),
+        uid: pod.uid.clone(),
+        node: pod.node.clone(),
+        owner: pod.owner.as_ref().map(|owner| owner.uid.clone()),
+        ..Target::default()
+    }
+}
+
+fn of_container(pod: &PodView, container: &ContainerView) -> Target {
+    Target { container: Some(container.name.clone()), container_id: container.id.clone(), ..of_pod(pod) }
+}
+
+fn left_out(pod: &PodView, reason: &str, message: &str) -> Target {
+    Target {
+        phase: TargetPhase::Skipped,
+        reason: Some(reason.to_owned()),
+        message: Some(message.to_owned()),
+        ..of_pod(pod)
+    }
+}
+
+/// The seed of an experiment whose user chose none: the same experiment draws the same again.
+fn seed_of(uid: &str) -> i64 {
+    let digest = Sha256::digest(uid.as_bytes());
+    let bytes: [u8; 8] = std::array::from_fn(|index| digest[index]);
+    // Positive and exact in JSON numbers, so that it can be copied into a spec.
+    i64::from_be_bytes(bytes) & ((1 << 53) - 1)
+}
+
+/// A world is asked for its nodes only.
+pub(super) fn as_nodes(world: &dyn super::World) -> &dyn crate::select::Nodes {
+    world
+}
+
+/// Whole seconds, as the API server writes creation times.
+pub(super) fn whole_seconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
+}

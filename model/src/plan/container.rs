@@ -1,0 +1,154 @@
+//! container-kill: each target is ordered from its node's daemon, which carries it out once; what it reports
+//! is the result. Afterwards the container's restart is followed.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use squall_api::podchaos::{Phase, Scope, Target, TargetPhase};
+
+use super::choose::order;
+use super::kill::fail;
+use super::{Daemon, Input, ReportState, Step, later, order_id, seconds, view};
+use crate::pod::ContainerState;
+use crate::select::eligible;
+use crate::spec::{Signal, Spec};
+
+impl Step<'_> {
+    pub(super) fn container_kill(&mut self, spec: &Spec, signal: Signal, scope: Scope) {
+        let selected = self.plan.status.selected_at.as_ref().map_or(self.input.now, |at| at.0);
+        let give_up = later(selected, spec.patience());
+        let mut targets = std::mem::take(&mut self.plan.status.targets);
+        for target in &mut targets {
+            if target.phase == TargetPhase::Selected {
+                self.order_one(spec, target, selected, give_up, signal, scope);
+            }
+        }
+        let open = targets.iter().any(|target| target.phase == TargetPhase::Selected);
+        self.plan.status.targets = targets;
+        if open {
+            self.plan.status.phase = Some(if self.ident.paused { Phase::Paused } else { Phase::Injecting });
+            self.wake(give_up);
+        } else {
+            self.complete_by_targets();
+        }
+        self.follow_restarts();
+    }
+
+    fn order_one(
+        &mut self,
+        spec: &Spec,
+        target: &mut Target,
+        selected: Timestamp,
+        give_up: Timestamp,
+        signal: Signal,
+        scope: Scope,
+    ) {
+        let Input { now, world, .. } = self.input;
+        let (Some(node), Some(container_id)) = (target.node.clone(), target.container_id.clone()) else {
+            fail(target, "NotRunning", "it has no node or no container ID");
+            return;
+        };
+        let report = world.report(&node, &order_id(self.ident.uid, &target.uid, &container_id));
+        let underway = match report {
+            None => false,
+            Some(report) => {
+                target.receipt = report.receipt;
+                match report.state {
+                    ReportState::Underway => true,
+                    ReportState::Done => {
+                        target.phase = TargetPhase::Killed;
+                        target.exit_code = report.exit_code;
+                        target.injected_at = Some(MicroTime(report.exited.unwrap_or(now)));
+                        target.message = (!report.message.is_empty()).then_some(report.message);
+                        return;
+                    }
+                    ReportState::Refused if report.reason == "ContainerGone" => {
+                        target.phase = TargetPhase::Skipped;
+                        target.reason = Some(report.reason);
+                        target.message = Some(report.message);
+                        return;
+                    }
+                    ReportState::Refused | ReportState::Failed => {
+                        fail(target, &report.reason, &report.message);
+                        return;
+                    }
+                }
+            }
+        };
+        if !underway {
+            let Some(pod) = view(world, target) else {
+                target.phase = TargetPhase::Skipped;
+                target.reason = Some("Gone".to_owned());
+                target.message = Some("the pod was gone before its container was hit".to_owned());
+                return;
+            };
+            let namespace = world.namespace(&target.namespace).cloned().unwrap_or_default();
+            if let Err(why) = eligible(spec, pod, &namespace) {
+                target.phase = TargetPhase::Skipped;
+                target.reason = Some(why.reason().to_owned());
+                target.message = Some(why.to_string());
+                return;
+            }
+        }
+        if now >= give_up {
+            let message = match world.daemon(&node) {
+                Daemon::None => format!("node {node} runs no Squall daemon"),
+                Daemon::Unreachable(why) => format!("the daemon on node {node} can't be reached: {why}"),
+                Daemon::Ready => format!("the daemon on node {node} did not report in time"),
+            };
+            fail(target, "TimedOut", &message);
+            return;
+        }
+        if matches!(world.daemon(&node), Daemon::None) && !underway {
+            let limit = selected + seconds(8);
+            if limit <= now {
+                fail(
+                    target,
+                    "NoDaemon",
+                    &format!(
+                        "node {node} runs no Squall daemon; see `kubectl -n squall-system get pods -o wide`"
+                    ),
+                );
+            } else {
+                self.wake(limit);
+            }
+            return;
+        }
+        if self.ident.paused && !underway {
+            return;
+        }
+        if target.ordered_at.is_none() {
+            target.ordered_at = Some(MicroTime(now));
+        }
+        self.plan.orders.extend(order(self.ident.uid, target, signal.number(), scope, false));
+    }
+
+    /// When the container was started again, and when its pod was Ready. Told for ten minutes after the end.
+    pub(super) fn follow_restarts(&mut self) {
+        if !self.still_followed() {
+            return;
+        }
+        let Input { now, world, .. } = self.input;
+        for target in &mut self.plan.status.targets {
+            if target.phase != TargetPhase::Killed || target.ready_at.is_some() {
+                continue;
+            }
+            let Some(pod) = view(world, target) else { continue };
+            let Some(container) =
+                pod.containers.iter().find(|container| Some(&container.name) == target.container.as_ref())
+            else {
+                continue;
+            };
+            if container.id.is_none() || container.id == target.container_id {
+                continue;
+            }
+            if let ContainerState::Running(since) = &container.state {
+                if target.restarted_at.is_none() {
+                    target.restarted_at = since.map(MicroTime);
+                }
+                if pod.ready {
+                    target.ready_at = Some(MicroTime(now));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,429 @@
+//! pod-failure: targets are injected while the fault is wanted and released when it isn't; pods that are born
+//! meanwhile are adopted or let go.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use squall_api::podchaos::{FaultStyle, Phase, Scope, Target, TargetPhase};
+
+use super::choose::{as_nodes, of_pod, order, whole_seconds};
+use super::kill::fail;
+use super::outcomes::injection_limit;
+use super::status::count;
+use super::{Effect, Input, MAX_TARGETS, Note, NoteKind, Outcome, PodRef, Step, Verb, later, seconds, view};
+use crate::pod::{ContainerState, ContainerView, PodView};
+use crate::select::eligible;
+use crate::spec::{Mode, Spec};
+use crate::substitute::{FaultImages, Holder};
+
+/// SIGKILL, for `fast`.
+const SIGKILL: i32 = 9;
+
+impl Step<'_> {
+    pub(super) fn pod_failure(&mut self, spec: &Spec, style: Option<FaultStyle>, fast: bool) {
+        let now = self.input.now;
+        let ends = self
+            .plan
+            .status
+            .started_at
+            .as_ref()
+            .zip(spec.duration)
+            .map(|(at, duration)| later(at.0, duration));
+        self.plan.status.ends_at = ends.map(MicroTime);
+        let expired = ends.is_some_and(|at| at <= now);
+        let wanted = !expired && !self.ident.paused;
+
+        // Ended targets stay ended whatever happens; a resumed experiment takes up the recovered ones.
+        let narrowed = self.plan.status.observed_generation.is_some_and(|seen| seen < self.ident.generation);
+        let mut targets = std::mem::take(&mut self.plan.status.targets);
+        for target in &mut targets {
+            self.fail_one(spec, style, fast, target, wanted, narrowed);
+        }
+        if wanted {
+            self.births(spec, &mut targets);
+        }
+        let kept: BTreeSet<String> = targets
+            .iter()
+            .filter(|target| wanted && matches!(target.phase, TargetPhase::Selected | TargetPhase::Injected))
+            .map(|target| target.uid.clone())
+            .collect();
+        self.plan.status.targets = targets;
+        let held = self.release_unwanted(|uid| kept.contains(uid));
+        self.clock(spec);
+        self.failure_phase(spec, wanted, expired, held.len());
+    }
+
+    /// One target's next step.
+    fn fail_one(
+        &mut self,
+        spec: &Spec,
+        style: Option<FaultStyle>,
+        fast: bool,
+        target: &mut Target,
+        wanted: bool,
+        narrowed: bool,
+    ) {
+        let Input { now, world, outcomes, images, .. } = self.input;
+        match target.phase {
+            TargetPhase::Selected | TargetPhase::Injected | TargetPhase::Recovering => {}
+            TargetPhase::Recovered if wanted => {
+                *target = Target {
+                    phase: TargetPhase::Selected,
+                    ordered_at: None,
+                    injected_at: None,
+                    recovered_at: None,
+                    ready_at: None,
+                    message: None,
+                    ..target.clone()
+                };
+            }
+            TargetPhase::Recovered
+            | TargetPhase::Killed
+            | TargetPhase::Skipped
+            | TargetPhase::Failed
+            | TargetPhase::Released
+            | TargetPhase::Gone => return,
+        }
+        let Some(pod) = view(world, target).filter(|pod| !pod.terminating) else {
+            target.phase = TargetPhase::Gone;
+            target.gone_at = Some(MicroTime(now));
+            target.message = Some("the pod went away during the fault".to_owned());
+            return;
+        };
+        let held = outcomes.holds(pod, self.ident.uid);
+        if target.phase == TargetPhase::Recovering || !wanted {
+            self.recover_one(target, pod, held);
+            return;
+        }
+        if narrowed && !spec.selector.matches(pod, as_nodes(world)) {
+            release(target, now, "Narrowed", "the selector was changed and leaves it out");
+            return;
+        }
+        let namespace = world.namespace(&target.namespace).cloned().unwrap_or_default();
+        if let Err(why) = eligible(spec, pod, &namespace) {
+            release(target, now, why.reason(), &why.to_string());
+            if !held && target.injected_at.is_none() {
+                target.phase = TargetPhase::Skipped;
+                target.recovered_at = None;
+            }
+            return;
+        }
+        match target.phase {
+            TargetPhase::Injected if !held => {
+                release(
+                    target,
+                    now,
+                    "LabelRemoved",
+                    "the fault label was removed by hand; it is not hit again",
+                );
+            }
+            TargetPhase::Injected => {}
+            TargetPhase::Selected if held => {
+                let ordered = target.ordered_at.get_or_insert(MicroTime(now)).0;
+                let original: Vec<&ContainerView> = pod
+                    .containers
+                    .iter()
+                    .filter(|container| runs_original(container, images, ordered))
+                    .collect();
+                if original.is_empty() {
+                    target.phase = TargetPhase::Injected;
+                    target.injected_at = Some(MicroTime(now));
+                    target.message = why_down(pod, images);
+                } else if ordered + injection_limit() <= now {
+                    fail(
+                        target,
+                        "NotInjected",
+                        &format!(
+                            "after 60 s container {} still runs its original; it was recovered",
+                            original[0].name
+                        ),
+                    );
+                } else {
+                    self.wake(ordered + injection_limit());
+                    if fast {
+                        for container in original {
+                            let old = Target {
+                                container: Some(container.name.clone()),
+                                container_id: container.id.clone(),
+                                ..target.clone()
+                            };
+                            self.plan.orders.extend(order(self.ident.uid, &old, SIGKILL, Scope::Init, false));
+                        }
+                    }
+                }
+            }
+            TargetPhase::Selected => self.inject_one(spec, style, target, now),
+            TargetPhase::Recovering
+            | TargetPhase::Recovered
+            | TargetPhase::Killed
+            | TargetPhase::Skipped
+            | TargetPhase::Failed
+            | TargetPhase::Released
+            | TargetPhase::Gone => {}
+        }
+    }
+
+    fn inject_one(&mut self, spec: &Spec, style: Option<FaultStyle>, target: &mut Target, now: Timestamp) {
+        // A target of this very step is written down first.
+        let recorded = self.input.status.targets.iter().any(|known| {
+            known.uid == target.uid && matches!(known.phase, TargetPhase::Selected | TargetPhase::Recovered)
+        });
+        if !recorded {
+            return;
+        }
+        let ordered = target.ordered_at.get_or_insert(MicroTime(now)).0;
+        match self.input.outcomes.get(Verb::Inject, &target.uid) {
+            Some(Outcome::Refused { reason, message }) => fail(target, reason, message),
+            Some(Outcome::Retry { message, .. }) if ordered + injection_limit() <= now => {
+                fail(target, "NotInjected", message);
+            }
+            Some(Outcome::Retry { at, .. }) if *at > now => {
+                let at = *at;
+                self.wake(at);
+            }
+            Some(Outcome::Done { .. } | Outcome::Retry { .. }) | None => {
+                self.plan
+                    .effects
+                    .push(Effect::Inject { pod: PodRef::of(target), holder: self.holder(spec, style) });
+            }
+        }
+    }
+
+    fn holder(&self, spec: &Spec, style: Option<FaultStyle>) -> Holder {
+        Holder {
+            kind: "PodChaos".to_owned(),
+            namespace: self.ident.namespace.to_owned(),
+            name: self.ident.name.to_owned(),
+            uid: self.ident.uid.to_owned(),
+            containers: spec.containers.clone(),
+            style,
+            until: None,
+        }
+    }
+
+    /// The fault isn't wanted any more: when is the pod as before?
+    fn recover_one(&mut self, target: &mut Target, pod: &PodView, held: bool) {
+        let Input { now, images, outcomes, .. } = self.input;
+        if target.phase != TargetPhase::Recovering {
+            target.phase = TargetPhase::Recovering;
+            target.recovered_at = None;
+            target.message = None;
+        }
+        if held {
+            if let Some(Outcome::Retry { message, .. }) = outcomes.get(Verb::Release, &target.uid) {
+                target.message = Some(message.clone());
+            }
+            return;
+        }
+        let since = target.recovered_at.get_or_insert(MicroTime(now)).0;
+        if !pod.held_by.iter().all(|holder| holder.uid == self.ident.uid) {
+            target.phase = TargetPhase::Recovered;
+            target.message = Some("released; it stays failed for another holder".to_owned());
+        } else if is_whole(pod, images, target.was_ready.unwrap_or(false)) {
+            target.phase = TargetPhase::Recovered;
+            target.message = None;
+            if pod.ready {
+                target.ready_at = Some(MicroTime(now));
+            }
+        } else if since + seconds(600) <= now {
+            fail(target, "NotReadyAgain", "its images are back, but it wasn't Ready within 10 minutes");
+        } else {
+            self.wake(since + seconds(600));
+        }
+    }
+
+    /// Pods that were born since the targets were chosen: adopt them up to the number drawn, oldest first. What
+    /// is held beyond that isn't wanted, and so is released.
+    fn births(&mut self, spec: &Spec, targets: &mut Vec<Target>) {
+        let Input { world, outcomes, .. } = self.input;
+        let Some(selected) = self.plan.status.selected_at.as_ref().map(|at| whole_seconds(at.0)) else {
+            return;
+        };
+        let known: BTreeSet<&str> = targets.iter().map(|target| target.uid.as_str()).collect();
+        let mut born: Vec<(&PodView, bool)> = Vec::new();
+        for name in &spec.selector.namespaces {
+            let Some(namespace) = world.namespace(name) else { continue };
+            for pod in world.pods(name) {
+                let held = outcomes.holds(pod, self.ident.uid);
+                let candidate = !known.contains(pod.uid.as_str())
+                    && !pod.terminating
+                    && (held || pod.created.is_some_and(|at| at >= selected))
+                    && spec.selector.matches(pod, as_nodes(world))
+                    && eligible(spec, pod, namespace).is_ok();
+                if candidate {
+                    born.push((pod, held));
+                }
+            }
+        }
+        if born.is_empty() {
+            return;
+        }
+        // Those that are failed already come first, then by age.
+        born.sort_by(|(a, a_held), (b, b_held)| {
+            (!a_held, a.created, &a.name).cmp(&(!b_held, b.created, &b.name))
+        });
+        let live = targets
+            .iter()
+            .filter(|target| matches!(target.phase, TargetPhase::Selected | TargetPhase::Injected))
+            .count();
+        let mut vacant: Vec<String> = targets
+            .iter()
+            .filter(|target| target.phase == TargetPhase::Gone && target.replacement.is_none())
+            .filter_map(|target| target.owner.clone())
+            .collect();
+        let mut room = match spec.mode {
+            Mode::All => MAX_TARGETS.saturating_sub(live),
+            Mode::One | Mode::Fixed(_) | Mode::FixedPercent(_) | Mode::RandomMaxPercent(_) => {
+                usize::try_from(self.plan.status.drawn.unwrap_or(0)).unwrap_or(0).saturating_sub(live)
+            }
+        };
+        for (pod, held) in born {
+            let owner = pod.owner.as_ref().map(|owner| &owner.uid);
+            let successor = vacant.iter().position(|gone| Some(gone) == owner);
+            let adopt = room > 0 && (spec.mode == Mode::All || successor.is_some());
+            if adopt {
+                room -= 1;
+                if let Some(index) = successor {
+                    let gone = vacant.swap_remove(index);
+                    let left = targets.iter_mut().find(|target| {
+                        target.phase == TargetPhase::Gone
+                            && target.replacement.is_none()
+                            && target.owner.as_ref() == Some(&gone)
+                    });
+                    if let Some(left) = left {
+                        left.replacement = Some(pod.name.clone());
+                    }
+                }
+                targets.push(Target { born: Some(true), was_ready: Some(true), ..of_pod(pod) });
+            } else if held {
+                self.plan.notes.push(Note::pod(
+                    NoteKind::Normal,
+                    PodRef::of_view(pod),
+                    "ReleasedExcess",
+                    format!(
+                        "born failed for PodChaos {}/{}, which has its number of targets already; released",
+                        self.ident.namespace, self.ident.name
+                    ),
+                ));
+            }
+        }
+    }
+
+    /// The clock of `duration` starts when no target is left to be injected, at the latest 30 s after the first
+    /// effect.
+    fn clock(&mut self, spec: &Spec) {
+        let now = self.input.now;
+        if self.plan.status.started_at.is_none() {
+            let first = self
+                .plan
+                .status
+                .targets
+                .iter()
+                .filter_map(|target| target.ordered_at.as_ref())
+                .map(|at| at.0)
+                .min();
+            let Some(first) = first else { return };
+            let waiting = count(&self.plan.status, TargetPhase::Selected) > 0;
+            let latest = first + seconds(30);
+            if waiting && latest > now {
+                self.wake(latest);
+                return;
+            }
+            self.plan.status.started_at = Some(MicroTime(now));
+        }
+        if let (Some(started), Some(duration)) = (&self.plan.status.started_at, spec.duration) {
+            let ends = later(started.0, duration);
+            self.plan.status.ends_at = Some(MicroTime(ends));
+            if ends > now {
+                self.wake(ends);
+            }
+        }
+    }
+
+    fn failure_phase(&mut self, spec: &Spec, wanted: bool, expired: bool, held: usize) {
+        let status = &self.plan.status;
+        let selected = count(status, TargetPhase::Selected);
+        let injected = count(status, TargetPhase::Injected);
+        let recovering = count(status, TargetPhase::Recovering);
+        // A pod that went away may still be replaced, and its replacement failed.
+        let replaceable = status.targets.iter().any(|target| {
+            target.phase == TargetPhase::Gone && target.owner.is_some() && target.replacement.is_none()
+        });
+        let (phase, message) = if wanted && (selected > 0 || injected > 0 || replaceable) {
+            if selected > 0 {
+                (Phase::Injecting, format!("{selected} targets are still to be injected"))
+            } else {
+                let until = match (&status.ends_at, spec.duration) {
+                    (Some(at), Some(_)) => format!("until {}", at.0.strftime("%Y-%m-%dT%H:%M:%SZ")),
+                    (Some(_) | None, _) => "until it is deleted or paused".to_owned(),
+                };
+                (Phase::Injected, format!("{injected} targets are failed, {until}"))
+            }
+        } else if recovering > 0 || held > 0 {
+            (Phase::Recovering, format!("{} targets are being put back", recovering.max(held)))
+        } else if self.ident.paused && !expired {
+            (Phase::Paused, "recovered for as long as the pause annotation is there".to_owned())
+        } else {
+            self.complete_by_targets();
+            return;
+        };
+        self.plan.status.phase = Some(phase);
+        self.plan.status.message = Some(message);
+    }
+}
+
+/// Someone took the fault back, or forbade it.
+fn release(target: &mut Target, now: Timestamp, reason: &str, message: &str) {
+    target.phase = TargetPhase::Released;
+    target.reason = Some(reason.to_owned());
+    target.message = Some(message.to_owned());
+    target.recovered_at = Some(MicroTime(now));
+}
+
+fn is_fault_image(image: &str, images: &FaultImages) -> bool {
+    image == images.pause || image == images.crash
+}
+
+/// Whether a container that shall be failed still runs what it ran before `ordered`.
+///
+/// The runtime may call the image that runs by another of its names, so a container that was started after the
+/// order counts as well.
+fn runs_original(container: &ContainerView, images: &FaultImages, ordered: Timestamp) -> bool {
+    if !is_fault_image(&container.image, images) {
+        return false;
+    }
+    match &container.state {
+        ContainerState::Running(since) => {
+            let named = container.running_image.as_deref().is_some_and(|image| is_fault_image(image, images));
+            let later = since.is_some_and(|since| since > ordered);
+            !named && !later
+        }
+        ContainerState::Unknown | ContainerState::Waiting(_) | ContainerState::Terminated(..) => false,
+    }
+}
+
+/// In words, how the failed containers are down, where it isn't by sleeping in the fault image.
+fn why_down(pod: &PodView, images: &FaultImages) -> Option<String> {
+    pod.containers.iter().filter(|container| is_fault_image(&container.image, images)).find_map(|container| {
+        match &container.state {
+            ContainerState::Waiting(reason) => {
+                Some(format!("container {} is down: {reason}", container.name))
+            }
+            ContainerState::Terminated(code, _) => {
+                Some(format!("container {} is down: exited with {code}", container.name))
+            }
+            ContainerState::Running(_) | ContainerState::Unknown => None,
+        }
+    })
+}
+
+/// Whether the pod runs its originals, and is Ready if it was before.
+fn is_whole(pod: &PodView, images: &FaultImages, was_ready: bool) -> bool {
+    let stands_in = pod.containers.iter().any(|container| {
+        is_fault_image(&container.image, images)
+            || (matches!(container.state, ContainerState::Running(_))
+                && container.running_image.as_deref().is_some_and(|image| is_fault_image(image, images)))
+    });
+    !stands_in && (pod.ready || !was_ready)
+}

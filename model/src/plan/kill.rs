@@ -1,0 +1,171 @@
+//! pod-kill: each target is deleted or evicted once, by UID; afterwards its replacement is followed.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use squall_api::podchaos::{Phase, Target, TargetPhase};
+
+use super::choose::whole_seconds;
+use super::{Effect, Input, Outcome, PodRef, Step, Verb, later, seconds, view};
+use crate::select::eligible;
+use crate::spec::Spec;
+
+impl Step<'_> {
+    pub(super) fn pod_kill(&mut self, spec: &Spec, grace: Option<u32>, evict: bool) {
+        let give_up = self.plan.status.selected_at.as_ref().map(|at| later(at.0, spec.patience()));
+        let mut targets = std::mem::take(&mut self.plan.status.targets);
+        for target in &mut targets {
+            if target.phase == TargetPhase::Selected {
+                self.kill_one(spec, target, give_up, grace, evict);
+            }
+            if target.phase == TargetPhase::Killed && target.gone_at.is_none() {
+                if view(self.input.world, target).is_none() {
+                    target.gone_at = Some(MicroTime(self.input.now));
+                } else if let Some(at) = &target.ordered_at {
+                    // A node that is down never confirms; the deletion itself is done.
+                    let limit = at.0 + seconds(i64::from(grace.unwrap_or(30)) + 900);
+                    if limit <= self.input.now {
+                        target.gone_at = Some(MicroTime(self.input.now));
+                        target.message =
+                            Some("deleted, but still terminating: its node may be down".to_owned());
+                    } else {
+                        self.wake(limit);
+                    }
+                }
+            }
+        }
+        let open = targets.iter().any(|target| target.phase == TargetPhase::Selected);
+        let leaving =
+            targets.iter().any(|target| target.phase == TargetPhase::Killed && target.gone_at.is_none());
+        self.plan.status.targets = targets;
+        if open && self.ident.paused {
+            self.plan.status.phase = Some(Phase::Paused);
+        } else if open {
+            self.plan.status.phase = Some(Phase::Injecting);
+        } else if leaving {
+            self.plan.status.phase = Some(Phase::Injected);
+            self.plan.status.message =
+                Some("every target has its deletion mark; waiting until they are gone".to_owned());
+        } else {
+            self.complete_by_targets();
+        }
+        self.follow_replacements();
+    }
+
+    fn kill_one(
+        &mut self,
+        spec: &Spec,
+        target: &mut Target,
+        give_up: Option<Timestamp>,
+        grace: Option<u32>,
+        evict: bool,
+    ) {
+        let Input { now, world, outcomes, .. } = self.input;
+        let outcome = outcomes.get(Verb::Delete, &target.uid);
+        if let Some(Outcome::Done { at, .. }) = outcome {
+            target.phase = TargetPhase::Killed;
+            target.ordered_at = Some(MicroTime(*at));
+            target.injected_at = Some(MicroTime(*at));
+            return;
+        }
+        let Some(pod) = view(world, target) else {
+            target.phase = TargetPhase::Killed;
+            target.injected_at = Some(MicroTime(now));
+            target.gone_at = Some(MicroTime(now));
+            target.message = Some("was gone when it was looked at".to_owned());
+            return;
+        };
+        if pod.terminating {
+            target.phase = TargetPhase::Killed;
+            target.ordered_at = Some(MicroTime(now));
+            target.injected_at = Some(MicroTime(now));
+            target.message = Some("had a deletion mark when it was looked at".to_owned());
+            return;
+        }
+        let namespace = world.namespace(&target.namespace).cloned().unwrap_or_default();
+        if let Err(why) = eligible(spec, pod, &namespace) {
+            target.phase = TargetPhase::Skipped;
+            target.reason = Some(why.reason().to_owned());
+            target.message = Some(why.to_string());
+            return;
+        }
+        if self.ident.paused {
+            return;
+        }
+        let expired = give_up.is_some_and(|at| at <= now);
+        match outcome {
+            Some(Outcome::Refused { reason, message }) => fail(target, reason, message),
+            Some(Outcome::Retry { message, .. }) if expired => {
+                fail(target, if evict { "EvictionBlocked" } else { "NotDeleted" }, message);
+            }
+            None if expired => fail(target, "NotDeleted", "its time was over before it could be tried"),
+            Some(Outcome::Retry { at, message, .. }) if *at > now => {
+                target.message = Some(message.clone());
+                self.wake(*at);
+                if let Some(at) = give_up {
+                    self.wake(at);
+                }
+            }
+            Some(Outcome::Retry { .. } | Outcome::Done { .. }) | None => {
+                let pod = PodRef::of(target);
+                self.plan.effects.push(if evict {
+                    Effect::Evict { pod, grace }
+                } else {
+                    Effect::Delete { pod, grace }
+                });
+            }
+        }
+    }
+
+    /// Which pod replaced which, and when it was Ready. Told for ten minutes after the end.
+    pub(super) fn follow_replacements(&mut self) {
+        if !self.still_followed() {
+            return;
+        }
+        let Input { now, world, .. } = self.input;
+        let mut targets = std::mem::take(&mut self.plan.status.targets);
+        let mut taken: BTreeSet<String> =
+            targets.iter().filter_map(|target| target.replacement.clone()).collect();
+        let ours: BTreeSet<String> = targets.iter().map(|target| target.uid.clone()).collect();
+        for target in &mut targets {
+            let (TargetPhase::Killed, None, Some(owner)) = (target.phase, &target.ready_at, &target.owner)
+            else {
+                continue;
+            };
+            let since = target.injected_at.as_ref().map_or(now, |at| whole_seconds(at.0));
+            if target.replacement.is_none() {
+                let newcomer = world
+                    .owned_by(owner)
+                    .filter(|pod| pod.namespace == target.namespace && !pod.terminating)
+                    .filter(|pod| !ours.contains(&pod.uid) && pod.created.is_some_and(|at| at >= since))
+                    .filter(|pod| !taken.contains(&pod.name) || pod.name == target.pod)
+                    .min_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
+                if let Some(pod) = newcomer {
+                    taken.insert(pod.name.clone());
+                    target.replacement = Some(pod.name.clone());
+                }
+            }
+            let replacement =
+                target.replacement.as_deref().and_then(|name| world.pod(&target.namespace, name));
+            if replacement.is_some_and(|pod| pod.ready && !ours.contains(&pod.uid)) {
+                target.ready_at = Some(MicroTime(now));
+            }
+        }
+        self.plan.status.targets = targets;
+    }
+
+    /// Whether what comes after the end is still of interest.
+    pub(super) fn still_followed(&mut self) -> bool {
+        match &self.plan.status.completed_at {
+            None => true,
+            Some(at) => at.0 + seconds(600) > self.input.now,
+        }
+    }
+}
+
+pub(super) fn fail(target: &mut Target, reason: &str, message: &str) {
+    target.phase = TargetPhase::Failed;
+    target.reason = Some(reason.to_owned());
+    target.message = Some(message.to_owned());
+}

@@ -1,0 +1,222 @@
+//! What the status says in sum: phase, conditions, summary. Everything here follows from the targets.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
+use squall_api::podchaos::{Phase, PodChaosStatus, TargetPhase};
+
+use super::{Plan, Step};
+
+impl Step<'_> {
+    /// It is over.
+    pub(super) fn complete(&mut self, phase: Phase, reason: &str, message: &str) {
+        if self.plan.status.completed_at.is_some() {
+            return;
+        }
+        let now = self.input.now;
+        self.plan.status.phase = Some(phase);
+        self.plan.status.message = Some(message.to_owned());
+        self.plan.status.completed_at = Some(MicroTime(now));
+        let generation = self.ident.generation;
+        let success = phase == Phase::Completed;
+        let status = &mut self.plan.status;
+        set(status, "Completed", true, reason, message, now, generation);
+        set(status, "Failed", !success, if success { "Succeeded" } else { reason }, message, now, generation);
+    }
+
+    /// It is over; how well, the targets tell.
+    pub(super) fn complete_by_targets(&mut self) {
+        let count = |phase| count(&self.plan.status, phase);
+        let failed = count(TargetPhase::Failed);
+        let hit = count(TargetPhase::Killed) + count(TargetPhase::Recovered) + count(TargetPhase::Gone);
+        let released = count(TargetPhase::Released);
+        if failed > 0 {
+            let why = self
+                .plan
+                .status
+                .targets
+                .iter()
+                .find(|target| target.phase == TargetPhase::Failed)
+                .map(|target| {
+                    format!(
+                        "{}/{}: {}",
+                        target.namespace,
+                        target.pod,
+                        target.message.as_deref().unwrap_or("no reason")
+                    )
+                })
+                .unwrap_or_default();
+            self.complete(
+                Phase::Failed,
+                "Failed",
+                &format!("{failed} of {} targets failed; {why}", failed + hit + released),
+            );
+        } else if hit > 0 {
+            self.complete(Phase::Completed, "Succeeded", &format!("{hit} targets hit, all of them over"));
+        } else if released > 0 {
+            self.complete(
+                Phase::Failed,
+                "Aborted",
+                "every target was released before the end; see the targets' reasons",
+            );
+        } else {
+            self.complete(
+                Phase::Failed,
+                "NoTargets",
+                "every chosen target had gone or changed before it was hit; see the targets' reasons",
+            );
+        }
+    }
+
+    /// Fill in what follows from the rest, and hand the plan over.
+    pub(super) fn finish(mut self) -> Plan {
+        let now = self.input.now;
+        let generation = self.ident.generation;
+        let status = &mut self.plan.status;
+        let phase = status.phase.unwrap_or_default();
+        let chosen = chosen(status);
+        let hit = hit(status);
+        status.summary = status.selected_at.is_some().then(|| format!("{hit}/{chosen}"));
+
+        let selected = status.selected_at.is_some();
+        let message = status.message.clone().unwrap_or_default();
+        let failed = count(status, TargetPhase::Failed);
+        set(
+            status,
+            "Selected",
+            selected && chosen > 0,
+            if selected { "TargetsChosen" } else { "NoTargets" },
+            &if selected { format!("{chosen} targets chosen") } else { message.clone() },
+            now,
+            generation,
+        );
+        let (injected, why) = match phase {
+            Phase::Pending => (false, "Pending"),
+            Phase::Injecting => (false, "Injecting"),
+            Phase::Injected => (failed == 0, if failed == 0 { "AllInjected" } else { "SomeFailed" }),
+            Phase::Paused => (false, "Paused"),
+            Phase::Recovering => (false, "Recovering"),
+            Phase::Completed => {
+                let one_shot = count(status, TargetPhase::Killed) > 0;
+                (one_shot, if one_shot { "AllInjected" } else { "Recovered" })
+            }
+            Phase::Failed | Phase::Halted => (false, "Ended"),
+        };
+        set(status, "Injected", injected, why, &format!("{hit} of {chosen} targets hit"), now, generation);
+        let open = [TargetPhase::Selected, TargetPhase::Injected, TargetPhase::Recovering]
+            .into_iter()
+            .map(|phase| count(status, phase))
+            .sum::<usize>();
+        let back = count(status, TargetPhase::Recovered);
+        let recovered = selected && open == 0 && back > 0;
+        set(
+            status,
+            "Recovered",
+            recovered,
+            if recovered { "AllRecovered" } else { "NotRecovered" },
+            &format!("{back} targets recovered, {open} open"),
+            now,
+            generation,
+        );
+        let paused = phase == Phase::Paused;
+        set(
+            status,
+            "Paused",
+            paused,
+            if paused { "PauseAnnotation" } else { "NotPaused" },
+            "",
+            now,
+            generation,
+        );
+        let over = status.completed_at.is_some();
+        if !over {
+            set(status, "Completed", false, "InProgress", &message, now, generation);
+            set(status, "Failed", false, "InProgress", "", now, generation);
+        }
+        // kstatus: these two are there only while they hold.
+        let busy = !over && !matches!(phase, Phase::Injected | Phase::Paused);
+        while_true(status, "Reconciling", busy, "InProgress", &message, now, generation);
+        while_true(
+            status,
+            "Stalled",
+            matches!(phase, Phase::Failed | Phase::Halted),
+            "Failed",
+            &message,
+            now,
+            generation,
+        );
+        self.plan
+    }
+}
+
+/// How many targets are in `phase`.
+pub(super) fn count(status: &PodChaosStatus, phase: TargetPhase) -> usize {
+    status.targets.iter().filter(|target| target.phase == phase).count()
+}
+
+/// How many were chosen to be hit.
+fn chosen(status: &PodChaosStatus) -> usize {
+    status.targets.len() - count(status, TargetPhase::Skipped)
+}
+
+/// How many were hit, whatever came afterwards.
+fn hit(status: &PodChaosStatus) -> usize {
+    status
+        .targets
+        .iter()
+        .filter(|target| match target.phase {
+            TargetPhase::Injected
+            | TargetPhase::Killed
+            | TargetPhase::Recovering
+            | TargetPhase::Recovered => true,
+            TargetPhase::Released | TargetPhase::Gone | TargetPhase::Failed => target.injected_at.is_some(),
+            TargetPhase::Selected | TargetPhase::Skipped => false,
+        })
+        .count()
+}
+
+fn while_true(
+    status: &mut PodChaosStatus,
+    kind: &str,
+    holds: bool,
+    reason: &str,
+    message: &str,
+    now: Timestamp,
+    generation: i64,
+) {
+    if holds {
+        set(status, kind, true, reason, message, now, generation);
+    } else {
+        status.conditions.retain(|condition| condition.type_ != kind);
+    }
+}
+
+fn set(
+    status: &mut PodChaosStatus,
+    kind: &str,
+    holds: bool,
+    reason: &str,
+    message: &str,
+    now: Timestamp,
+    generation: i64,
+) {
+    let value = if holds { "True" } else { "False" };
+    let new = Condition {
+        type_: kind.to_owned(),
+        status: value.to_owned(),
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+        last_transition_time: Time(now),
+        observed_generation: Some(generation),
+    };
+    match status.conditions.iter_mut().find(|condition| condition.type_ == kind) {
+        Some(old) => {
+            let since = if old.status == new.status {
+                old.last_transition_time.clone()
+            } else {
+                new.last_transition_time.clone()
+            };
+            *old = Condition { last_transition_time: since, ..new };
+        }
+        None => status.conditions.push(new),
+    }
+}
