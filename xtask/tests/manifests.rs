@@ -1,0 +1,326 @@
+//! The hand-written manifests against the code: names, ports, paths, environment and rights are the same in both, every
+//! example is a PodChaos without a stray field, and another registry leaves no name of ours behind.
+//!
+//! Rendering takes kubectl: `SQUALL_KUBECTL` (set by `cargo xtask test`) or the one in the path.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::{Value, json};
+use squall_api::{PodChaos, names};
+
+const IMAGES: [&str; 5] = ["controller", "webhook", "daemon", "pause", "crash"];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn kustomize(directory: &Path) -> String {
+    let kubectl = env::var_os("SQUALL_KUBECTL").unwrap_or_else(|| "kubectl".into());
+    let done = Command::new(&kubectl).arg("kustomize").arg(directory).output().unwrap_or_else(|error| {
+        panic!("rendering needs kubectl (in the path, or named by SQUALL_KUBECTL): {kubectl:?}: {error}")
+    });
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8(done.stdout).unwrap()
+}
+
+fn documents(text: &str) -> Vec<Value> {
+    serde_saphyr::from_multiple(text).unwrap_or_else(|error| panic!("{error}\n{text}"))
+}
+
+fn rendered() -> Vec<Value> {
+    documents(&kustomize(&root().join("deploy")))
+}
+
+#[track_caller]
+fn find(all: &[Value], kind: &str, name: &str) -> Value {
+    let found = all.iter().find(|object| object["kind"] == kind && object["metadata"]["name"] == name);
+    found.unwrap_or_else(|| panic!("no {kind} {name} in deploy/")).clone()
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+fn by_name<'a>(values: &'a Value, name: &str) -> &'a Value {
+    list(values).iter().find(|value| value["name"] == name).unwrap_or(&Value::Null)
+}
+
+fn strings(value: &Value) -> Vec<&str> {
+    list(value).iter().filter_map(Value::as_str).collect()
+}
+
+/// Every string in it.
+fn each_string(value: &Value, see: &mut impl FnMut(&str)) {
+    match value {
+        Value::String(text) => see(text),
+        Value::Array(list) => list.iter().for_each(|value| each_string(value, see)),
+        Value::Object(map) => map.values().for_each(|value| each_string(value, see)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+/// Whether `part` says nothing that `whole` does not say too.
+fn lost(part: &Value, whole: &Value, path: &str, found: &mut Vec<String>) {
+    match (part, whole) {
+        (Value::Object(part), Value::Object(whole)) => {
+            for (key, value) in part {
+                lost(value, whole.get(key).unwrap_or(&Value::Null), &format!("{path}.{key}"), found);
+            }
+        }
+        (Value::Array(part), Value::Array(whole)) if part.len() == whole.len() => {
+            for (index, (part, whole)) in part.iter().zip(whole).enumerate() {
+                lost(part, whole, &format!("{path}[{index}]"), found);
+            }
+        }
+        (part, whole) if part == whole => {}
+        (part, whole) => found.push(format!("{path}: {part} became {whole}")),
+    }
+}
+
+#[test]
+fn rendering_twice_gives_the_same_bytes() {
+    let directory = root().join("deploy");
+    assert_eq!(kustomize(&directory), kustomize(&directory));
+}
+
+#[test]
+fn another_registry_leaves_no_name_of_ours() {
+    let scratch = root().join("target").join(format!("manifests-{}", std::process::id()));
+    fs::create_dir_all(&scratch).unwrap();
+    let images: Vec<_> = IMAGES
+        .iter()
+        .map(|image| {
+            json!({"name": format!("localhost/squall-{image}"),
+                   "newName": format!("registry.example/team/squall-{image}"), "newTag": "v1"})
+        })
+        .collect();
+    let overlay = json!({"resources": ["../../deploy"], "images": images});
+    fs::write(scratch.join("kustomization.yaml"), overlay.to_string()).unwrap();
+    let text = kustomize(&scratch);
+    fs::remove_dir_all(&scratch).unwrap();
+    for object in documents(&text) {
+        each_string(&object, &mut |text| {
+            assert!(!text.contains("localhost"), "{} still names {text}", object["metadata"]["name"]);
+        });
+    }
+    for image in IMAGES {
+        assert!(text.contains(&format!("registry.example/team/squall-{image}:v1")), "{image}");
+    }
+}
+
+#[test]
+fn every_object_carries_the_mark_and_is_in_our_namespace() {
+    for object in rendered() {
+        let (kind, metadata) = (&object["kind"], &object["metadata"]);
+        assert_eq!(metadata["labels"]["app.kubernetes.io/part-of"], "squall", "{kind} {}", metadata["name"]);
+        if let Some(namespace) = metadata.get("namespace") {
+            assert_eq!(namespace, names::NAMESPACE, "{kind} {}", metadata["name"]);
+        }
+    }
+    find(&rendered(), "Namespace", names::NAMESPACE);
+}
+
+#[test]
+fn workloads_services_and_ports_are_those_of_the_code() {
+    let all = rendered();
+    let ports = [
+        ("Deployment", names::CONTROLLER, "enrolment", names::ENROLMENT_PORT),
+        ("Deployment", names::WEBHOOK, "https", names::WEBHOOK_PORT),
+        ("DaemonSet", names::DAEMON, "grpc", names::DAEMON_PORT),
+    ];
+    for (kind, name, port, number) in ports {
+        let spec = find(&all, kind, name)["spec"].clone();
+        assert_eq!(spec["selector"]["matchLabels"], json!({names::COMPONENT_LABEL: name}));
+        assert_eq!(spec["template"]["metadata"]["labels"][names::COMPONENT_LABEL], name);
+        let pod = &spec["template"]["spec"];
+        assert_eq!(pod["serviceAccountName"], name);
+        find(&all, "ServiceAccount", name);
+        let container = &pod["containers"][0];
+        assert_eq!(by_name(&container["ports"], port)["containerPort"], number, "{name}");
+        assert_eq!(by_name(&container["ports"], "health")["containerPort"], names::HEALTH_PORT, "{name}");
+        assert_eq!(container["livenessProbe"]["httpGet"], json!({"path": "/healthz", "port": "health"}));
+        assert_eq!(container["readinessProbe"]["httpGet"], json!({"path": "/readyz", "port": "health"}));
+        assert_eq!(container["securityContext"]["capabilities"]["drop"], json!(["ALL"]), "{name}");
+        assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true, "{name}");
+        assert_eq!(container["securityContext"]["allowPrivilegeEscalation"], false, "{name}");
+        assert_ne!(container["securityContext"]["privileged"], true, "{name}");
+    }
+    let service = find(&all, "Service", names::CONTROLLER);
+    assert_eq!(service["spec"]["ports"][0]["port"], names::ENROLMENT_PORT);
+    assert_eq!(service["spec"]["ports"][0]["targetPort"], "enrolment");
+    let service = find(&all, "Service", names::WEBHOOK);
+    assert_eq!(service["spec"]["ports"][0]["targetPort"], "https");
+    for (name, server) in
+        [(names::WEBHOOK, names::WEBHOOK_SERVER_NAME), (names::CONTROLLER, names::CONTROLLER_SERVER_NAME)]
+    {
+        assert_eq!(format!("{name}.{}.svc", names::NAMESPACE), server);
+        let deployment = find(&all, "Deployment", name);
+        assert_eq!(deployment["spec"]["replicas"], 2);
+        assert_eq!(deployment["spec"]["template"]["spec"]["securityContext"]["runAsNonRoot"], true);
+        find(&all, "PodDisruptionBudget", name);
+    }
+}
+
+#[test]
+fn webhook_and_controller_know_the_fault_images_that_the_daemonset_pulls() {
+    let all = rendered();
+    let daemon = find(&all, "DaemonSet", names::DAEMON)["spec"]["template"]["spec"].clone();
+    for name in [names::WEBHOOK, names::CONTROLLER] {
+        let env = find(&all, "Deployment", name)["spec"]["template"]["spec"]["containers"][0]["env"].clone();
+        for (variable, image) in
+            [(names::ENV_PAUSE_IMAGE, "pull-pause"), (names::ENV_CRASH_IMAGE, "pull-crash")]
+        {
+            let pulled = &by_name(&daemon["initContainers"], image)["image"];
+            assert!(pulled.is_string(), "{image}");
+            assert_eq!(&by_name(&env, variable)["value"], pulled, "{name} {variable}");
+        }
+        assert_eq!(by_name(&env, "POD_NAME")["valueFrom"]["fieldRef"]["fieldPath"], "metadata.name");
+        assert_eq!(
+            by_name(&env, "POD_NAMESPACE")["valueFrom"]["fieldRef"]["fieldPath"],
+            "metadata.namespace"
+        );
+    }
+}
+
+#[test]
+fn the_daemon_has_no_token_but_the_one_for_enrolment() {
+    let all = rendered();
+    let pod = find(&all, "DaemonSet", names::DAEMON)["spec"]["template"]["spec"].clone();
+    assert_eq!(pod["automountServiceAccountToken"], false);
+    let sources = &by_name(&pod["volumes"], "enrolment")["projected"]["sources"];
+    assert_eq!(sources[0]["serviceAccountToken"]["audience"], names::TOKEN_AUDIENCE);
+    assert_eq!(sources[1]["configMap"]["name"], names::CA_BUNDLE);
+    assert_eq!(sources[1]["configMap"]["items"][0]["key"], names::CA_BUNDLE_KEY);
+    assert_ne!(sources[1]["configMap"]["optional"], true, "the kubelet waits for it");
+    for object in &all {
+        for subject in list(&object["subjects"]) {
+            assert_ne!(subject["name"], names::DAEMON, "{} binds the daemon", object["metadata"]["name"]);
+        }
+    }
+}
+
+#[test]
+fn the_webhooks_are_registered_as_the_design_says() {
+    let all = rendered();
+    let mutating = find(&all, "MutatingWebhookConfiguration", names::MUTATING_WEBHOOKS);
+    let validating = find(&all, "ValidatingWebhookConfiguration", names::VALIDATING_WEBHOOKS);
+    let pods = &mutating["webhooks"][0];
+    let paths = [
+        (pods, names::PATH_MUTATE_PODS, "Ignore", 2),
+        (&mutating["webhooks"][1], names::PATH_MUTATE_EXPERIMENTS, "Fail", 5),
+        (&validating["webhooks"][0], names::PATH_VALIDATE_EXPERIMENTS, "Fail", 5),
+    ];
+    for (webhook, path, policy, seconds) in paths {
+        let service = &webhook["clientConfig"]["service"];
+        assert_eq!(service["name"], names::WEBHOOK);
+        assert_eq!(service["namespace"], names::NAMESPACE);
+        assert_eq!(service["path"], path);
+        assert_eq!(webhook["failurePolicy"], policy, "{path}");
+        assert_eq!(webhook["timeoutSeconds"], seconds, "{path}");
+        assert_eq!(webhook["sideEffects"], "None");
+        assert!(webhook["clientConfig"].get("caBundle").is_none(), "the controller writes it");
+        let rule = &webhook["rules"][0];
+        assert_eq!(strings(&rule["operations"]), ["CREATE", "UPDATE"]);
+        if policy == "Fail" {
+            assert_eq!(strings(&rule["apiGroups"]), [names::GROUP]);
+            assert_eq!(strings(&rule["apiVersions"]), [names::VERSION]);
+            assert!(
+                webhook["matchConditions"][0]["expression"].as_str().unwrap().contains(names::REQUESTED_BY)
+            );
+        }
+    }
+    let selector = &pods["namespaceSelector"];
+    assert_eq!(selector["matchLabels"], json!({names::INJECT: names::INJECT_ENABLED}));
+    let mut never = strings(&selector["matchExpressions"][0]["values"]);
+    never.sort_unstable();
+    let mut protected = names::PROTECTED_NAMESPACES.to_vec();
+    protected.sort_unstable();
+    assert_eq!(never, protected);
+    assert_eq!(selector["matchExpressions"][0]["operator"], "NotIn");
+    let condition = pods["matchConditions"][0]["expression"].as_str().unwrap();
+    for key in [names::FAULT, names::ORIGINAL_IMAGES, names::HELD_BY] {
+        assert!(condition.contains(&format!("'{key}'")), "{key} is not in {condition}");
+    }
+}
+
+#[test]
+fn nobody_may_exec_nor_read_other_secrets_nor_everything() {
+    for object in rendered() {
+        let (kind, name) = (object["kind"].as_str().unwrap(), &object["metadata"]["name"]);
+        for rule in list(&object["rules"]) {
+            let (resources, verbs) = (strings(&rule["resources"]), strings(&rule["verbs"]));
+            for words in [&resources, &verbs, &strings(&rule["apiGroups"])] {
+                assert!(!words.contains(&"*"), "{kind} {name} has a star");
+            }
+            assert!(!resources.iter().any(|resource| resource.starts_with("pods/exec")), "{kind} {name}");
+            if resources.contains(&"secrets") {
+                assert_eq!(kind, "Role", "{name} reads the cluster's secrets");
+                let named = strings(&rule["resourceNames"]);
+                let ours = [names::CA_SECRET, names::WEBHOOK_TLS_SECRET];
+                let reads = verbs.iter().any(|verb| *verb != "create");
+                assert!(
+                    !reads || (!named.is_empty() && named.iter().all(|name| ours.contains(name))),
+                    "{name}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_names_in_the_roles_are_those_of_the_code() {
+    let all = rendered();
+    let role = find(&all, "Role", names::CONTROLLER);
+    let named: Vec<_> =
+        list(&role["rules"]).iter().flat_map(|rule| strings(&rule["resourceNames"])).collect();
+    assert_eq!(named, [names::CA_SECRET, names::WEBHOOK_TLS_SECRET, names::CA_BUNDLE, names::LEASE]);
+    let role = find(&all, "Role", names::WEBHOOK);
+    assert_eq!(strings(&role["rules"][0]["resourceNames"]), [names::WEBHOOK_TLS_SECRET]);
+    for name in [names::CONTROLLER, names::WEBHOOK] {
+        for kind in ["RoleBinding", "ClusterRoleBinding"] {
+            let binding = find(&all, kind, name);
+            assert_eq!(binding["roleRef"]["name"], name);
+            assert_eq!(
+                binding["subjects"],
+                json!([{"kind": "ServiceAccount", "name": name, "namespace": names::NAMESPACE}])
+            );
+        }
+    }
+    let account = find(&all, "ServiceAccount", names::CONTROLLER);
+    let user = format!(
+        "system:serviceaccount:{}:{}",
+        names::NAMESPACE,
+        account["metadata"]["name"].as_str().unwrap()
+    );
+    assert_eq!(user, names::CONTROLLER_USER);
+}
+
+#[test]
+fn every_example_is_what_it_says_it_is() {
+    let mut seen = 0;
+    for entry in fs::read_dir(root().join("deploy/examples")).unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("# "), "{}: no comment on what it does", path.display());
+        for document in documents(&text) {
+            seen += 1;
+            if document["kind"] == "Pod" {
+                assert_eq!(document["metadata"]["labels"][names::FAULT], names::POD_FAILURE);
+                let keys = document["metadata"]["annotations"].as_object().unwrap();
+                let known = [names::UNTIL, names::CONTAINERS, names::FAULT_STYLE];
+                assert!(keys.keys().all(|key| known.contains(&key.as_str())), "{keys:?}");
+                continue;
+            }
+            let read: PodChaos = serde_json::from_value(document.clone())
+                .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            let mut stray = Vec::new();
+            lost(&document, &serde_json::to_value(read).unwrap(), "", &mut stray);
+            assert!(stray.is_empty(), "{}: {stray:?}", path.display());
+        }
+    }
+    assert!(seen >= 8);
+}
