@@ -24,7 +24,7 @@ impl Cluster {
     /// The process of that name, if it runs.
     pub(super) fn pid(&self, name: &str) -> Option<i32> {
         let pid = fs::read_to_string(self.pid_path(name)).ok()?.trim().parse().ok()?;
-        let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let arguments = arguments(pid)?;
         let mark = format!("{}/", self.state.display());
         arguments.windows(mark.len()).any(|window| window == mark.as_bytes()).then_some(pid)
     }
@@ -107,4 +107,20 @@ impl Cluster {
         let last = lines[lines.len().saturating_sub(TAIL)..].join("\n  ");
         format!("its log is {}, and ends:\n  {last}", path.display())
     }
+}
+
+/// The arguments of a process. In the middle of an exec they are empty for a moment, on a busy machine for a long one; a
+/// dead one's stay so.
+fn arguments(pid: i32) -> Option<Vec<u8>> {
+    for _ in 0..400 {
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let dead =
+            stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z") || rest.starts_with(" X"));
+        if dead || !arguments.is_empty() {
+            return Some(arguments);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    None
 }

@@ -1,5 +1,10 @@
 //! `cluster status`: what runs, and whether the cluster can be used.
 
+use std::{
+    fs,
+    time::{Duration, SystemTime},
+};
+
 use anyhow::{Result, bail};
 
 use super::{Cluster, components, config::NODE, node};
@@ -43,9 +48,38 @@ pub fn is_up(cluster: &Cluster) -> bool {
     all.all(|component| cluster.is_alive(component)) && node_is_ready(cluster)
 }
 
-/// Whether the API server says that the node is Ready.
+/// Whether the API server says that the node is Ready, and has heard so from the kubelet that runs now: after a kubelet's
+/// death what it said last stands for a while.
 pub fn node_is_ready(cluster: &Cluster) -> bool {
-    let path = r#"jsonpath={.status.conditions[?(@.type=="Ready")].status}"#;
+    let path =
+        r#"jsonpath={range .status.conditions[?(@.type=="Ready")]}{.status} {.lastHeartbeatTime}{end}"#;
     let mut command = cluster.kubectl_command(&["get", "node", NODE, "--request-timeout=5s", "-o", path]);
-    sh::output(&mut command).is_ok_and(|status| status == "True")
+    let started = fs::metadata(cluster.pid_path("kubelet")).and_then(|file| file.modified());
+    match (sh::output(&mut command), started) {
+        (Ok(said), Ok(started)) => is_ready_since(&said, started),
+        (Err(_), _) | (_, Err(_)) => false,
+    }
+}
+
+/// Heartbeats carry whole seconds.
+fn is_ready_since(said: &str, started: SystemTime) -> bool {
+    let Some(heard) = said.strip_prefix("True ").and_then(|time| time.parse::<jiff::Timestamp>().ok()) else {
+        return false;
+    };
+    SystemTime::from(heard) + Duration::from_secs(1) > started
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_present_kubelet_said_counts() {
+        let started = SystemTime::UNIX_EPOCH + Duration::from_millis(10_500);
+        assert!(is_ready_since("True 1970-01-01T00:00:10Z", started));
+        assert!(is_ready_since("True 1970-01-01T00:00:12Z", started));
+        assert!(!is_ready_since("True 1970-01-01T00:00:09Z", started));
+        assert!(!is_ready_since("False 1970-01-01T00:00:12Z", started));
+        assert!(!is_ready_since("", started));
+    }
 }
