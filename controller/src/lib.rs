@@ -13,4 +13,4 @@ pub mod enrol;
 pub mod health;
 pub mod lease;
 pub mod metrics;
-pub mod nodes;
+//pub mod nodes;
