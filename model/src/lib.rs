@@ -10,8 +10,10 @@
 //! - [`pod`]: the view of a pod that decisions are made on.
 //! - [`select`]: which pods, which of their containers, and why the rest are not.
 //! - [`substitute`]: pod-failure on one pod: images, record, holders.
+//! - [`admission`]: what becomes of a pod that is created or changed.
 //! - [`plan`]: the next step of an experiment.
 
+pub mod admission;
 pub mod error;
 pub mod plan;
 pub mod pod;

@@ -280,6 +280,16 @@ pub(crate) fn settle(pod: &mut Pod, mut record: Record, images: &FaultImages) {
 
 /// Put the originals back and remove every key of ours. `ours` are stand-ins beside those of the record.
 pub(crate) fn clean(pod: &mut Pod, record: Record, ours: &StandIns) {
+    let kept = record.extra.kept.clone();
+    restore_images(pod, record, ours);
+    if is_switched_on(pod) {
+        remove(&mut pod.metadata.labels, &[names::FAULT], kept.contains(&KeptMap::Labels));
+    }
+    remove(&mut pod.metadata.annotations, &ANNOTATIONS, kept.contains(&KeptMap::Annotations));
+}
+
+/// Put the originals back, and nothing else.
+pub(crate) fn restore_images(pod: &mut Pod, record: Record, ours: &StandIns) {
     let Record { mut originals, holders: _, extra, assume_ours } = record;
     let mut known = extra.stand_ins;
     known.merge(ours);
@@ -290,9 +300,6 @@ pub(crate) fn clean(pod: &mut Pod, record: Record, ours: &StandIns) {
             put_back(container, saved);
         }
     }
-    let meta = &mut pod.metadata;
-    remove(&mut meta.labels, &[names::FAULT], extra.kept.contains(&KeptMap::Labels));
-    remove(&mut meta.annotations, &ANNOTATIONS, extra.kept.contains(&KeptMap::Annotations));
 }
 
 /// Remove `keys`, and a map that is empty thereby.

@@ -221,6 +221,23 @@ impl Record {
         }
     }
 
+    /// This record, with what `stored` knows of images that this one leaves out.
+    pub(crate) fn on_top_of(mut self, stored: Self) -> Self {
+        let Self { originals, holders: _, extra: Extra { stand_ins, kept, taken_from: _ }, assume_ours: _ } =
+            stored;
+        for (container, image) in originals {
+            self.originals.entry(container).or_insert(image);
+        }
+        self.extra.stand_ins.merge(&stand_ins);
+        for map in kept {
+            if !self.extra.kept.contains(&map) {
+                self.extra.kept.push(map);
+            }
+        }
+        self.assume_ours = self.extra.stand_ins.is_empty();
+        self
+    }
+
     /// Add `holder`, or renew its entry in place.
     pub(crate) fn upsert(&mut self, holder: &Holder) {
         match self.holders.iter_mut().find(|held| held.uid == holder.uid) {
