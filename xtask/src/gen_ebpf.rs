@@ -33,9 +33,9 @@ pub fn build() -> Result<PathBuf> {
     ensure_rust_src()?;
     ensure_linker()?;
     let target = root.join("target/ebpf");
-    let cargo_home = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| {
-        env::var_os("HOME").map(|home| Path::new(&home).join(".cargo"))
-    });
+    let cargo_home = env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")));
     let mut flags = vec![
         "--cfg=bpf_target_arch=\"x86_64\"".to_owned(),
         "-Cdebuginfo=2".to_owned(),
@@ -92,7 +92,8 @@ pub fn refresh(check_only: bool) -> Result<()> {
     }
     ensure!(!check_only, "{OBJECT} was built from other sources: run `cargo xtask gen`");
     let object = build()?;
-    fs::copy(&object, root.join(OBJECT)).with_context(|| format!("copying {} to {OBJECT}", object.display()))?;
+    fs::copy(&object, root.join(OBJECT))
+        .with_context(|| format!("copying {} to {OBJECT}", object.display()))?;
     let tools = format!(
         "{}\n{LINKER} {LINKER_VERSION}\n",
         output(Command::new("rustc").args([&format!("+{TOOLCHAIN}"), "--version"]))?
@@ -140,7 +141,8 @@ fn ensure_rust_src() -> Result<()> {
         return Ok(());
     }
     eprintln!("adding rust-src to the {TOOLCHAIN} toolchain");
-    let by_rustup = Command::new("rustup").args(["component", "add", "rust-src", "--toolchain", TOOLCHAIN]).status();
+    let by_rustup =
+        Command::new("rustup").args(["component", "add", "rust-src", "--toolchain", TOOLCHAIN]).status();
     if by_rustup.is_ok_and(|status| status.success()) && library.join("core/src/lib.rs").exists() {
         return Ok(());
     }
@@ -214,9 +216,12 @@ fn mirror_in(text: &str) -> Option<(String, Option<String>)> {
 }
 
 fn llvm_strip() -> Option<PathBuf> {
-    let mut dirs: Vec<PathBuf> = env::var_os("PATH").map(|path| env::split_paths(&path).collect()).unwrap_or_default();
+    let mut dirs: Vec<PathBuf> =
+        env::var_os("PATH").map(|path| env::split_paths(&path).collect()).unwrap_or_default();
     if let Ok(sysroot) = sysroot() {
-        dirs.push(sysroot.join("lib/rustlib").join(format!("{}-unknown-linux-gnu", env::consts::ARCH)).join("bin"));
+        dirs.push(
+            sysroot.join("lib/rustlib").join(format!("{}-unknown-linux-gnu", env::consts::ARCH)).join("bin"),
+        );
     }
     dirs.iter().find_map(|dir| {
         let plain = dir.join("llvm-strip");

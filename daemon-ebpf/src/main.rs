@@ -1,0 +1,278 @@
+//! The eBPF programs: they signal the processes of a watched cgroup in their own context, and record what became of
+//! the signal.
+//!
+//! They decide nothing that the daemon could decide: which cgroup, which signal, which scope and when all come from
+//! the map of watches. They hold no offset of a kernel struct that was not read from the running kernel's BTF.
+//!
+//! The kernel lends `bpf_probe_read_kernel` to programs with a GPL-compatible licence only: this file (and the object
+//! built from it) is also offered under the MIT licence and the GPL, version 2.
+#![no_std]
+#![no_main]
+#![expect(
+    missing_docs,
+    reason = "the macros of aya-ebpf wrap each documented program in a function without documentation"
+)]
+
+use aya_ebpf::{
+    Global,
+    bindings::BPF_NOEXIST,
+    cty::c_void,
+    helpers::{
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_probe_read_kernel,
+        generated::{
+            bpf_get_current_ancestor_cgroup_id, bpf_get_current_task, bpf_ktime_get_boot_ns, bpf_send_signal,
+        },
+    },
+    macros::{map, perf_event, raw_tracepoint},
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
+    programs::{PerfEventContext, RawTracePointContext},
+};
+use aya_log_ebpf::debug;
+use squall_daemon_ebpf::*;
+
+#[map]
+static WATCHES: HashMap<u64, Watch> = HashMap::with_max_entries(MAX_WATCHES, 0);
+#[map]
+static LEVELS: Array<u32> = Array::with_max_entries(1, 0);
+#[map]
+static CLAIMS: HashMap<ProcessKey, Claim> = HashMap::with_max_entries(MAX_CLAIMS, 0);
+#[map]
+static RECORDS: RingBuf = RingBuf::with_byte_size(RECORDS_BYTES, 0);
+#[map]
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_SLOTS, 0);
+
+#[unsafe(no_mangle)]
+static OFFSETS: Global<Offsets> = Global::new(Offsets {
+    task_group_leader: 0,
+    task_tgid: 0,
+    task_start_boottime: 0,
+    task_signal: 0,
+    task_exit_code: 0,
+    signal_live: 0,
+    signal_group_exit_code: 0,
+    reserved: 0,
+});
+
+/// Runs every millisecond of CPU time of, and at every switch away from, a task of a watched cgroup.
+#[perf_event]
+pub fn signal_tasks(ctx: PerfEventContext) -> u32 {
+    let _ = signal_current(&ctx);
+    0
+}
+
+/// Runs in the *sender's* context: only the claim tells whose signal this is.
+#[raw_tracepoint(tracepoint = "signal_generate")]
+pub fn signal_generate(ctx: RawTracePointContext) -> i32 {
+    let _ = generated(&ctx);
+    0
+}
+
+/// Runs in the receiver's context, for SIGKILL too.
+#[raw_tracepoint(tracepoint = "signal_deliver")]
+pub fn signal_deliver(ctx: RawTracePointContext) -> i32 {
+    let _ = delivered(&ctx);
+    0
+}
+
+/// Runs in the context of the thread that ends.
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub fn sched_process_exit(ctx: RawTracePointContext) -> i32 {
+    let _ = exited(&ctx);
+    0
+}
+
+fn signal_current(ctx: &PerfEventContext) -> Option<()> {
+    let (cgroup, watch) = watch_of_current()?;
+    let task = current_task();
+    // A process whose last thread is on its way out keeps being switched; nothing is left to signal.
+    if live_threads(task)? == 0 {
+        return None;
+    }
+    let key = key_of(task)?;
+    match watch.scope {
+        SCOPE_ALL => {}
+        SCOPE_INIT if key.tgid == watch.init_tgid && key.start == watch.init_start => {}
+        _ => return None,
+    }
+    let claim = Claim { slot: watch.slot, signal: watch.signal, by: BY_EBPF, flags: 0 };
+    match CLAIMS.insert(key, claim, u64::from(BPF_NOEXIST)) {
+        Ok(()) => {}
+        Err(errno) => {
+            // -EEXIST is the daemon's, or our own, earlier claim; anything else means no room.
+            if errno != -17 {
+                count(COUNTER_UNCLAIMED);
+            }
+            return None;
+        }
+    }
+    // SAFETY: no pointer is passed.
+    if unsafe { bpf_send_signal(watch.signal) } != 0 {
+        let _ = CLAIMS.remove(key);
+        count(COUNTER_REFUSED);
+        return None;
+    }
+    emit(RECORD_SENT, watch.slot, cgroup, key, watch.signal, true);
+    debug!(ctx, "slot {}: signal {} sent to {}", watch.slot, watch.signal, key.tgid);
+    Some(())
+}
+
+fn generated(ctx: &RawTracePointContext) -> Option<()> {
+    let signal: i32 = ctx.arg(0);
+    let task: *const c_void = ctx.arg(2);
+    let result: i32 = ctx.arg(4);
+    let key = key_of(task as u64)?;
+    let claim = claim_of(key)?;
+    if claim.signal != signal as u32 || claim.flags & CLAIM_GENERATED != 0 {
+        return None;
+    }
+    claim.flags |= CLAIM_GENERATED;
+    emit(RECORD_GENERATED, claim.slot, 0, key, result as u32, false);
+    debug!(ctx, "slot {}: signal {} to {}: result {}", claim.slot, signal, key.tgid, result);
+    Some(())
+}
+
+fn delivered(ctx: &RawTracePointContext) -> Option<()> {
+    let (cgroup, watch) = watch_of_current()?;
+    let signal: i32 = ctx.arg(0);
+    if watch.signal != signal as u32 {
+        return None;
+    }
+    let key = key_of(current_task())?;
+    let claim = claim_of(key)?;
+    // SIGKILL is taken by each thread: the first one counts.
+    if claim.flags & CLAIM_DELIVERED != 0 {
+        return None;
+    }
+    claim.flags |= CLAIM_DELIVERED;
+    emit(RECORD_DELIVERED, watch.slot, cgroup, key, watch.signal, true);
+    debug!(ctx, "slot {}: signal {} delivered to {}", watch.slot, signal, key.tgid);
+    Some(())
+}
+
+fn exited(ctx: &RawTracePointContext) -> Option<()> {
+    let (cgroup, watch) = watch_of_current()?;
+    let task = current_task();
+    // A leader may end before its threads; the process has ended with its last thread. Two threads that end together
+    // may both see zero: the daemon drops the second record.
+    if live_threads(task)? != 0 {
+        return None;
+    }
+    let key = key_of(task)?;
+    let status = exit_status(task).unwrap_or(UNKNOWN_EXIT);
+    emit(RECORD_EXITED, watch.slot, cgroup, key, status, true);
+    let _ = CLAIMS.remove(key);
+    debug!(ctx, "slot {}: {} exited with status {}", watch.slot, key.tgid, status);
+    Some(())
+}
+
+/// The watch that the current task is under, if it has been fired.
+#[inline(always)]
+fn watch_of_current() -> Option<(u64, Watch)> {
+    let levels = *LEVELS.get(0)?;
+    let mut level = 1;
+    while level <= MAX_LEVEL {
+        if levels & (1 << level) != 0 {
+            // SAFETY: no pointer is passed.
+            let id = unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) };
+            if id == 0 {
+                return None;
+            }
+            // SAFETY: the daemon replaces the value as a whole, and it is copied at once.
+            if let Some(watch) = unsafe { WATCHES.get(id) } {
+                return if watch.fire != 0 { Some((id, *watch)) } else { None };
+            }
+        }
+        level += 1;
+    }
+    None
+}
+
+#[inline(always)]
+fn claim_of(key: ProcessKey) -> Option<&'static mut Claim> {
+    // SAFETY: the entry stays until the program ends; a flag lost between two CPUs costs one record too many.
+    CLAIMS.get_ptr_mut(key).map(|claim| unsafe { &mut *claim })
+}
+
+#[inline(always)]
+fn current_task() -> u64 {
+    // SAFETY: no pointer is passed.
+    unsafe { bpf_get_current_task() }
+}
+
+#[inline(always)]
+fn key_of(task: u64) -> Option<ProcessKey> {
+    let at = OFFSETS.load();
+    let leader: u64 = read(task, at.task_group_leader)?;
+    let started: u64 = read(leader, at.task_start_boottime)?;
+    let tgid: u32 = read(task, at.task_tgid)?;
+    Some(ProcessKey { start: started / NANOS_PER_TICK, tgid, reserved: 0 })
+}
+
+#[inline(always)]
+fn live_threads(task: u64) -> Option<u32> {
+    let at = OFFSETS.load();
+    read(read(task, at.task_signal)?, at.signal_live)
+}
+
+#[inline(always)]
+fn exit_status(task: u64) -> Option<u32> {
+    let at = OFFSETS.load();
+    // As in the kernel's own wait: the code of the group where there is one, else the leader's.
+    let group: u32 = read(read(task, at.task_signal)?, at.signal_group_exit_code)?;
+    if group != 0 {
+        return Some(group);
+    }
+    read(read(task, at.task_group_leader)?, at.task_exit_code)
+}
+
+#[inline(always)]
+fn read<T>(base: u64, offset: u32) -> Option<T> {
+    // SAFETY: the helper checks the address and fails instead of faulting.
+    unsafe { bpf_probe_read_kernel((base + u64::from(offset)) as *const T) }.ok()
+}
+
+#[inline(always)]
+fn emit(kind: u32, slot: u32, cgroup: u64, key: ProcessKey, value: u32, in_target: bool) {
+    let Some(mut entry) = RECORDS.reserve::<Record>(0) else {
+        count(COUNTER_LOST);
+        return;
+    };
+    let (comm, pid) = if in_target {
+        (bpf_get_current_comm().unwrap_or_default(), bpf_get_current_pid_tgid() as u32)
+    } else {
+        ([0; 16], key.tgid)
+    };
+    // SAFETY: no pointer is passed.
+    let ktime = unsafe { bpf_ktime_get_boot_ns() };
+    entry.write(Record {
+        ktime,
+        cgroup,
+        start: key.start,
+        kind,
+        slot,
+        tgid: key.tgid,
+        pid,
+        value,
+        reserved: 0,
+        comm,
+    });
+    entry.submit(0);
+}
+
+#[inline(always)]
+fn count(counter: u32) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter) {
+        // SAFETY: per CPU, and valid while the program runs.
+        unsafe { *value += 1 };
+    }
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,288 @@
+//! The loaded object: its programs, its maps, and the task that hands each record to the watch that it belongs to.
+//!
+//! Lives as long as somebody holds it. Refuses nothing and decides nothing.
+
+use std::{
+    collections::HashMap as StdHashMap,
+    fmt, io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf},
+    programs::{PerfEvent, RawTracePoint},
+};
+use squall_daemon_ebpf::{
+    COUNTER_LOST, COUNTER_UNCLAIMED, Claim, GLOBAL_OFFSETS, MAP_CLAIMS, MAP_COUNTERS, MAP_LEVELS,
+    MAP_RECORDS, MAP_WATCHES, MAX_LEVEL, Offsets, PROGRAM_SIGNAL_TASKS, PROGRAMS_RAW_TRACEPOINT, ProcessKey,
+    Record, Watch,
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    task::AbortHandle,
+};
+
+use super::{EbpfError, lock};
+
+const BPF_ANY: u64 = 0;
+const BPF_NOEXIST: u64 = 1;
+
+static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../daemon-ebpf/squall.bpf.o"));
+
+type Routes = Arc<Mutex<StdHashMap<u32, UnboundedSender<Record>>>>;
+
+/// Programs and maps in the kernel.
+pub struct Loaded {
+    /// Last to be looked at, first to be dropped: its links detach the tracepoints.
+    _object: Mutex<Ebpf>,
+    signal_program: OwnedFd,
+    watches: Mutex<Watches>,
+    claims: Mutex<HashMap<MapData, ProcessKey, Claim>>,
+    counters: PerCpuArray<MapData, u64>,
+    routes: Routes,
+    slots: AtomicU32,
+    readers: Vec<AbortHandle>,
+}
+
+struct Watches {
+    by_cgroup: HashMap<MapData, u64, Watch>,
+    mask: Array<MapData, u32>,
+    /// How many watches there are at each level.
+    levels: [u32; MAX_LEVEL as usize + 1],
+}
+
+impl fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loaded").finish_non_exhaustive()
+    }
+}
+
+impl Loaded {
+    /// Loads the object, attaches the tracepoints and starts reading.
+    pub fn load(offsets: &Offsets, log_level: u8) -> Result<Self, EbpfError> {
+        let load = |error: Box<dyn std::error::Error + Send + Sync>| EbpfError::Load(error);
+        let mut object = EbpfLoader::new()
+            .override_global(GLOBAL_OFFSETS, offsets, true)
+            .override_global(aya_log::LEVEL, &log_level, true)
+            .load(OBJECT)
+            .map_err(|error| load(error.into()))?;
+
+        let mut readers = Vec::new();
+        if log_level > 0 {
+            let logger = aya_log::EbpfLogger::init(&mut object).map_err(|error| load(error.into()))?;
+            readers.push(read_log(logger).map_err(|error| load(error.into()))?);
+        }
+        let routes = Routes::default();
+        let records: RingBuf<_> = take(&mut object, MAP_RECORDS)?;
+        let watches = Watches {
+            by_cgroup: take(&mut object, MAP_WATCHES)?,
+            mask: take(&mut object, MAP_LEVELS)?,
+            levels: [0; MAX_LEVEL as usize + 1],
+        };
+        let claims = take(&mut object, MAP_CLAIMS)?;
+        let counters = take(&mut object, MAP_COUNTERS)?;
+
+        let signal: &mut PerfEvent = program(&mut object, PROGRAM_SIGNAL_TASKS)?;
+        signal.load().map_err(|error| load(error.into()))?;
+        let signal_program = signal
+            .fd()
+            .map_err(io::Error::other)
+            .and_then(|fd| fd.as_fd().try_clone_to_owned())
+            .map_err(|error| load(error.into()))?;
+        for (name, tracepoint) in PROGRAMS_RAW_TRACEPOINT {
+            let tracing: &mut RawTracePoint = program(&mut object, name)?;
+            tracing.load().map_err(|error| load(error.into()))?;
+            tracing
+                .attach(tracepoint)
+                .map_err(|error| EbpfError::Attach { program: name, source: error.into() })?;
+        }
+        readers.push(read_records(records, Arc::clone(&routes)).map_err(|error| load(error.into()))?);
+        Ok(Self {
+            _object: Mutex::new(object),
+            signal_program,
+            watches: Mutex::new(watches),
+            claims: Mutex::new(claims),
+            counters,
+            routes,
+            slots: AtomicU32::new(1),
+            readers,
+        })
+    }
+
+    /// A number for a watch.
+    pub fn next_slot(&self) -> u32 {
+        self.slots.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The program to be set on perf events.
+    pub fn signal_program(&self) -> BorrowedFd<'_> {
+        self.signal_program.as_fd()
+    }
+
+    /// Enters a watch; its records come through the channel.
+    pub fn enter(
+        &self,
+        cgroup: u64,
+        level: u32,
+        watch: Watch,
+    ) -> Result<UnboundedReceiver<Record>, EbpfError> {
+        let mut watches = lock(&self.watches);
+        watches
+            .by_cgroup
+            .insert(cgroup, watch, BPF_NOEXIST)
+            .map_err(|error| if exists(&error) { EbpfError::Busy } else { map_error(MAP_WATCHES)(error) })?;
+        let (sender, receiver) = unbounded_channel();
+        lock(&self.routes).insert(watch.slot, sender);
+        watches.levels[level as usize] += 1;
+        if let Err(error) = watches.write_mask() {
+            drop(watches);
+            self.leave(cgroup, level, watch.slot);
+            return Err(error);
+        }
+        Ok(receiver)
+    }
+
+    /// Replaces a watch.
+    pub fn set_watch(&self, cgroup: u64, watch: Watch) -> Result<(), EbpfError> {
+        lock(&self.watches).by_cgroup.insert(cgroup, watch, BPF_ANY).map_err(map_error(MAP_WATCHES))
+    }
+
+    /// Takes a watch and its claims away.
+    pub fn leave(&self, cgroup: u64, level: u32, slot: u32) {
+        let mut watches = lock(&self.watches);
+        if let Err(error) = watches.by_cgroup.remove(&cgroup) {
+            tracing::warn!(cgroup, %error, "could not remove a watch");
+        }
+        watches.levels[level as usize] = watches.levels[level as usize].saturating_sub(1);
+        if let Err(error) = watches.write_mask() {
+            tracing::warn!(%error, "could not narrow the levels that are watched");
+        }
+        drop(watches);
+        lock(&self.routes).remove(&slot);
+        let mut claims = lock(&self.claims);
+        let ours: Vec<_> =
+            claims.iter().flatten().filter(|(_, claim)| claim.slot == slot).map(|(key, _)| key).collect();
+        for key in ours {
+            // Gone is what it shall be: the process may have ended meanwhile.
+            let _ = claims.remove(&key);
+        }
+    }
+
+    /// Claims a process; `false` when somebody else was first.
+    pub fn claim(&self, key: ProcessKey, claim: Claim) -> Result<bool, EbpfError> {
+        match lock(&self.claims).insert(key, claim, BPF_NOEXIST) {
+            Ok(()) => Ok(true),
+            Err(error) if exists(&error) => Ok(false),
+            Err(error) => Err(map_error(MAP_CLAIMS)(error)),
+        }
+    }
+
+    /// Gives a claim back.
+    pub fn unclaim(&self, key: ProcessKey) {
+        // Gone is what it shall be.
+        let _ = lock(&self.claims).remove(&key);
+    }
+
+    /// Records lost and claims that found no room, over all CPUs.
+    pub fn lost(&self) -> u64 {
+        let sum = |counter| {
+            self.counters.get(&counter, 0).map(|values| values.iter().sum::<u64>()).unwrap_or_default()
+        };
+        sum(COUNTER_LOST) + sum(COUNTER_UNCLAIMED)
+    }
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        for reader in &self.readers {
+            reader.abort();
+        }
+    }
+}
+
+impl Watches {
+    fn write_mask(&mut self) -> Result<(), EbpfError> {
+        let used = self.levels.iter().enumerate().filter(|(_, count)| **count > 0);
+        let mask = used.fold(0u32, |mask, (level, _)| mask | 1 << level);
+        self.mask.set(0, mask, BPF_ANY).map_err(map_error(MAP_LEVELS))
+    }
+}
+
+fn take<M: TryFrom<aya::maps::Map, Error = MapError>>(
+    object: &mut Ebpf,
+    name: &'static str,
+) -> Result<M, EbpfError> {
+    let missing = || EbpfError::Load(format!("the object has no map {name}").into());
+    object.take_map(name).ok_or_else(missing)?.try_into().map_err(map_error(name))
+}
+
+fn program<'a, P>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, EbpfError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
+{
+    let missing = || EbpfError::Load(format!("the object has no program {name}").into());
+    object
+        .program_mut(name)
+        .ok_or_else(missing)?
+        .try_into()
+        .map_err(|error: aya::programs::ProgramError| EbpfError::Load(error.into()))
+}
+
+fn map_error(map: &'static str) -> impl Fn(MapError) -> EbpfError {
+    move |error| EbpfError::Map { map, source: error.into() }
+}
+
+fn exists(error: &MapError) -> bool {
+    match error {
+        MapError::SyscallError(error) => error.io_error.raw_os_error() == Some(libc::EEXIST),
+        _ => false,
+    }
+}
+
+fn read_records(records: RingBuf<MapData>, routes: Routes) -> io::Result<AbortHandle> {
+    let mut fd = register(records)?;
+    let task = tokio::spawn(async move {
+        while let Ok(mut guard) = fd.readable_mut().await {
+            while let Some(item) = guard.get_inner_mut().next() {
+                let Some(record) = parse(&item) else { continue };
+                // A watch that has been disarmed meanwhile wants no records.
+                if let Some(route) = lock(&routes).get(&record.slot) {
+                    let _ = route.send(record);
+                }
+            }
+            guard.clear_ready();
+        }
+    });
+    Ok(task.abort_handle())
+}
+
+fn parse(bytes: &[u8]) -> Option<Record> {
+    if bytes.len() != size_of::<Record>() {
+        return None;
+    }
+    // SAFETY: the length fits, every bit pattern is a record, and the read needs no alignment.
+    Some(unsafe { bytes.as_ptr().cast::<Record>().read_unaligned() })
+}
+
+fn register<T: AsRawFd>(map: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: each map owns its descriptor and keeps it for life.
+    unsafe { AsyncFd::register_with_interest(map, Interest::READABLE) }.map_err(Into::into)
+}
+
+fn read_log(logger: aya_log::EbpfLogger<&'static dyn log::Log>) -> io::Result<AbortHandle> {
+    let mut fd = register(logger)?;
+    let task = tokio::spawn(async move {
+        while let Ok(mut guard) = fd.readable_mut().await {
+            guard.get_inner_mut().flush();
+            guard.clear_ready();
+        }
+    });
+    Ok(task.abort_handle())
+}

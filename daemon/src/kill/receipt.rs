@@ -1,0 +1,257 @@
+//! Collects what came of a kill, until every process that was signalled has ended.
+//!
+//! Two sources: the records of the programs (with kernel times and exit codes) and the pidfds (which alone say that a
+//! process is gone for good). It changes nothing but what [`super::strike`] left to do: in scope `all` a process that
+//! shows up late is signalled too.
+
+use std::time::{Duration, SystemTime};
+
+use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use squall_daemon_ebpf::{
+    GENERATED_IGNORED, RECORD_DELIVERED, RECORD_EXITED, RECORD_GENERATED, RECORD_SENT, Record, UNKNOWN_EXIT,
+};
+use tokio::time::{Instant, sleep_until};
+
+use super::strike::{Key, Striker, key_of};
+use crate::{
+    ebpf::Records,
+    report::{Evidence, Note, ProcessReceipt, Reason, Receipt, State},
+};
+
+/// After this long a signal that everyone left ignores or blocks is called ignored.
+pub const IGNORED_AFTER: Duration = Duration::from_secs(10);
+/// After this long a signal that was taken, but ended nobody, is called so too.
+pub const SURVIVED_AFTER: Duration = Duration::from_secs(120);
+/// How long the last records may take after the last process is gone.
+const STRAGGLERS: Duration = Duration::from_millis(50);
+/// This many descriptors are held for waiting; the rest is looked at when these have ended.
+const WAITED_FOR: usize = 512;
+/// This many processes are named in a receipt.
+pub const NAMED: usize = 64;
+
+/// What became of a kill.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// Done, or failed with the reason.
+    pub state: State,
+    /// For people.
+    pub message: String,
+    /// The receipt.
+    pub receipt: Receipt,
+}
+
+/// A kill under way.
+pub struct Collector {
+    striker: Striker,
+    records: Option<Records>,
+    evidence: Evidence,
+    evidence_error: String,
+    ordered: SystemTime,
+    fired: SystemTime,
+}
+
+enum Event {
+    Record(Box<Record>),
+    NoMoreRecords,
+    Ended(Key),
+    NobodyWaitedFor,
+    Ignored,
+    Survived,
+}
+
+impl Collector {
+    pub(super) fn new(
+        striker: Striker,
+        records: Option<Records>,
+        evidence: Evidence,
+        evidence_error: String,
+        ordered: SystemTime,
+        fired: SystemTime,
+    ) -> Self {
+        Self { striker, records, evidence, evidence_error, ordered, fired }
+    }
+
+    /// The receipt as it stands.
+    pub fn receipt(&self) -> Receipt {
+        let mut processes: Vec<ProcessReceipt> = self.striker.hit.values().cloned().collect();
+        // The container's own process first, then in the order of signalling.
+        processes.sort_by_key(|process| (!process.init, process.sent, process.pid));
+        processes.truncate(NAMED);
+        Receipt {
+            evidence: self.evidence,
+            evidence_error: self.evidence_error.clone(),
+            signal: self.striker.signal(),
+            ordered: self.ordered,
+            fired: Some(self.fired),
+            processes,
+            lost: self.striker.armed().map_or(0, crate::ebpf::Armed::lost),
+        }
+    }
+
+    /// Waits until everyone who was signalled has ended. `init_exit` gives the exit code of the container's first
+    /// process from another source, for when the programs can't.
+    pub async fn collect(mut self, init_exit: impl Future<Output = Option<i32>> + Send) -> Outcome {
+        let mut waiting: FuturesUnordered<BoxFuture<'static, Key>> = FuturesUnordered::new();
+        let start = Instant::now();
+        let (mut ignored_called, ignored_at, survived_at) =
+            (false, start + IGNORED_AFTER, start + SURVIVED_AFTER);
+        loop {
+            for process in self.striker.opened.drain(..) {
+                if waiting.len() < WAITED_FOR {
+                    waiting.push(Box::pin(async move {
+                        // If waiting is not possible the process is looked at again when nobody is waited for.
+                        if process.exited().await.is_err() {
+                            tokio::time::sleep(STRAGGLERS).await;
+                        }
+                        (process.pid(), process.start())
+                    }));
+                }
+            }
+            let event = tokio::select! {
+                biased;
+                record = next(&mut self.records) => match record {
+                    Some(record) => Event::Record(Box::new(record)),
+                    None => Event::NoMoreRecords,
+                },
+                ended = waiting.next() => ended.map_or(Event::NobodyWaitedFor, Event::Ended),
+                () = sleep_until(ignored_at), if !ignored_called => Event::Ignored,
+                () = sleep_until(survived_at) => Event::Survived,
+            };
+            match event {
+                Event::Record(record) => self.take(&record),
+                Event::NoMoreRecords => self.records = None,
+                Event::Ended(key) => self.ended(key),
+                Event::NobodyWaitedFor => {
+                    self.look_again();
+                    if self.striker.opened.is_empty()
+                        && !self.striker.strike().await
+                        && self.striker.opened.is_empty()
+                    {
+                        return self.finish(init_exit).await;
+                    }
+                }
+                Event::Ignored => {
+                    ignored_called = true;
+                    if self.left().all(|process| process.note.is_some()) {
+                        return self.give_up("ignore it or have it blocked", IGNORED_AFTER);
+                    }
+                }
+                Event::Survived => return self.give_up("go on all the same", SURVIVED_AFTER),
+            }
+        }
+    }
+
+    fn take(&mut self, record: &Record) {
+        let Some(at) = self.striker.armed().map(|armed| armed.clock().at(record.ktime)) else { return };
+        let key = key_of(record);
+        if record.kind == RECORD_SENT {
+            let length = record.comm.iter().position(|byte| *byte == 0).unwrap_or(record.comm.len());
+            let comm = String::from_utf8_lossy(&record.comm[..length]).into_owned();
+            self.striker.sent_by_program(record, comm, at);
+            return;
+        }
+        // What others of the cgroup do is not this kill's work.
+        let Some(process) = self.striker.hit.get_mut(&key) else { return };
+        match record.kind {
+            RECORD_GENERATED if record.value == GENERATED_IGNORED => process.note = Some(Note::Ignored),
+            RECORD_GENERATED => {}
+            RECORD_DELIVERED => {
+                process.delivered.get_or_insert(at);
+                // Delivered is stronger than what was read of its mask a moment ago.
+                process.note = None;
+            }
+            RECORD_EXITED => {
+                // A guess by the pidfd, a moment too late, gives way to the kernel's own time.
+                process.exited = Some(at);
+                if record.value != UNKNOWN_EXIT {
+                    process.exit_code = Some(shell_code(record.value));
+                }
+            }
+            other => tracing::warn!(kind = other, "a record of a kind that is not known"),
+        }
+    }
+
+    fn ended(&mut self, key: Key) {
+        if let Some(process) = self.striker.hit.get_mut(&key) {
+            process.exited.get_or_insert_with(SystemTime::now);
+        }
+    }
+
+    /// Looks at those whose end nobody has told.
+    fn look_again(&mut self) {
+        let left: Vec<Key> = self.left().map(|process| (process.pid, process.start)).collect();
+        for key in left {
+            match self.striker.reopen(key) {
+                Some(process) => self.striker.opened.push(process),
+                None => self.ended(key),
+            }
+        }
+    }
+
+    fn left(&self) -> impl Iterator<Item = &ProcessReceipt> {
+        self.striker.hit.values().filter(|process| process.exited.is_none())
+    }
+
+    async fn finish(mut self, init_exit: impl Future<Output = Option<i32>>) -> Outcome {
+        // The records of the last ends may still be on their way.
+        let until = Instant::now() + STRAGGLERS;
+        while self.evidence == Evidence::Ebpf
+            && self.striker.hit.values().any(|process| process.exit_code.is_none())
+        {
+            match tokio::time::timeout_at(until, next(&mut self.records)).await {
+                Ok(Some(record)) => self.take(&record),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        let unknown =
+            self.striker.hit.values_mut().find(|process| process.init && process.exit_code.is_none());
+        if let Some(init) = unknown {
+            init.exit_code = tokio::time::timeout(STRAGGLERS * 4, init_exit).await.ok().flatten();
+        }
+        let count = self.striker.hit.len();
+        let message = match count {
+            0 => "nobody was left to signal".to_owned(),
+            1 => "1 process was signalled and has exited".to_owned(),
+            _ => format!("{count} processes were signalled and have exited"),
+        };
+        let state = if count == 0 { State::Failed(Reason::ContainerGone) } else { State::Done };
+        Outcome { state, message, receipt: self.receipt() }
+    }
+
+    fn give_up(&self, how: &str, after: Duration) -> Outcome {
+        let left = self.left().count();
+        let message = format!(
+            "signal {} was sent, but {left} processes {how} after {} s",
+            self.striker.signal(),
+            after.as_secs()
+        );
+        Outcome { state: State::Failed(Reason::SignalIgnored), message, receipt: self.receipt() }
+    }
+}
+
+async fn next(records: &mut Option<Records>) -> Option<Record> {
+    match records {
+        Some(records) => records.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The wait status as a shell would show it.
+fn shell_code(status: u32) -> i32 {
+    let signal = status & 0x7f;
+    (if signal == 0 { (status >> 8) & 0xff } else { 128 + signal }) as i32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shell_code;
+
+    #[test]
+    fn wait_statuses() {
+        assert_eq!(shell_code(0), 0);
+        assert_eq!(shell_code(3 << 8), 3);
+        assert_eq!(shell_code(9), 137);
+        // Core dumped.
+        assert_eq!(shell_code(0x80 | 11), 139);
+    }
+}

@@ -1,0 +1,197 @@
+//! The daemon's half of the signalling: each process is opened, checked, claimed, and then signalled.
+//!
+//! Refuses to signal a process that the program has claimed, or that is not in the container's cgroup at that moment.
+
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
+
+use squall_daemon_ebpf::Record;
+
+use crate::{
+    cgroup::Target,
+    ebpf::{Armed, EbpfError},
+    order::{Kill, Scope},
+    process::{Disposition, Process},
+    report::{Evidence, Note, ProcessReceipt},
+};
+
+/// A process for all time.
+pub type Key = (i32, u64);
+
+/// A claim may fail for want of room; then this many rounds are made over those that are left.
+const ROUNDS: u32 = 64;
+
+/// Who is signalled, and who was.
+pub struct Striker {
+    target: Target,
+    kill: Kill,
+    init: Key,
+    /// Held until it has been signalled: nobody can take its PID.
+    init_process: Option<Process>,
+    armed: Option<Arc<Armed>>,
+    /// Everyone who was signalled, by whomever.
+    pub(super) hit: BTreeMap<Key, ProcessReceipt>,
+    /// Those of them whose end can be waited for.
+    pub(super) opened: Vec<Process>,
+}
+
+impl Striker {
+    pub(super) fn new(target: Target, kill: Kill, init: Process, armed: Option<Arc<Armed>>) -> Self {
+        let key = (init.pid(), init.start());
+        Self {
+            target,
+            kill,
+            init: key,
+            init_process: Some(init),
+            armed,
+            hit: BTreeMap::new(),
+            opened: Vec::new(),
+        }
+    }
+
+    pub(super) fn signal(&self) -> i32 {
+        self.kill.signal
+    }
+
+    pub(super) fn armed(&self) -> Option<&Armed> {
+        self.armed.as_deref()
+    }
+
+    /// Lets the programs act; `false` when there are none.
+    pub(super) fn open_fire(&mut self) -> Result<bool, EbpfError> {
+        let Some(armed) = &self.armed else { return Ok(false) };
+        if let Err(error) = armed.fire() {
+            self.armed = None;
+            return Err(error);
+        }
+        Ok(true)
+    }
+
+    /// Signals everyone who has not been, until nobody is left who has not been. Says whether it hit anyone.
+    pub(super) async fn strike(&mut self) -> bool {
+        let mut any = false;
+        match self.kill.scope {
+            Scope::Init => {
+                if let Some(init) = self.init_process.take() {
+                    any |= self.hit_one(init);
+                }
+            }
+            Scope::All => {
+                for _ in 0..ROUNDS {
+                    if !self.round().await {
+                        break;
+                    }
+                    any = true;
+                }
+            }
+        }
+        any
+    }
+
+    /// One round over the processes of the cgroup; the first process comes last, because its end is that of all others,
+    /// by SIGKILL, in its PID namespace.
+    async fn round(&mut self) -> bool {
+        let mut any = false;
+        for (count, pid) in self.target.processes().into_iter().enumerate() {
+            // Other faults shall not wait for a container with thousands of processes.
+            if count % 64 == 63 {
+                tokio::task::yield_now().await;
+            }
+            if pid == self.init.0 {
+                continue;
+            }
+            let Ok(process) = Process::open(self.target.proc(), pid) else { continue };
+            if self.hit.contains_key(&(pid, process.start())) {
+                continue;
+            }
+            match process.memberships() {
+                Ok(memberships) if self.target.holds(&memberships) => any |= self.hit_one(process),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        if let Some(init) = self.init_process.take() {
+            any |= self.hit_one(init);
+        }
+        any
+    }
+
+    /// Claims and signals one process; `false` if somebody else has, or it is gone.
+    fn hit_one(&mut self, process: Process) -> bool {
+        let key = (process.pid(), process.start());
+        match self.armed.as_deref().map(|armed| armed.claim(key.0, key.1)) {
+            // Without the programs there is nobody to share with.
+            None | Some(Ok(true)) => {}
+            Some(Ok(false)) => {
+                // The program has sent, or is about to; its record will tell the exact time.
+                self.add(key, process.comm(), Evidence::Ebpf, SystemTime::now(), None);
+                self.opened.push(process);
+                return true;
+            }
+            Some(Err(error)) => {
+                // No room: if the programs can't claim either, only we can send.
+                tracing::warn!(pid = key.0, %error, "could not claim a process");
+            }
+        }
+        let comm = process.comm();
+        let sent = SystemTime::now();
+        if let Err(error) = process.send(self.kill.signal) {
+            tracing::debug!(pid = key.0, %error, "not signalled");
+            if let Some(armed) = &self.armed {
+                armed.unclaim(key.0, key.1);
+            }
+            return false;
+        }
+        let note = note(&process, self.kill.signal);
+        self.add(key, comm, Evidence::Pidfd, sent, note);
+        self.opened.push(process);
+        true
+    }
+
+    /// Takes note of a process that the program has signalled.
+    pub(super) fn sent_by_program(&mut self, record: &Record, comm: String, at: SystemTime) {
+        let key = key_of(record);
+        let process = Process::open_started(self.target.proc(), key.0, key.1).ok();
+        let note = process.as_ref().and_then(|process| note(process, self.kill.signal));
+        let known = self.hit.contains_key(&key);
+        self.add(key, comm, Evidence::Ebpf, at, note);
+        if let Some(hit) = self.hit.get_mut(&key) {
+            hit.sent = at;
+            hit.note = hit.note.or(note);
+        }
+        if !known {
+            self.opened.extend(process);
+        }
+    }
+
+    /// Whether `key` still runs.
+    pub(super) fn reopen(&self, key: Key) -> Option<Process> {
+        Process::open_started(self.target.proc(), key.0, key.1).ok()
+    }
+
+    fn add(&mut self, key: Key, comm: String, sent_by: Evidence, sent: SystemTime, note: Option<Note>) {
+        self.hit.entry(key).or_insert(ProcessReceipt {
+            pid: key.0,
+            start: key.1,
+            comm,
+            init: key == self.init,
+            sent_by,
+            sent,
+            delivered: None,
+            exited: None,
+            exit_code: None,
+            note,
+        });
+    }
+}
+
+/// The process that a record is about.
+pub fn key_of(record: &Record) -> Key {
+    (i32::try_from(record.tgid).unwrap_or(0), record.start)
+}
+
+fn note(process: &Process, signal: i32) -> Option<Note> {
+    match process.disposition(signal).ok()? {
+        Disposition::Default | Disposition::Caught => None,
+        Disposition::Ignored => Some(Note::Ignored),
+        Disposition::Blocked => Some(Note::Blocked),
+    }
+}

@@ -1,0 +1,14 @@
+//! Squall's node daemon: faults on containers of one node, carried out as ordered and undone when their time is over.
+//!
+//! It knows containers, cgroups, processes and signals; it knows nothing of experiments and has no access to the
+//! Kubernetes API. `main.rs` wires; the kernel tests use the same rooms.
+
+pub mod cgroup;
+pub mod clock;
+pub mod ebpf;
+//pub mod journal;
+pub mod kill;
+pub mod order;
+pub mod process;
+pub mod report;
+pub mod runtime;

@@ -1,0 +1,253 @@
+//! An order, parsed once: after this there are no unspecified enums, no missing parts and no numbers out of range.
+//!
+//! Refuses by naming the field. An unknown *action* is not refused here: it becomes an order that is reported as
+//! unsupported, so that one new kind of fault does not stop the others of the same state.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use squall_api::grpc;
+
+use crate::report::Generation;
+
+/// A field of an order that makes no sense.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{field}: {problem}")]
+pub struct OrderError {
+    /// The field.
+    pub field: String,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+/// The whole desired state of the node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Desired {
+    /// How new it is.
+    pub generation: Generation,
+    /// The node that it is for.
+    pub node: String,
+    /// Every fault that the node shall have.
+    pub faults: Vec<Order>,
+}
+
+/// One fault.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Order {
+    /// Names it for good.
+    pub id: String,
+    /// For the log.
+    pub experiment: String,
+    /// What is to be hit.
+    pub container: ContainerRef,
+    /// How far to go.
+    pub stage: Stage,
+    /// How long it stands without being renewed.
+    pub ttl: Duration,
+    /// What to do; `None`: this daemon does not know it.
+    pub kill: Option<Kill>,
+}
+
+/// What an order says of its container; all of it must be true.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerRef {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub pod: String,
+    /// The pod's UID.
+    pub pod_uid: String,
+    /// The container's name in the pod.
+    pub name: String,
+    /// Which runtime's it is: what stands before `://`.
+    pub scheme: String,
+    /// Its ID at that runtime.
+    pub id: String,
+}
+
+/// How far to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Prepare, without any effect.
+    Arm,
+    /// Carry out.
+    Fire,
+}
+
+/// A signal to processes of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kill {
+    /// The signal.
+    pub signal: i32,
+    /// To whom.
+    pub scope: Scope,
+}
+
+/// Whom a kill hits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Scope {
+    /// The container's first process.
+    Init,
+    /// Each of its processes.
+    All,
+}
+
+/// A fault that is not renewed ends after this long, if the order does not say.
+pub const DEFAULT_TTL: Duration = Duration::from_secs(60);
+
+impl TryFrom<grpc::NodeState> for Desired {
+    type Error = OrderError;
+
+    fn try_from(state: grpc::NodeState) -> Result<Self, OrderError> {
+        let grpc::NodeState { generation, node, faults } = state;
+        let grpc::Generation { term, counter } =
+            generation.ok_or_else(|| wrong("generation", "is missing"))?;
+        let faults: Vec<Order> = faults
+            .into_iter()
+            .enumerate()
+            .map(|(index, fault)| order(index, fault))
+            .collect::<Result<_, _>>()?;
+        let mut ids: Vec<&str> = faults.iter().map(|fault| fault.id.as_str()).collect();
+        ids.sort_unstable();
+        if let Some(pair) = ids.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(wrong("faults", &format!("{} is there twice", pair[0])));
+        }
+        Ok(Self { generation: Generation { term, counter }, node, faults })
+    }
+}
+
+fn order(index: usize, fault: grpc::Fault) -> Result<Order, OrderError> {
+    let grpc::Fault { id, experiment, container, stage, ttl, action } = fault;
+    let field = |name: &str| format!("faults[{index}].{name}");
+    if id.is_empty() {
+        return Err(wrong(&field("id"), "is empty"));
+    }
+    let stage = match grpc::Stage::try_from(stage) {
+        Ok(grpc::Stage::Arm) => Stage::Arm,
+        Ok(grpc::Stage::Fire) => Stage::Fire,
+        Ok(grpc::Stage::Unspecified) | Err(_) => return Err(wrong(&field("stage"), "is none that is known")),
+    };
+    let ttl = match ttl {
+        None => DEFAULT_TTL,
+        Some(ttl) => Duration::try_from(ttl).map_err(|_| wrong(&field("ttl"), "is negative or too long"))?,
+    };
+    let container = container.ok_or_else(|| wrong(&field("container"), "is missing"))?;
+    let grpc::Container { namespace, pod, pod_uid, name, id: container_id } = container;
+    for (part, value) in [
+        ("namespace", &namespace),
+        ("pod", &pod),
+        ("pod_uid", &pod_uid),
+        ("name", &name),
+        ("id", &container_id),
+    ] {
+        if value.is_empty() {
+            return Err(wrong(&field(&format!("container.{part}")), "is empty"));
+        }
+    }
+    let (scheme, runtime_id) = container_id
+        .split_once("://")
+        .filter(|(scheme, id)| {
+            !scheme.is_empty()
+                && !id.is_empty()
+                && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        })
+        .ok_or_else(|| wrong(&field("container.id"), "is not of the form RUNTIME://ID"))?;
+    let container =
+        ContainerRef { namespace, pod, pod_uid, name, scheme: scheme.to_owned(), id: runtime_id.to_owned() };
+    let kill = match action {
+        None => None,
+        Some(grpc::fault::Action::Kill(grpc::Kill { signal, scope })) => {
+            if !(1..=64).contains(&signal) {
+                return Err(wrong(&field("kill.signal"), &format!("is {signal}, not 1 to 64")));
+            }
+            let scope = match grpc::Scope::try_from(scope) {
+                Ok(grpc::Scope::Init) => Scope::Init,
+                Ok(grpc::Scope::All) => Scope::All,
+                Ok(grpc::Scope::Unspecified) | Err(_) => {
+                    return Err(wrong(&field("kill.scope"), "is none that is known"));
+                }
+            };
+            Some(Kill { signal, scope })
+        }
+    };
+    Ok(Order { id, experiment, container, stage, ttl, kill })
+}
+
+fn wrong(field: &str, problem: &str) -> OrderError {
+    OrderError { field: field.to_owned(), problem: problem.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn valid() -> grpc::NodeState {
+        grpc::NodeState {
+            generation: Some(grpc::Generation { term: 1, counter: 2 }),
+            node: "n".into(),
+            faults: vec![grpc::Fault {
+                id: "a/b/c".into(),
+                experiment: "ns/x".into(),
+                container: Some(grpc::Container {
+                    namespace: "ns".into(),
+                    pod: "p".into(),
+                    pod_uid: "u".into(),
+                    name: "c".into(),
+                    id: "containerd://abc".into(),
+                }),
+                stage: grpc::Stage::Fire.into(),
+                ttl: None,
+                action: Some(grpc::fault::Action::Kill(grpc::Kill {
+                    signal: 9,
+                    scope: grpc::Scope::Init.into(),
+                })),
+            }],
+        }
+    }
+
+    fn refused(change: impl FnOnce(&mut grpc::Fault)) -> String {
+        let mut state = valid();
+        change(&mut state.faults[0]);
+        Desired::try_from(state).unwrap_err().field
+    }
+
+    #[test]
+    fn a_whole_order_is_taken() {
+        let desired = Desired::try_from(valid()).unwrap();
+        assert_eq!(desired.faults[0].ttl, DEFAULT_TTL);
+        assert_eq!(
+            (desired.faults[0].container.scheme.as_str(), desired.faults[0].container.id.as_str()),
+            ("containerd", "abc")
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let container = |fault: &mut grpc::Fault, id: &str| {
+            if let Some(container) = &mut fault.container {
+                container.id = id.into();
+            }
+        };
+        assert_eq!(refused(|fault| fault.stage = 9), "faults[0].stage");
+        assert_eq!(refused(|fault| fault.container = None), "faults[0].container");
+        for id in ["abc", "://abc", "containerd://", "containerd://../x", "containerd://a b"] {
+            assert_eq!(refused(|fault| container(fault, id)), "faults[0].container.id");
+        }
+        let kill = |signal, scope| Some(grpc::fault::Action::Kill(grpc::Kill { signal, scope }));
+        assert_eq!(refused(|fault| fault.action = kill(0, 1)), "faults[0].kill.signal");
+        assert_eq!(refused(|fault| fault.action = kill(65, 1)), "faults[0].kill.signal");
+        assert_eq!(refused(|fault| fault.action = kill(9, 0)), "faults[0].kill.scope");
+        let mut twice = valid();
+        twice.faults.push(twice.faults[0].clone());
+        assert_eq!(Desired::try_from(twice).unwrap_err().field, "faults");
+        let missing = grpc::NodeState { generation: None, ..valid() };
+        assert_eq!(Desired::try_from(missing).unwrap_err().field, "generation");
+    }
+
+    #[test]
+    fn an_unknown_action_does_not_stop_the_others() {
+        let mut state = valid();
+        state.faults[0].action = None;
+        assert_eq!(Desired::try_from(state).unwrap().faults[0].kill, None);
+    }
+}

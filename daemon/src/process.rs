@@ -1,0 +1,278 @@
+//! One process, held by a pidfd, so that what is checked is what is signalled.
+//!
+//! A PID alone is never trusted: it is opened first, its start time and cgroup are read afterwards, and the signal goes
+//! through the descriptor. Refuses to signal what it could not identify. Waiting is by the descriptor: nothing polls.
+
+use std::{
+    fs, io,
+    os::fd::{AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use crate::cgroup::{CgroupError, Memberships};
+
+/// What can go wrong with a process.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// There is no such process, or not any more.
+    #[error("process {pid} is gone")]
+    Gone {
+        /// The process.
+        pid: i32,
+    },
+    /// Another process has the PID now.
+    #[error("process {pid} started at {found}, not at {wanted}: another process has its PID now")]
+    Reused {
+        /// The process.
+        pid: i32,
+        /// The start time that was expected, in ticks since boot.
+        wanted: u64,
+        /// The start time that was found.
+        found: u64,
+    },
+    /// The pidfd could not be had.
+    #[error("opening process {pid}: {source}")]
+    Open {
+        /// The process.
+        pid: i32,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file of `/proc` could not be read or understood.
+    #[error("reading {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel refused the signal.
+    #[error("sending signal {signal} to process {pid}: {source}")]
+    Signal {
+        /// The process.
+        pid: i32,
+        /// The signal.
+        signal: i32,
+        /// Why.
+        source: io::Error,
+    },
+    /// Waiting for the end was not possible.
+    #[error("waiting for process {pid}: {source}")]
+    Wait {
+        /// The process.
+        pid: i32,
+        /// Why.
+        source: io::Error,
+    },
+    /// Its cgroup could not be read.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+}
+
+/// What the process does with a signal that it gets from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disposition {
+    /// The default action is taken.
+    Default,
+    /// It has a handler.
+    Caught,
+    /// It is thrown away.
+    Ignored,
+    /// It waits until the process unblocks it.
+    Blocked,
+}
+
+/// A process that can't be mistaken for another.
+#[derive(Debug)]
+pub struct Process {
+    pid: i32,
+    start: u64,
+    pidfd: OwnedFd,
+    proc: PathBuf,
+}
+
+impl Process {
+    /// Opens `pid`, and reads when it started.
+    pub fn open(proc: &Path, pid: i32) -> Result<Self, ProcessError> {
+        let id = Pid::from_raw(pid).ok_or(ProcessError::Gone { pid })?;
+        let pidfd = pidfd_open(id, PidfdFlags::empty()).map_err(|errno| match errno {
+            rustix::io::Errno::SRCH => ProcessError::Gone { pid },
+            other => ProcessError::Open { pid, source: other.into() },
+        })?;
+        let start = start_time(proc, pid)?;
+        let process = Self { pid, start, pidfd, proc: proc.to_owned() };
+        // While what the descriptor holds is not reaped, nobody else can have its PID: so what was read was its.
+        process.send(0)?;
+        Ok(process)
+    }
+
+    /// Opens `pid`, and refuses it if it is not the process that started at `start`.
+    pub fn open_started(proc: &Path, pid: i32, start: u64) -> Result<Self, ProcessError> {
+        let process = Self::open(proc, pid)?;
+        if process.start != start {
+            return Err(ProcessError::Reused { pid, wanted: start, found: process.start });
+        }
+        Ok(process)
+    }
+
+    /// Its PID, in our PID namespace.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// When it started, in ticks since boot.
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// Its name.
+    pub fn comm(&self) -> String {
+        let text = fs::read_to_string(self.file("comm")).unwrap_or_default();
+        text.trim_end_matches('\n').to_owned()
+    }
+
+    /// Its cgroups, now.
+    pub fn memberships(&self) -> Result<Memberships, ProcessError> {
+        let memberships = Memberships::of(&self.proc, self.pid);
+        // If it ended meanwhile, what was read may be another's.
+        self.send(0)?;
+        Ok(memberships?)
+    }
+
+    /// What it does with `signal`, now.
+    pub fn disposition(&self, signal: i32) -> Result<Disposition, ProcessError> {
+        let path = self.file("status");
+        let text = fs::read_to_string(&path).map_err(|source| self.read_error(path, source))?;
+        Ok(disposition(&text, signal))
+    }
+
+    /// Sends `signal` to it, and to no other; 0 only asks whether it is still there.
+    pub fn send(&self, signal: i32) -> Result<(), ProcessError> {
+        // The typed call of rustix knows neither signal 0 nor all real-time signals.
+        // SAFETY: a descriptor that we own, two numbers, and no siginfo.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.pidfd.as_raw_fd(),
+                signal,
+                std::ptr::null::<libc::siginfo_t>(),
+                0,
+            )
+        };
+        if result == 0 {
+            return Ok(());
+        }
+        let source = io::Error::last_os_error();
+        match source.raw_os_error() {
+            Some(libc::ESRCH) => Err(ProcessError::Gone { pid: self.pid }),
+            _ => Err(ProcessError::Signal { pid: self.pid, signal, source }),
+        }
+    }
+
+    /// Waits until it has ended (a zombie has).
+    pub async fn exited(&self) -> Result<(), ProcessError> {
+        let wait = |source| ProcessError::Wait { pid: self.pid, source };
+        let own = self.pidfd.try_clone().map_err(wait)?;
+        // SAFETY: the descriptor is owned by what is registered, and stays the same.
+        let fd = unsafe { AsyncFd::register_with_interest(own, Interest::READABLE) }
+            .map_err(|error| wait(error.into()))?;
+        fd.readable().await.map_err(wait)?.retain_ready();
+        Ok(())
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.proc.join(self.pid.to_string()).join(name)
+    }
+
+    fn read_error(&self, path: PathBuf, source: io::Error) -> ProcessError {
+        match source.raw_os_error() {
+            Some(libc::ENOENT | libc::ESRCH) => ProcessError::Gone { pid: self.pid },
+            _ => ProcessError::Read { path, source },
+        }
+    }
+}
+
+/// When `pid` started, in ticks since boot.
+pub fn start_time(proc: &Path, pid: i32) -> Result<u64, ProcessError> {
+    let path = proc.join(pid.to_string()).join("stat");
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {
+            return Err(ProcessError::Gone { pid });
+        }
+        Err(source) => return Err(ProcessError::Read { path, source }),
+    };
+    parse_start(&text).ok_or_else(|| ProcessError::Read { path, source: io::ErrorKind::InvalidData.into() })
+}
+
+fn parse_start(stat: &str) -> Option<u64> {
+    // The name may hold spaces and parentheses: the fields go on after the last one. Start time is field 22.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+fn disposition(status: &str, signal: i32) -> Disposition {
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let has = |name: &str| {
+        let mask = field(name).and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap_or(0);
+        (1..=64).contains(&signal) && mask & (1 << (signal - 1)) != 0
+    };
+    if matches!(signal, libc::SIGKILL | libc::SIGSTOP) {
+        return Disposition::Default;
+    }
+    // The first process of a PID namespace gets only what it has a handler for, SIGKILL and SIGSTOP apart.
+    let ids = field("NSpid:").map(|ids| ids.split_whitespace().collect::<Vec<_>>()).unwrap_or_default();
+    let first = ids.len() > 1 && ids.last() == Some(&"1");
+    if has("SigBlk:") {
+        Disposition::Blocked
+    } else if has("SigIgn:") {
+        Disposition::Ignored
+    } else if has("SigCgt:") {
+        Disposition::Caught
+    } else if first {
+        Disposition::Ignored
+    } else {
+        Disposition::Default
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn start_time_is_found_behind_any_name() {
+        let fields: Vec<String> = (3..=52).map(|field| field.to_string()).collect();
+        let stat = format!("77 (a) b (c)) {}", fields.join(" "));
+        assert_eq!(parse_start(&stat), Some(22));
+        assert_eq!(parse_start("77 (x) S 1"), None);
+    }
+
+    #[test]
+    fn dispositions() {
+        let status = |ids: &str, blocked: u64, ignored: u64, caught: u64| {
+            format!(
+                "NSpid:\t{ids}\nSigBlk:\t{blocked:016x}\nSigIgn:\t{ignored:016x}\nSigCgt:\t{caught:016x}\n"
+            )
+        };
+        let term = 1 << (libc::SIGTERM - 1);
+        assert_eq!(disposition(&status("9", 0, 0, 0), libc::SIGTERM), Disposition::Default);
+        assert_eq!(disposition(&status("9", term, 0, 0), libc::SIGTERM), Disposition::Blocked);
+        assert_eq!(disposition(&status("9", 0, term, 0), libc::SIGTERM), Disposition::Ignored);
+        assert_eq!(disposition(&status("9\t1", 0, 0, term), libc::SIGTERM), Disposition::Caught);
+        assert_eq!(disposition(&status("9\t1", 0, 0, 0), libc::SIGTERM), Disposition::Ignored);
+        assert_eq!(disposition(&status("9\t1", 0, 0, 0), libc::SIGKILL), Disposition::Default);
+        assert_eq!(disposition(&status("1", 0, 0, 0), libc::SIGTERM), Disposition::Default);
+    }
+
+    #[test]
+    fn another_start_time_is_refused() {
+        let own = std::process::id() as i32;
+        let start = start_time(Path::new("/proc"), own).unwrap();
+        assert!(Process::open_started(Path::new("/proc"), own, start).is_ok());
+        let refused = Process::open_started(Path::new("/proc"), own, start + 1);
+        assert!(matches!(refused, Err(ProcessError::Reused { .. })));
+    }
+}

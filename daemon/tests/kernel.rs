@@ -1,0 +1,50 @@
+//! The kernel's side of the daemon, on the real kernel: cgroups, pidfds, perf events, eBPF.
+//!
+//! Needs root, BTF and the right to load programs; without them it fails, it never skips. The tests run one after
+//! another, because some look at what is loaded in the whole machine. Each has a cgroup of its own in every hierarchy,
+//! as containers have, and the targets are this same binary under another name of duty.
+
+mod kernel {
+    pub mod cases;
+    pub mod sandbox;
+    pub mod target;
+}
+
+use std::{env, panic, process::ExitCode, time::Instant};
+
+fn main() -> ExitCode {
+    if let Some(duty) = env::var_os(kernel::target::DUTY) {
+        kernel::target::run(&duty.to_string_lossy());
+    }
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
+    let exact = arguments.iter().any(|argument| argument == "--exact");
+    let wanted = |name: &str| {
+        filters.is_empty()
+            || filters.iter().any(|filter| if exact { name == *filter } else { name.contains(*filter) })
+    };
+    let mut failed = Vec::new();
+    for (name, case) in kernel::cases::ALL.iter().filter(|(name, _)| wanted(name)) {
+        if arguments.iter().any(|argument| argument == "--list") {
+            println!("{name}: test");
+            continue;
+        }
+        let start = Instant::now();
+        let passed = panic::catch_unwind(|| {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(case());
+        })
+        .is_ok();
+        println!(
+            "test {name} ... {} ({:.2} s)",
+            if passed { "ok" } else { "FAILED" },
+            start.elapsed().as_secs_f64()
+        );
+        if !passed {
+            failed.push(*name);
+        }
+    }
+    println!("\ntest result: {} failed {failed:?}", failed.len());
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,221 @@
+//! A cgroup in every hierarchy with targets in it, removed with everything in it when dropped.
+
+use std::{
+    env, fs,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use squall_daemon::{
+    cgroup::{CgroupRoot, Memberships},
+    ebpf::Engine,
+    kill::{Prepared, Tools, prepare_process},
+    order::{ContainerRef, Kill, Scope},
+    runtime::Runtimes,
+};
+
+use super::target::{CGROUPS, DUTY};
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// A container as far as the kernel is concerned.
+pub struct Sandbox {
+    /// What stands in for the container's ID: the name of its cgroup.
+    pub id: String,
+    dirs: Vec<PathBuf>,
+    parents: Vec<PathBuf>,
+    children: Vec<u32>,
+}
+
+/// A started target.
+pub struct Target(pub Child);
+
+impl Target {
+    pub fn pid(&self) -> i32 {
+        self.0.id() as i32
+    }
+
+    /// Waits for its end, off the runtime's thread.
+    pub async fn wait(mut self) -> ExitStatus {
+        tokio::task::spawn_blocking(move || self.0.wait().expect("waiting for a child"))
+            .await
+            .expect("a thread")
+    }
+
+    pub fn runs(&mut self) -> bool {
+        self.0.try_wait().expect("looking at a child").is_none()
+    }
+}
+
+impl Sandbox {
+    pub fn new() -> Self {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let id = format!("{number:04x}{:060x}", std::process::id());
+        let group = format!("squall-test-{}-{number}", std::process::id());
+        let root = Path::new("/sys/fs/cgroup");
+        let (mut dirs, mut parents) = (Vec::new(), Vec::new());
+        let mounts = if root.join("cgroup.controllers").exists() {
+            vec![root.to_owned()]
+        } else {
+            let entries = fs::read_dir(root).expect("cgroup mounts").flatten();
+            let mut mounts: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+            // Some hierarchies are there under several names.
+            mounts.retain(|path| path.is_dir() && !path.is_symlink() && path.join("cgroup.procs").exists());
+            mounts
+        };
+        for mount in mounts {
+            let parent = mount.join(&group);
+            let dir = parent.join(&id);
+            make(&mount, &parent);
+            make(&parent, &dir);
+            parents.push(parent);
+            dirs.push(dir);
+        }
+        Self { id, dirs, parents, children: Vec::new() }
+    }
+
+    /// Bounds the number of processes.
+    pub fn limit(&self, processes: u32) {
+        let set = self.dirs.iter().any(|dir| fs::write(dir.join("pids.max"), processes.to_string()).is_ok());
+        assert!(set, "no pids controller");
+    }
+
+    /// A cgroup within; containers with an init system make such.
+    pub fn below(&mut self, name: &str) -> Vec<PathBuf> {
+        let below: Vec<PathBuf> = self.dirs.iter().map(|dir| dir.join(name)).collect();
+        for (dir, below) in self.dirs.iter().zip(&below) {
+            make(dir, below);
+        }
+        below
+    }
+
+    pub fn start(&mut self, duty: &str) -> Target {
+        let dirs = self.dirs.clone();
+        self.start_in(duty, &dirs)
+    }
+
+    pub fn start_in(&mut self, duty: &str, dirs: &[PathBuf]) -> Target {
+        let child = spawn(duty, dirs);
+        self.children.push(child.0.id());
+        child
+    }
+
+    /// How many processes are in it, as the kernel counts.
+    pub fn population(&self) -> usize {
+        let procs =
+            |dir: &PathBuf| fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default().lines().count();
+        self.dirs.iter().map(procs).max().unwrap_or(0)
+    }
+
+    pub fn order(&self) -> ContainerRef {
+        ContainerRef {
+            namespace: "test".into(),
+            pod: "pod".into(),
+            pod_uid: "uid".into(),
+            name: "container".into(),
+            scheme: "test".into(),
+            id: self.id.clone(),
+        }
+    }
+
+    pub fn prepare(&self, tools: &Tools, init: i32, signal: i32, scope: Scope) -> Prepared {
+        prepare_process(tools, &self.order(), Kill { signal, scope }, init).expect("preparing")
+    }
+}
+
+/// A target outside of any sandbox.
+pub fn stranger(duty: &str) -> Target {
+    spawn(duty, &[])
+}
+
+pub fn tools() -> Tools {
+    let cgroups = CgroupRoot::discover(Path::new("/sys/fs/cgroup"), Path::new("/proc")).expect("cgroups");
+    Tools {
+        engine: Arc::new(Engine::new(env::var_os("SQUALL_TEST_LOG").is_some())),
+        cgroups,
+        runtimes: Runtimes::default(),
+    }
+}
+
+/// Waits for `what`, no longer than `limit`.
+pub async fn until(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + limit;
+    while !holds() {
+        assert!(Instant::now() < end, "not within {limit:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+fn spawn(duty: &str, dirs: &[PathBuf]) -> Target {
+    let files: Vec<String> = dirs.iter().map(|dir| dir.join("cgroup.procs").display().to_string()).collect();
+    let mut child = Command::new(env::current_exe().expect("own path"))
+        .env(DUTY, duty)
+        .env(CGROUPS, files.join(":"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("starting a target");
+    let mut line = String::new();
+    let out = child.stdout.take().expect("its output");
+    BufReader::new(out).read_line(&mut line).expect("reading from a target");
+    assert_eq!(line, "ready\n", "the target did not get ready");
+    Target(child)
+}
+
+fn make(parent: &Path, dir: &Path) {
+    fs::create_dir(dir).unwrap_or_else(|error| panic!("making {}: {error}", dir.display()));
+    // A new v1 cpuset takes nobody before it has been told its CPUs and memory nodes.
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        if let Ok(value) = fs::read_to_string(parent.join(file)) {
+            let _ = fs::write(dir.join(file), value.trim());
+        }
+    }
+}
+
+fn tree(dir: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            all.extend(tree(&entry.path()));
+        }
+    }
+    all.push(dir.to_owned());
+    all
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        // Only processes of this sandbox, each looked at before it is killed.
+        for _ in 0..200 {
+            let dirs: Vec<PathBuf> = self.parents.iter().flat_map(|parent| tree(parent)).collect();
+            let mut left = false;
+            for dir in &dirs {
+                for pid in fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default().lines() {
+                    left = true;
+                    let pid: i32 = pid.parse().expect("a PID");
+                    if Memberships::of(Path::new("/proc"), pid)
+                        .is_ok_and(|memberships| memberships.mention(&self.id))
+                    {
+                        // SAFETY: no pointer.
+                        unsafe { libc::kill(pid, libc::SIGKILL) };
+                    }
+                }
+            }
+            for child in &self.children {
+                // SAFETY: no status is asked for; those that were reaped already give an error.
+                unsafe { libc::waitpid(*child as i32, std::ptr::null_mut(), libc::WNOHANG) };
+            }
+            if !left && dirs.iter().all(|dir| fs::remove_dir(dir).is_ok()) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        eprintln!("the sandbox {} could not be removed", self.id);
+    }
+}

@@ -1,0 +1,149 @@
+//! What the targets do: this binary, started again with a duty.
+
+use std::{
+    env, fs,
+    io::{Read, Write},
+    process,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+/// The environment variable with the duty.
+pub const DUTY: &str = "SQUALL_TEST_DUTY";
+/// The environment variable with the `cgroup.procs` files to enter first.
+pub const CGROUPS: &str = "SQUALL_TEST_CGROUPS";
+
+static TERMS: AtomicU32 = AtomicU32::new(0);
+
+/// Enters the cgroups, says `ready`, does the duty, and never returns.
+pub fn run(duty: &str) -> ! {
+    for file in env::var(CGROUPS).unwrap_or_default().split(':').filter(|file| !file.is_empty()) {
+        fs::write(file, "0").unwrap_or_else(|error| panic!("entering {file}: {error}"));
+    }
+    match duty {
+        "ignore" => handle(libc::SIG_IGN),
+        "count" | "count-busy" | "count-tree" => handle(count as *const () as libc::sighandler_t),
+        "exit-7" => handle(exit_7 as *const () as libc::sighandler_t),
+        "block" => block_term(),
+        _ => {}
+    }
+    if duty == "count-tree" {
+        for _ in 0..3 {
+            // SAFETY: one thread, and the child goes on with plain code.
+            if unsafe { libc::fork() } == 0 {
+                count_for_a_while(true);
+            }
+        }
+    }
+    if duty == "hold-a-watch" {
+        hold_a_watch();
+    }
+    println!("ready");
+    match duty {
+        "busy" => loop {
+            std::hint::spin_loop();
+        },
+        "bomb" => bomb(),
+        "count" => count_for_a_while(false),
+        "count-busy" | "count-tree" => count_for_a_while(true),
+        "threads" => threads(),
+        _ => loop {
+            // SAFETY: no argument.
+            unsafe { libc::pause() };
+        },
+    }
+}
+
+extern "C" fn count(_: libc::c_int) {
+    TERMS.fetch_add(1, Ordering::Relaxed);
+}
+
+extern "C" fn exit_7(_: libc::c_int) {
+    // SAFETY: may be called from a handler.
+    unsafe { libc::_exit(7) }
+}
+
+fn handle(handler: libc::sighandler_t) {
+    // SAFETY: the handlers touch an atomic, or exit.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler;
+        libc::sigaction(libc::SIGTERM, &action, std::ptr::null_mut());
+    }
+}
+
+fn block_term() {
+    // SAFETY: a set on our stack.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigaddset(&mut set, libc::SIGTERM);
+        libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+    }
+}
+
+/// Waits for the first SIGTERM, then long enough for a second, and exits with how many there were.
+fn count_for_a_while(busy: bool) -> ! {
+    while TERMS.load(Ordering::Relaxed) == 0 {
+        if busy {
+            std::hint::spin_loop();
+        } else {
+            // A signal ends the sleep, so nothing is missed between the look and the sleep for long.
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    // A second one would be queued behind the handler of the first within a tick or two.
+    let until = std::time::Instant::now() + Duration::from_millis(30);
+    while std::time::Instant::now() < until {
+        std::hint::spin_loop();
+    }
+    process::exit(TERMS.load(Ordering::Relaxed) as i32)
+}
+
+/// Forks as fast as it can; the number at the same time is bounded by the `pids` controller of the sandbox.
+fn bomb() -> ! {
+    loop {
+        // SAFETY: one thread; the child does the same as its parent.
+        let child = unsafe { libc::fork() };
+        if child < 0 {
+            // SAFETY: no argument.
+            unsafe { libc::sched_yield() };
+        }
+    }
+}
+
+/// Stands in for a daemon that is killed while it has a watch armed, on a process of its own.
+fn hold_a_watch() -> ! {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let mut sandbox = super::sandbox::Sandbox::new();
+        let mut target = sandbox.start("sleep");
+        let tools = super::sandbox::tools();
+        let mut prepared =
+            sandbox.prepare(&tools, target.pid(), libc::SIGKILL, squall_daemon::order::Scope::All);
+        prepared.armed().await.expect("arming");
+        target.0.kill().expect("killing the target");
+        target.wait().await;
+        // What the kernel can't clean up for a killed process is cleaned up before.
+        drop(sandbox);
+        println!("ready");
+        std::future::pending::<()>().await;
+    });
+    unreachable!("pending never ends")
+}
+
+/// A leader that has ended while another thread goes on.
+fn threads() -> ! {
+    std::thread::spawn(|| {
+        let mut byte = [0];
+        let _ = std::io::stdin().read(&mut byte);
+        loop {
+            std::thread::park();
+        }
+    });
+    let _ = std::io::stdout().flush();
+    // SAFETY: ends this thread alone.
+    unsafe {
+        libc::syscall(libc::SYS_exit, 0);
+    }
+    unreachable!("the thread has ended")
+}
