@@ -4,4 +4,5 @@ mod draw;
 mod eligible;
 mod matching;
 mod pods;
+mod views;
 mod world;
