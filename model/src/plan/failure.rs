@@ -120,7 +120,11 @@ impl Step<'_> {
             }
             TargetPhase::Injected => {}
             TargetPhase::Selected if held => {
-                let ordered = target.ordered_at.get_or_insert(MicroTime(now)).0;
+                let answered = match outcomes.get(Verb::Inject, &target.uid) {
+                    Some(Outcome::Done { at, .. }) => *at,
+                    Some(Outcome::Refused { .. } | Outcome::Retry { .. }) | None => now,
+                };
+                let ordered = target.ordered_at.get_or_insert(MicroTime(answered)).0;
                 let original: Vec<&ContainerView> = pod
                     .containers
                     .iter()

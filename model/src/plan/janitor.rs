@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use squall_api::names;
 
 use crate::pod::{NamespaceView, PodView};
-use crate::substitute::MANUAL;
+use crate::substitute::{Holder, MANUAL};
 
 /// What is to be done about one pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,11 +20,12 @@ pub enum Chore {
     Restore(&'static str),
 }
 
-/// What is to be done about `pod`. `active` tells whether an experiment with this UID exists and isn't over.
+/// What is to be done about `pod`. `active` tells whether the experiment that holds it
+/// exists, by UID.
 pub fn chore(
     pod: &PodView,
     namespace: &NamespaceView,
-    active: impl Fn(&str) -> bool,
+    active: impl Fn(&Holder) -> bool,
     now: Timestamp,
 ) -> Chore {
     let recorded =
@@ -58,7 +59,7 @@ pub fn chore(
                 Some(until) => next = Some(next.map_or(until, |next| next.min(until))),
                 None => {}
             }
-        } else if !active(&holder.uid) {
+        } else if !active(holder) {
             over.push(holder.uid.clone());
         }
     }

@@ -28,7 +28,7 @@ pub enum Outcome {
     Done {
         /// When the API server's answer came.
         at: Timestamp,
-        /// The pod's resource version afterwards; 0 if unknown.
+        /// The pod's resource version afterwards; 0 if it is no more.
         version: u64,
     },
     /// It will never be.
@@ -90,15 +90,12 @@ impl Outcomes {
             Some(Outcome::Done { version, .. }) => *version > seen,
             Some(Outcome::Refused { .. } | Outcome::Retry { .. }) | None => false,
         };
-        if newer(Verb::Release) {
+        // Version 0: it was gone.
+        let gone = matches!(self.get(Verb::Release, &view.uid), Some(Outcome::Done { version: 0, .. }));
+        if gone || newer(Verb::Release) {
             return false;
         }
         newer(Verb::Inject) || view.held_by.iter().any(|held| held.uid == holder)
-    }
-
-    /// Forget what is older than `now` less an hour would be wrong to keep; called when an experiment ends.
-    pub fn clear(&mut self) {
-        self.0.clear();
     }
 }
 
