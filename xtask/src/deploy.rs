@@ -1,6 +1,31 @@
-//! `cargo xtask deploy`: installs Squall from this tree, and removes it.
+//! `cargo xtask deploy`: builds and loads the images, applies `deploy/`, and waits until Squall can be used.
+//!
+//! What is applied is an overlay of `deploy/` with a hash of each program in its pods' template: a second deploy
+//! restarts what has changed and nothing else. Removal is `undeploy.rs`.
 
-use anyhow::{Result, bail};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::{Value, json};
+use squall_api::names;
+
+use crate::{build, image, images, kubectl, kubectl::Kubectl, progress::Step};
+
+/// Annotation on our pods' templates: the hash of the program.
+const CONTENT: &str = "squall.dev/content";
+/// The packages whose programs go into images.
+const PACKAGES: [&str; 4] = ["squall-controller", "squall-webhook", "squall-daemon", "squall-fault"];
+/// The images, without `squall-`.
+const IMAGES: [&str; 5] = ["controller", "webhook", "daemon", "pause", "crash"];
+/// How long the workloads may take: the first time a node pulls five images.
+const ROLLOUT: Duration = Duration::from_secs(180);
+/// How long the webhook may take to be reached once its pods are Ready.
+const REACHED: Duration = Duration::from_secs(30);
 
 /// Arguments of `cargo xtask deploy`.
 #[derive(clap::Args)]
@@ -8,25 +33,219 @@ pub struct Args {
     /// Use this context of your kubeconfig instead of the local cluster; the current context is never switched.
     #[arg(long)]
     pub context: Option<String>,
-    /// Take the images from this registry (and path).
+    /// Push the images to this registry (and path), and take them from there.
     #[arg(long)]
     pub registry: Option<String>,
 }
 
+/// A workload of ours.
+struct Workload {
+    kind: &'static str,
+    name: &'static str,
+}
+
+const WORKLOADS: [Workload; 3] = [
+    Workload { kind: "Deployment", name: names::CONTROLLER },
+    Workload { kind: "Deployment", name: names::WEBHOOK },
+    Workload { kind: "DaemonSet", name: names::DAEMON },
+];
+
 /// Does it.
-pub fn run(_args: Args) -> Result<()> {
-    bail!("`cargo xtask deploy` is not there yet")
+pub fn run(args: Args) -> Result<()> {
+    let kubectl = Kubectl::up(args.context.as_deref())?;
+    install(&kubectl, args.registry.as_deref())?;
+    print!("{}", overview(&kubectl)?);
+    println!("try:    {} label namespace NAME {}={}", kubectl.shown(), names::INJECT, names::INJECT_ENABLED);
+    println!("        {} apply -n NAME -f deploy/examples/pod-kill.yaml", kubectl.shown());
+    println!(
+        "remove: cargo xtask undeploy{}",
+        args.context.map(|name| format!(" --context {name}")).unwrap_or_default()
+    );
+    Ok(())
 }
 
-/// Arguments of `cargo xtask undeploy`.
-#[derive(clap::Args)]
-pub struct UndeployArgs {
-    /// Use this context of your kubeconfig instead of the local cluster; the current context is never switched.
-    #[arg(long)]
-    pub context: Option<String>,
+/// Installs this tree's Squall there, and waits until it can be used.
+pub fn install(kubectl: &Kubectl, registry: Option<&str>) -> Result<()> {
+    let built = kubectl.cluster().is_some() || registry.is_some();
+    if built {
+        images::run(images::Args { push: registry.map(str::to_owned), load: images::Kind::Local })?;
+    }
+    let hashes = if built { hashes()? } else { BTreeMap::new() };
+    let directory = build::checkout()?.join("target/deploy");
+    write_overlay(&directory, registry, &hashes)?;
+    let step = Step::begin("applying deploy/");
+    // What is said on stderr is a remark on the order, which is on purpose.
+    kubectl.output(&["apply", "-k", &directory.to_string_lossy()])?;
+    step.done();
+    rollout(kubectl)?;
+    reached(kubectl)
 }
 
-/// Removes Squall.
-pub fn undeploy(_args: UndeployArgs) -> Result<()> {
-    bail!("`cargo xtask undeploy` is not there yet")
+/// The hash of each program by its name.
+fn hashes() -> Result<BTreeMap<String, String>> {
+    build::static_binaries(&PACKAGES)?
+        .into_iter()
+        .map(|(name, path)| {
+            let bytes = fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
+            Ok((name, image::hex_digest(&bytes)[..16].to_owned()))
+        })
+        .collect()
+}
+
+/// Writes a kustomization on top of `deploy/`; kustomize takes bases by relative paths only.
+fn write_overlay(directory: &Path, registry: Option<&str>, hashes: &BTreeMap<String, String>) -> Result<()> {
+    fs::create_dir_all(directory).with_context(|| format!("can't make {}", directory.display()))?;
+    let file: PathBuf = directory.join("kustomization.yaml");
+    let text = serde_json::to_string_pretty(&overlay(registry, hashes))?;
+    fs::write(&file, text).with_context(|| format!("can't write {}", file.display()))
+}
+
+/// The kustomization: JSON is YAML.
+fn overlay(registry: Option<&str>, hashes: &BTreeMap<String, String>) -> Value {
+    let patches: Vec<_> = WORKLOADS
+        .iter()
+        .filter_map(|Workload { kind, name }| {
+            let hash = hashes.get(*name)?;
+            let patch = json!({"apiVersion": "apps/v1", "kind": kind,
+                "metadata": {"name": name, "namespace": names::NAMESPACE},
+                "spec": {"template": {"metadata": {"annotations": {CONTENT: hash}}}}});
+            Some(json!({"patch": patch.to_string()}))
+        })
+        .collect();
+    let images: Vec<_> = IMAGES
+        .iter()
+        .filter_map(|image| {
+            let registry = registry?.trim_end_matches('/');
+            Some(json!({"name": format!("localhost/squall-{image}"), "newName": format!("{registry}/squall-{image}")}))
+        })
+        .collect();
+    json!({"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
+           "resources": ["../../deploy"], "patches": patches, "images": images})
+}
+
+/// Waits until every workload has what it wants, and says which has not.
+fn rollout(kubectl: &Kubectl) -> Result<()> {
+    let mut step = Step::begin("waiting for the controller, the webhook and the daemons");
+    let mut missing = Vec::new();
+    let done = kubectl::wait(ROLLOUT, || {
+        missing = Vec::new();
+        for Workload { kind, name } in WORKLOADS {
+            let object: Value = kubectl.get(&[kind, name, "-n", names::NAMESPACE])?;
+            missing.extend(lacks(&object).map(|lack| format!("{name} {lack}")));
+        }
+        step.at(&missing.join(", "));
+        Ok(missing.is_empty().then_some(()))
+    })?;
+    if done.is_none() {
+        let pods = overview(kubectl).unwrap_or_default();
+        bail!(
+            "not ready after {} s: {}\n{pods}{}",
+            ROLLOUT.as_secs(),
+            missing.join(", "),
+            last_words(kubectl).unwrap_or_default()
+        );
+    }
+    step.done();
+    Ok(())
+}
+
+/// What a Deployment or DaemonSet still lacks.
+fn lacks(object: &Value) -> Option<String> {
+    let number = |pointer: &str| object.pointer(pointer).and_then(Value::as_i64).unwrap_or(0);
+    if number("/status/observedGeneration") < number("/metadata/generation") {
+        return Some("is not yet looked at".to_owned());
+    }
+    let (wanted, updated, ready, all) = if object["kind"] == "DaemonSet" {
+        let wanted = number("/status/desiredNumberScheduled");
+        (wanted, number("/status/updatedNumberScheduled"), number("/status/numberReady"), wanted)
+    } else {
+        let all = number("/status/replicas");
+        (number("/spec/replicas"), number("/status/updatedReplicas"), number("/status/readyReplicas"), all)
+    };
+    if updated < wanted {
+        return Some(format!("{updated}/{wanted} updated"));
+    }
+    if all > wanted {
+        return Some(format!("{} old to end", all - wanted));
+    }
+    (ready < wanted).then(|| format!("{ready}/{wanted} Ready"))
+}
+
+/// Waits until the API server reaches the webhook: some seconds after its pods are Ready.
+fn reached(kubectl: &Kubectl) -> Result<()> {
+    let step = Step::begin("waiting for the API server to reach the webhook");
+    // Refused or not, an answer is an answer; nothing is made.
+    let probe = json!({"apiVersion": format!("{}/{}", names::GROUP, names::VERSION), "kind": "PodChaos",
+        "metadata": {"name": "squall-probe", "namespace": "default"}, "spec": {"action": "pod-kill", "mode": "one"}});
+    let mut last = String::new();
+    let answer = kubectl::wait(REACHED, || {
+        let Err(error) = kubectl.feed(&["create", "--dry-run=server", "-f", "-"], &probe.to_string()) else {
+            return Ok(Some(()));
+        };
+        last = format!("{error:#}");
+        // The reason of the API server's Status: InternalError means that the webhook could not be called.
+        Ok((!last.contains("(InternalError)")).then_some(()))
+    })?;
+    ensure!(answer.is_some(), "the webhook can't be reached after {} s: {last}", REACHED.as_secs());
+    step.done();
+    Ok(())
+}
+
+/// The pods of ours, as kubectl shows them.
+fn overview(kubectl: &Kubectl) -> Result<String> {
+    let pods = kubectl.output(&["get", "pods", "-n", names::NAMESPACE, "-o", "wide"])?;
+    Ok(format!("{pods}\n"))
+}
+
+/// The last lines of the pods of ours that are not Ready.
+fn last_words(kubectl: &Kubectl) -> Result<String> {
+    let mut text = String::new();
+    for pod in kubectl.items(&["pods", "-n", names::NAMESPACE])? {
+        let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+        let is_ready = |condition: &Value| condition["type"] == "Ready" && condition["status"] == "True";
+        if pod["status"]["conditions"].as_array().is_some_and(|all| all.iter().any(is_ready)) {
+            continue;
+        }
+        let logs =
+            kubectl.attempt(&["logs", "-n", names::NAMESPACE, name, "--all-containers", "--tail=10"])?;
+        text.push_str(&format!("--- {name}\n{}", String::from_utf8_lossy(&logs.stdout)));
+        let events = ["events", "-n", names::NAMESPACE, "--for", &format!("pod/{name}"), "--types=Warning"];
+        text.push_str(&String::from_utf8_lossy(&kubectl.attempt(&events)?.stdout));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_changed_gets_another_template() {
+        let hashes = BTreeMap::from([(names::WEBHOOK.to_owned(), "abc".to_owned())]);
+        let overlay = overlay(Some("registry.example/x/"), &hashes);
+        let patches = overlay["patches"].as_array().unwrap();
+        assert_eq!(patches.len(), 1);
+        let patch: Value = serde_json::from_str(patches[0]["patch"].as_str().unwrap()).unwrap();
+        assert_eq!(patch["metadata"]["name"], names::WEBHOOK);
+        assert_eq!(patch["spec"]["template"]["metadata"]["annotations"], json!({CONTENT: "abc"}));
+        assert_eq!(overlay["images"][3]["newName"], "registry.example/x/squall-pause");
+        assert_eq!(super::overlay(None, &hashes)["images"], json!([]));
+    }
+
+    #[test]
+    fn a_rollout_is_over_when_the_new_ones_are_ready_and_the_old_ones_gone() {
+        let of = |replicas: i64, updated: i64, ready: i64| {
+            lacks(
+                &json!({"kind": "Deployment", "metadata": {"generation": 2}, "spec": {"replicas": 2}, "status": {
+                "observedGeneration": 2, "replicas": replicas, "updatedReplicas": updated, "readyReplicas": ready}}),
+            )
+        };
+        assert_eq!(of(2, 2, 2), None);
+        assert_eq!(of(3, 2, 2).unwrap(), "1 old to end");
+        assert_eq!(of(2, 1, 2).unwrap(), "1/2 updated");
+        assert_eq!(of(2, 2, 1).unwrap(), "1/2 Ready");
+        let daemons =
+            json!({"kind": "DaemonSet", "metadata": {"generation": 2}, "status": {"observedGeneration": 1}});
+        assert_eq!(lacks(&daemons).unwrap(), "is not yet looked at");
+    }
 }

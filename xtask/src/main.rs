@@ -12,9 +12,11 @@ mod generate;
 mod image;
 mod images;
 mod kernels;
+mod kubectl;
 mod progress;
 mod sh;
 mod test;
+mod undeploy;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -49,7 +51,7 @@ enum Command {
     /// Install Squall from this tree.
     Deploy(deploy::Args),
     /// Remove Squall: recover everything, wait, remove, and say what was left.
-    Undeploy(deploy::UndeployArgs),
+    Undeploy(undeploy::Args),
 }
 
 fn main() -> Result<()> {
@@ -63,6 +65,6 @@ fn main() -> Result<()> {
         Command::Cluster(command) => cluster::run(command),
         Command::Images(args) => images::run(args),
         Command::Deploy(args) => deploy::run(args),
-        Command::Undeploy(args) => deploy::undeploy(args),
+        Command::Undeploy(args) => undeploy::run(args),
     }
 }

@@ -1,0 +1,358 @@
+//! `cargo xtask undeploy`: stops new work, has everything recovered, and takes Squall away, in that order.
+//!
+//! It works also when Squall is dead, half there or not there at all, and every wait has an end: what Squall does not
+//! put back in time is put back here, from the pod's own record. What can't be removed is named, and the exit code
+//! says so. It never touches the opt-in labels of namespaces: those are the user's.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::{Result, bail};
+use serde_json::{Value, json};
+use squall_api::names;
+
+use crate::{build, kubectl, kubectl::Kubectl, progress::Step};
+
+/// How long Squall has to recover everything.
+const RECOVERY: Duration = Duration::from_secs(60);
+/// How long it has once the experiments are told to go whatever could not be recovered.
+const FORCED: Duration = Duration::from_secs(15);
+/// How long the namespace and the CRDs may take to be gone.
+const GONE: Duration = Duration::from_secs(120);
+/// The admission policy that keeps new experiments out meanwhile.
+const CLOSED: &str = "squall-removal";
+/// Every kind of ours.
+const KINDS: [&str; 1] = ["podchaos"];
+/// Every annotation of ours on a pod.
+const ANNOTATIONS: [&str; 6] = [
+    names::ORIGINAL_IMAGES,
+    names::HELD_BY,
+    names::UNTIL,
+    names::CONTAINERS,
+    names::FAULT_STYLE,
+    names::LAST_ERROR,
+];
+
+/// Arguments of `cargo xtask undeploy`.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Without this tree, or with Squall already gone: deploy/break-glass.sh puts the pods' images back \
+                        with nothing but kubectl."
+)]
+pub struct Args {
+    /// Use this context of your kubeconfig instead of the local cluster; the current context is never switched.
+    #[arg(long)]
+    pub context: Option<String>,
+}
+
+/// Does it.
+pub fn run(args: Args) -> Result<()> {
+    let kubectl = Kubectl::of(args.context.as_deref())?;
+    if let Some(cluster) = kubectl.cluster()
+        && !cluster.is_up()
+    {
+        println!("the local cluster {} is not up: there is nothing to remove", cluster.name());
+        return Ok(());
+    }
+    let step = Step::begin("keeping new experiments out");
+    kubectl.feed(&["apply", "-f", "-"], &closed().to_string())?;
+    step.done();
+    let removed = remove(&kubectl);
+    // Also after an error: a policy that outlived us would be a riddle to whoever installs Squall again.
+    for kind in ["validatingadmissionpolicybinding", "validatingadmissionpolicy"] {
+        kubectl.output(&["delete", kind, CLOSED, "--ignore-not-found"])?;
+    }
+    removed?;
+    let left = left(&kubectl)?;
+    if !left.is_empty() {
+        bail!("left behind:\n  {}", left.join("\n  "));
+    }
+    println!("Squall is removed");
+    let opted = ["get", "namespaces", "-l", names::INJECT, "-o", "name"];
+    let opted = kubectl.output(&opted)?.replace("namespace/", "");
+    if !opted.is_empty() {
+        println!(
+            "left on purpose: the label {} on {}",
+            names::INJECT,
+            opted.split_whitespace().collect::<Vec<_>>().join(", ")
+        );
+    }
+    Ok(())
+}
+
+fn remove(kubectl: &Kubectl) -> Result<()> {
+    end_experiments(kubectl)?;
+    // With the webhook there, taking the label off is enough; without it, and for what it left, the record is used.
+    restore_pods(kubectl)?;
+    let step = Step::begin("removing webhooks, workloads, roles, CRDs and the namespace");
+    for kind in ["mutatingwebhookconfiguration", "validatingwebhookconfiguration"] {
+        kubectl.output(&["delete", kind, names::MUTATING_WEBHOOKS, "--ignore-not-found"])?;
+    }
+    let base = build::checkout()?.join("deploy");
+    kubectl.output(&["delete", "-k", &base.to_string_lossy(), "--ignore-not-found", "--wait=false"])?;
+    step.done();
+    wait_until_gone(kubectl)?;
+    // A pod may have been failed between the first look and the webhook's end.
+    restore_pods(kubectl)
+}
+
+/// Deletes every experiment and waits until Squall has put back what they did; what hangs is let go by force.
+fn end_experiments(kubectl: &Kubectl) -> Result<()> {
+    for kind in KINDS {
+        if kubectl.items(&[kind, "-A"])?.is_empty() {
+            continue;
+        }
+        kubectl.output(&["delete", kind, "-A", "--all", "--wait=false"])?;
+        if none_left(
+            kubectl,
+            kind,
+            "deleting the experiments and waiting until they are recovered",
+            RECOVERY,
+        )? {
+            continue;
+        }
+        for (namespace, name) in ids(&kubectl.items(&[kind, "-A"])?) {
+            println!("{kind} {namespace}/{name} is not recovered after {} s: forcing it", RECOVERY.as_secs());
+            let forced = format!("{}={}", names::CLEANUP, names::CLEANUP_FORCED);
+            kubectl.attempt(&["annotate", kind, &name, "-n", &namespace, &forced, "--overwrite"])?;
+        }
+        if !none_left(kubectl, kind, "waiting for those", FORCED)? {
+            drop_finalizers(kubectl, kind)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether there is somebody to wait for.
+fn controller_runs(kubectl: &Kubectl) -> Result<bool> {
+    let deployment = kubectl.find(&["deployment", names::CONTROLLER, "-n", names::NAMESPACE])?;
+    Ok(deployment.is_some_and(|found| found["status"]["readyReplicas"].as_i64().unwrap_or(0) > 0))
+}
+
+/// Waits until there is no object of that kind.
+fn none_left(kubectl: &Kubectl, kind: &str, what: &str, limit: Duration) -> Result<bool> {
+    let mut step = Step::begin(what);
+    let gone = kubectl::wait(limit, || {
+        let left = ids(&kubectl.items(&[kind, "-A"])?);
+        step.at(&format!("{} left", left.len()));
+        Ok(left.is_empty().then_some(()))
+    })?;
+    step.done();
+    Ok(gone.is_some())
+}
+
+/// Takes our finalizer, and no other's, off every object of that kind.
+fn drop_finalizers(kubectl: &Kubectl, kind: &str) -> Result<()> {
+    for object in kubectl.items(&[kind, "-A"])? {
+        let (namespace, name) = id(&object);
+        let finalizers = object["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
+        let Some(ours) = finalizers.iter().position(|finalizer| finalizer == names::FINALIZER) else {
+            continue;
+        };
+        let path = format!("/metadata/finalizers/{ours}");
+        let patch =
+            json!([{"op": "test", "path": path, "value": names::FINALIZER}, {"op": "remove", "path": path}]);
+        println!("{kind} {namespace}/{name}: nobody recovers it; taking our finalizer off");
+        kubectl.attempt(&[
+            "patch",
+            kind,
+            &name,
+            "-n",
+            &namespace,
+            "--type=json",
+            "-p",
+            &patch.to_string(),
+        ])?;
+    }
+    Ok(())
+}
+
+/// Puts every pod right that still carries something of ours.
+fn restore_pods(kubectl: &Kubectl) -> Result<()> {
+    // A pod that changes meanwhile is looked at again.
+    for _ in 0..5 {
+        let marked: Vec<_> = kubectl
+            .items(&["pods", "-A"])?
+            .into_iter()
+            .filter_map(|pod| Some((restoration(&pod)?, pod)))
+            .collect();
+        if marked.is_empty() {
+            return Ok(());
+        }
+        for (patch, pod) in marked {
+            let (namespace, name) = id(&pod);
+            let args = ["patch", "pod", &name, "-n", &namespace, "--type=json", "-p", &patch.to_string()];
+            let done = kubectl.attempt(&args)?;
+            let said = String::from_utf8_lossy(&done.stderr);
+            println!(
+                "pod {namespace}/{name}: {}",
+                if done.status.success() { "put back" } else { said.trim() }
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The JSON patch that puts a pod's images back from its record and takes away what is ours; none if nothing is.
+///
+/// It holds for the version of the pod that was read only.
+fn restoration(pod: &Value) -> Option<Value> {
+    let metadata = &pod["metadata"];
+    let labelled = metadata["labels"].get(names::FAULT).is_some();
+    let ours: Vec<_> =
+        ANNOTATIONS.iter().filter(|key| metadata["annotations"].get(**key).is_some()).collect();
+    // What an owner wrote for a fault by label that never was is his.
+    let failed = labelled || ours.iter().any(|key| [names::ORIGINAL_IMAGES, names::HELD_BY].contains(key));
+    if !failed || !metadata["deletionTimestamp"].is_null() {
+        return None;
+    }
+    let originals: BTreeMap<String, String> = metadata["annotations"][names::ORIGINAL_IMAGES]
+        .as_str()
+        .and_then(|text| serde_json::from_str(text).ok())
+        .unwrap_or_default();
+    let mut patch = vec![
+        json!({"op": "test", "path": "/metadata/resourceVersion", "value": metadata["resourceVersion"]}),
+    ];
+    for list in ["containers", "initContainers"] {
+        for (index, container) in pod["spec"][list].as_array().into_iter().flatten().enumerate() {
+            let image = container["name"].as_str().and_then(|name| originals.get(name));
+            if let Some(image) = image.filter(|image| !image.is_empty()) {
+                patch.push(
+                    json!({"op": "replace", "path": format!("/spec/{list}/{index}/image"), "value": image}),
+                );
+            }
+        }
+    }
+    if labelled {
+        patch.push(json!({"op": "remove", "path": format!("/metadata/labels/{}", escape(names::FAULT))}));
+    }
+    for key in ours {
+        patch.push(json!({"op": "remove", "path": format!("/metadata/annotations/{}", escape(key))}));
+    }
+    Some(Value::Array(patch))
+}
+
+/// A key as a part of a JSON pointer.
+fn escape(key: &str) -> String {
+    key.replace('~', "~0").replace('/', "~1")
+}
+
+/// Waits until the namespace and the CRDs are gone; objects that appear or hang meanwhile lose our finalizer.
+fn wait_until_gone(kubectl: &Kubectl) -> Result<()> {
+    let mut step = Step::begin("waiting until they are gone");
+    let mut looks = 0;
+    kubectl::wait(GONE, || {
+        let mut there = Vec::new();
+        if kubectl.find(&["namespace", names::NAMESPACE])?.is_some() {
+            there.push(format!("namespace {}", names::NAMESPACE));
+        }
+        for kind in KINDS {
+            let crd = format!("{kind}.{}", names::GROUP);
+            if kubectl.find(&["crd", &crd])?.is_some() {
+                there.push(crd);
+            }
+        }
+        looks += 1;
+        if looks % 10 == 0 {
+            for kind in KINDS {
+                drop_finalizers(kubectl, kind)?;
+            }
+        }
+        step.at(&there.join(", "));
+        Ok(there.is_empty().then_some(()))
+    })?;
+    step.done();
+    Ok(())
+}
+
+/// What of ours is still there.
+fn left(kubectl: &Kubectl) -> Result<Vec<String>> {
+    let mut left = Vec::new();
+    if let Some(namespace) = kubectl.find(&["namespace", names::NAMESPACE])? {
+        let why = namespace["status"]["conditions"].as_array().into_iter().flatten();
+        let why: Vec<_> =
+            why.filter(|c| c["status"] == "True").filter_map(|c| c["message"].as_str()).collect();
+        left.push(format!("namespace {}: {}", names::NAMESPACE, why.join("; ")));
+    }
+    let kinds =
+        "crd,clusterrole,clusterrolebinding,mutatingwebhookconfiguration,validatingwebhookconfiguration";
+    let ours = kubectl.output(&["get", kinds, "-l", "app.kubernetes.io/part-of=squall", "-o", "name"])?;
+    left.extend(ours.lines().map(str::to_owned));
+    for pod in kubectl.items(&["pods", "-A"])? {
+        if restoration(&pod).is_some() {
+            let (namespace, name) = id(&pod);
+            left.push(format!("pod {namespace}/{name} still carries a fault of ours"));
+        }
+    }
+    Ok(left)
+}
+
+fn ids(objects: &[Value]) -> Vec<(String, String)> {
+    objects.iter().map(id).collect()
+}
+
+fn id(object: &Value) -> (String, String) {
+    let text = |key: &str| object["metadata"][key].as_str().unwrap_or_default().to_owned();
+    (text("namespace"), text("name"))
+}
+
+/// An admission policy that lets no experiment be created. It needs nothing of ours to be alive.
+fn closed() -> Value {
+    let policy = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": CLOSED},
+        "spec": {"failurePolicy": "Fail",
+            "matchConstraints": {"resourceRules": [{"apiGroups": [names::GROUP], "apiVersions": ["*"],
+                "operations": ["CREATE"], "resources": ["*"]}]},
+            "validations": [{"expression": "false", "message": "Squall is being removed from this cluster"}]}
+    });
+    let binding = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": {"name": CLOSED}, "spec": {"policyName": CLOSED, "validationActions": ["Deny"]}
+    });
+    json!({"apiVersion": "v1", "kind": "List", "items": [policy, binding]})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(metadata: Value) -> Value {
+        json!({"metadata": metadata, "spec": {
+            "initContainers": [{"name": "init", "image": "crash"}],
+            "containers": [{"name": "a", "image": "pause"}, {"name": "added", "image": "own"}, {"name": "b", "image": "pause"}]}})
+    }
+
+    #[test]
+    fn images_come_back_by_name_and_every_key_of_ours_goes() {
+        let originals = json!({"init": "i:1", "a": "a:1", "b": "host:5000/b@sha256:00"}).to_string();
+        let patch = restoration(&pod(
+            json!({"name": "p", "resourceVersion": "7", "labels": {names::FAULT: "pod-failure", "app": "x"},
+            "annotations": {names::ORIGINAL_IMAGES: originals, names::HELD_BY: "[]", "theirs": "1"}}),
+        ));
+        assert_eq!(
+            patch.unwrap(),
+            json!([
+                {"op": "test", "path": "/metadata/resourceVersion", "value": "7"},
+                {"op": "replace", "path": "/spec/containers/0/image", "value": "a:1"},
+                {"op": "replace", "path": "/spec/containers/2/image", "value": "host:5000/b@sha256:00"},
+                {"op": "replace", "path": "/spec/initContainers/0/image", "value": "i:1"},
+                {"op": "remove", "path": "/metadata/labels/squall.dev~1fault"},
+                {"op": "remove", "path": "/metadata/annotations/squall.dev~1original-images"},
+                {"op": "remove", "path": "/metadata/annotations/squall.dev~1held-by"},
+            ])
+        );
+    }
+
+    #[test]
+    fn a_pod_of_nobody_is_left_alone() {
+        assert_eq!(restoration(&pod(json!({"name": "p", "annotations": {names::UNTIL: "5m"}}))), None);
+        assert_eq!(restoration(&pod(json!({"name": "p"}))), None);
+    }
+
+    #[test]
+    fn the_label_goes_even_when_the_record_is_unreadable() {
+        let patch = restoration(&pod(json!({"resourceVersion": "7", "labels": {names::FAULT: "x"},
+            "annotations": {names::ORIGINAL_IMAGES: "{"}})));
+        assert_eq!(patch.unwrap().as_array().unwrap().len(), 3);
+    }
+}
