@@ -13,6 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A fault on pods: they are killed, made to fail, or their containers are killed.
+#[expect(clippy::duplicated_attributes, reason = "each printer column has a type and a path")]
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "squall.dev",

@@ -2,15 +2,12 @@
 //!
 //! Knows nothing of eligibility (opt-in, protection, state): that is `select`'s.
 
+mod narrow;
+mod parse;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelectorRequirement;
-use squall_api::names;
-use squall_api::podchaos::PodSelector;
-
-use crate::error::FieldError;
-use crate::pod::{LAST_APPLIED, LONGEST_ANNOTATION, PodView};
-use crate::syntax;
+use crate::pod::PodView;
 
 /// A valid selector: what it means is settled.
 #[derive(Clone, Debug, PartialEq, Default)]
@@ -93,59 +90,7 @@ const PARTS: [Part; 8] = [
     Part::Phases,
 ];
 
-const PHASES: [&str; 5] = ["Pending", "Running", "Succeeded", "Failed", "Unknown"];
-
 impl Selector {
-    /// Parse the selector of an experiment in `own_namespace`; every error at once.
-    pub(crate) fn parse(written: &PodSelector, own_namespace: &str) -> Result<Self, Vec<FieldError>> {
-        // No `..`: a field that is added must be dealt with here.
-        let PodSelector {
-            namespaces,
-            label_selectors,
-            expression_selectors,
-            annotation_selectors,
-            field_selectors,
-            nodes,
-            node_selectors,
-            pods,
-            pod_phase_selectors,
-        } = written;
-        let mut errors = Vec::new();
-
-        let mut selector = Self {
-            namespaces: parse_list("namespaces", namespaces, namespace_name, &mut errors),
-            pods: None,
-            overridden: Vec::new(),
-            labels: parse_labels("labelSelectors", label_selectors, &mut errors),
-            expressions: parse_expressions(expression_selectors, &mut errors),
-            annotations: parse_annotations(annotation_selectors, &mut errors),
-            fields: parse_fields(field_selectors, &mut errors),
-            nodes: parse_list("nodes", nodes, syntax::dns_subdomain, &mut errors),
-            node_labels: parse_labels("nodeSelectors", node_selectors, &mut errors),
-            phases: parse_list("podPhaseSelectors", pod_phase_selectors, phase, &mut errors),
-        };
-        if !pods.is_empty() {
-            let pods = parse_pods(pods, &mut errors);
-            selector = Self {
-                namespaces: pods.keys().cloned().collect(),
-                pods: Some(pods),
-                overridden: PARTS
-                    .into_iter()
-                    .filter(|part| selector.constrains(*part))
-                    .flat_map(Part::fields)
-                    .copied()
-                    .collect(),
-                ..Self::default()
-            };
-        } else if namespaces.is_empty() {
-            if let Err(allowed) = namespace_name(own_namespace) {
-                errors.push(FieldError::new("spec.selector.namespaces", own_namespace, allowed));
-            }
-            selector.namespaces.insert(own_namespace.to_owned());
-        }
-        if errors.is_empty() { Ok(selector) } else { Err(errors) }
-    }
-
     /// Whether `pod` is selected (eligibility apart).
     pub fn matches(&self, pod: &PodView, nodes: &dyn Nodes) -> bool {
         PARTS.into_iter().all(|part| self.part_matches(part, pod, nodes))
@@ -192,33 +137,6 @@ impl Selector {
             }
         }
         format!("the selector matches {}", counted(left.len()))
-    }
-
-    /// Whether this selects a subset of what `old` selects, for certain, whatever pods and nodes there are.
-    /// If not: the fields that could select more.
-    pub fn narrows(&self, old: &Self) -> Result<(), Vec<&'static str>> {
-        match (&self.pods, &old.pods) {
-            (Some(new), Some(old)) => {
-                let within = |namespace: &String, names: &BTreeSet<String>| {
-                    old.get(namespace).is_some_and(|old| names.is_subset(old))
-                };
-                let narrowed = new.iter().all(|(namespace, names)| within(namespace, names));
-                return if narrowed { Ok(()) } else { Err(vec!["pods"]) };
-            }
-            (Some(_), None) => {
-                let within = old.is_everything() && self.namespaces.is_subset(&old.namespaces);
-                return if within { Ok(()) } else { Err(vec!["pods"]) };
-            }
-            (None, Some(_)) => return Err(vec!["pods"]),
-            (None, None) => {}
-        }
-        let widened: Vec<&'static str> = PARTS
-            .into_iter()
-            .filter(|part| !self.part_narrows(*part, old))
-            .flat_map(|part| part.fields())
-            .copied()
-            .collect();
-        if widened.is_empty() { Ok(()) } else { Err(widened) }
     }
 
     fn constrains(&self, part: Part) -> bool {
@@ -329,31 +247,6 @@ impl Selector {
             }
         }
     }
-
-    fn part_narrows(&self, part: Part, old: &Self) -> bool {
-        match part {
-            Part::Namespaces => self.namespaces.is_subset(&old.namespaces),
-            Part::Pods => true,
-            Part::Labels => contains(&self.labels, &old.labels),
-            Part::Expressions => old.expressions.iter().all(|old| {
-                old.follows_from(&self.labels) || self.expressions.iter().any(|new| new.implies(old))
-            }),
-            Part::Annotations => contains(&self.annotations, &old.annotations),
-            Part::Fields => old.fields.iter().all(|(field, value)| self.fields.get(field) == Some(value)),
-            // A union: each half must be within the old one, and an empty half adds nothing.
-            Part::Nodes => {
-                !old.constrains(part)
-                    || (self.constrains(part)
-                        && self.nodes.is_subset(&old.nodes)
-                        && (self.node_labels.is_empty()
-                            || (!old.node_labels.is_empty()
-                                && contains(&self.node_labels, &old.node_labels))))
-            }
-            Part::Phases => {
-                !old.constrains(part) || (self.constrains(part) && self.phases.is_subset(&old.phases))
-            }
-        }
-    }
 }
 
 impl From<bool> for AtBirth {
@@ -439,33 +332,6 @@ impl Expression {
             Self::DoesNotExist(key) => !labels.contains_key(key),
         }
     }
-
-    /// Whether every set of labels that has `labels` (and maybe more) answers this.
-    fn follows_from(&self, labels: &BTreeMap<String, String>) -> bool {
-        match self {
-            Self::In(key, _) | Self::NotIn(key, _) | Self::Exists(key) => {
-                labels.contains_key(key) && self.matches(labels)
-            }
-            Self::DoesNotExist(_) => false,
-        }
-    }
-
-    /// Whether everything that answers this answers `other`.
-    fn implies(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::In(key, values), Self::In(other, others)) => key == other && values.is_subset(others),
-            (Self::In(key, values), Self::NotIn(other, others)) => key == other && values.is_disjoint(others),
-            (Self::In(key, _) | Self::Exists(key), Self::Exists(other)) => key == other,
-            (Self::NotIn(key, values), Self::NotIn(other, others)) => {
-                key == other && values.is_superset(others)
-            }
-            (Self::DoesNotExist(key), Self::NotIn(other, _) | Self::DoesNotExist(other)) => key == other,
-            (Self::In(..), Self::DoesNotExist(_))
-            | (Self::NotIn(..), Self::In(..) | Self::Exists(_) | Self::DoesNotExist(_))
-            | (Self::Exists(_), Self::In(..) | Self::NotIn(..) | Self::DoesNotExist(_))
-            | (Self::DoesNotExist(_), Self::In(..) | Self::Exists(_)) => false,
-        }
-    }
 }
 
 impl std::fmt::Display for Expression {
@@ -493,148 +359,4 @@ fn shortened(list: &[String]) -> String {
     const SHOWN: usize = 10;
     let shown = list[..list.len().min(SHOWN)].join(", ");
     if list.len() > SHOWN { format!("{shown} and {} more", list.len() - SHOWN) } else { shown }
-}
-
-fn namespace_name(text: &str) -> Result<(), &'static str> {
-    if names::is_protected_namespace(text) {
-        return Err("this namespace is protected: no label can open it to faults; choose others");
-    }
-    syntax::dns_label(text)
-}
-
-fn phase(text: &str) -> Result<(), &'static str> {
-    if PHASES.contains(&text) { Ok(()) } else { Err("use Pending, Running, Succeeded, Failed or Unknown") }
-}
-
-fn parse_list(
-    field: &str,
-    list: &[String],
-    check: impl Fn(&str) -> Result<(), &'static str>,
-    errors: &mut Vec<FieldError>,
-) -> BTreeSet<String> {
-    for (index, text) in list.iter().enumerate() {
-        if let Err(allowed) = check(text) {
-            errors.push(FieldError::new(format!("spec.selector.{field}[{index}]"), text, allowed));
-        }
-    }
-    list.iter().cloned().collect()
-}
-
-fn parse_labels(
-    field: &str,
-    labels: &BTreeMap<String, String>,
-    errors: &mut Vec<FieldError>,
-) -> BTreeMap<String, String> {
-    for (key, value) in labels {
-        if let Err(allowed) = syntax::label_key(key) {
-            errors.push(FieldError::new(format!("spec.selector.{field}"), key, allowed));
-        }
-        if let Err(allowed) = syntax::label_value(value) {
-            errors.push(FieldError::new(format!("spec.selector.{field}[{key}]"), value, allowed));
-        }
-    }
-    labels.clone()
-}
-
-fn parse_annotations(
-    annotations: &BTreeMap<String, String>,
-    errors: &mut Vec<FieldError>,
-) -> BTreeMap<String, String> {
-    for (key, value) in annotations {
-        if let Err(allowed) = syntax::label_key(key) {
-            errors.push(FieldError::new("spec.selector.annotationSelectors", key, allowed));
-        }
-        let field = || format!("spec.selector.annotationSelectors[{key}]");
-        if key == LAST_APPLIED {
-            errors.push(FieldError::new(field(), "", "this annotation can't be selected by; choose another"));
-        } else if value.len() > LONGEST_ANNOTATION {
-            let found = format!("{} bytes", value.len());
-            errors.push(FieldError::new(field(), found, "values of at most 1024 bytes can be selected by"));
-        }
-    }
-    annotations.clone()
-}
-
-fn parse_expressions(written: &[LabelSelectorRequirement], errors: &mut Vec<FieldError>) -> Vec<Expression> {
-    let mut expressions = Vec::new();
-    for (index, LabelSelectorRequirement { key, operator, values }) in written.iter().enumerate() {
-        let path = format!("spec.selector.expressionSelectors[{index}]");
-        if let Err(allowed) = syntax::label_key(key) {
-            errors.push(FieldError::new(format!("{path}.key"), key, allowed));
-        }
-        let list = values.as_deref().unwrap_or_default();
-        for (index, value) in list.iter().enumerate() {
-            if let Err(allowed) = syntax::label_value(value) {
-                errors.push(FieldError::new(format!("{path}.values[{index}]"), value, allowed));
-            }
-        }
-        let set: BTreeSet<String> = list.iter().cloned().collect();
-        let expression = match operator.as_str() {
-            "In" => Expression::In(key.clone(), set),
-            "NotIn" => Expression::NotIn(key.clone(), set),
-            "Exists" => Expression::Exists(key.clone()),
-            "DoesNotExist" => Expression::DoesNotExist(key.clone()),
-            _ => {
-                let allowed = "use In, NotIn, Exists or DoesNotExist";
-                errors.push(FieldError::new(format!("{path}.operator"), operator, allowed));
-                continue;
-            }
-        };
-        let (wants_values, allowed) = match &expression {
-            Expression::In(..) | Expression::NotIn(..) => (true, "In and NotIn need at least one value"),
-            Expression::Exists(_) | Expression::DoesNotExist(_) => {
-                (false, "Exists and DoesNotExist take no values")
-            }
-        };
-        if wants_values == list.is_empty() {
-            errors.push(FieldError::new(format!("{path}.values"), format!("[{}]", list.join(", ")), allowed));
-        }
-        expressions.push(expression);
-    }
-    expressions
-}
-
-fn parse_fields(written: &BTreeMap<String, String>, errors: &mut Vec<FieldError>) -> BTreeMap<Field, String> {
-    let mut fields = BTreeMap::new();
-    for (path, value) in written {
-        match Field::ALL.into_iter().find(|field| field.path() == path) {
-            Some(field) => {
-                if field == Field::Phase
-                    && let Err(allowed) = phase(value)
-                {
-                    let path = format!("spec.selector.fieldSelectors[{path}]");
-                    errors.push(FieldError::new(path, value, allowed));
-                }
-                fields.insert(field, value.clone());
-            }
-            None => {
-                let all: Vec<&str> = Field::ALL.into_iter().map(Field::path).collect();
-                let allowed = format!("use one of {}", all.join(", "));
-                errors.push(FieldError::new("spec.selector.fieldSelectors", path, allowed));
-            }
-        }
-    }
-    fields
-}
-
-fn parse_pods(
-    written: &BTreeMap<String, Vec<String>>,
-    errors: &mut Vec<FieldError>,
-) -> BTreeMap<String, BTreeSet<String>> {
-    for (namespace, names) in written {
-        if let Err(allowed) = namespace_name(namespace) {
-            errors.push(FieldError::new("spec.selector.pods", namespace, allowed));
-        }
-        if names.is_empty() {
-            let path = format!("spec.selector.pods[{namespace}]");
-            errors.push(FieldError::new(path, "[]", "name at least one pod, or leave the namespace out"));
-        }
-        for (index, name) in names.iter().enumerate() {
-            if let Err(allowed) = syntax::dns_subdomain(name) {
-                let path = format!("spec.selector.pods[{namespace}][{index}]");
-                errors.push(FieldError::new(path, name, allowed));
-            }
-        }
-    }
-    written.iter().map(|(namespace, names)| (namespace.clone(), names.iter().cloned().collect())).collect()
 }

@@ -23,7 +23,7 @@ pub fn defaults(spec: &mut PodChaosSpec) {
     match spec.action {
         podchaos::Action::ContainerKill => {
             spec.signal.get_or_insert_with(|| IntOrString::String(Signal::KILL.to_string()));
-            spec.processes.get_or_insert_with(|| Processes { scope: Scope::Init });
+            spec.processes.get_or_insert(Processes { scope: Scope::Init });
         }
         podchaos::Action::PodKill | podchaos::Action::PodFailure => {}
     }

@@ -103,8 +103,7 @@ proptest! {
         }
         if written.pods.is_empty() {
             let only = |part: fn(&PodSelector, &mut PodSelector)| {
-                let mut only = PodSelector::default();
-                only.namespaces = written.namespaces.clone();
+                let mut only = PodSelector { namespaces: written.namespaces.clone(), ..PodSelector::default() };
                 part(&written, &mut only);
                 parsed(&only).matches(&pod, &nodes)
             };

@@ -12,6 +12,8 @@ use squall_model::validate::{validate, validate_update};
 
 use crate::junk;
 
+type Change = fn(&mut PodChaosSpec);
+
 struct Rule {
     message: String,
     program: Program,
@@ -95,12 +97,12 @@ proptest! {
 /// For each rule of the CRD: specs that break it, and it alone.
 #[test]
 fn every_rule_has_a_case_that_both_refuse() {
-    let spec = |change: fn(&mut PodChaosSpec)| {
+    let spec = |change: Change| {
         let mut spec = PodChaosSpec::default();
         change(&mut spec);
         spec
     };
-    let cases: &[(&str, fn(&mut PodChaosSpec))] = &[
+    let cases: &[(&str, Change)] = &[
         ("value is required", |s| s.mode = Mode::Fixed),
         ("value is required", |s| {
             s.mode = Mode::FixedPercent;
