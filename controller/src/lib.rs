@@ -7,10 +7,18 @@
 //! - [`nodes`]: the channels to the daemons.
 //! - [`health`], [`metrics`]: what an operator may ask.
 
+pub mod apply;
 pub mod ca;
 pub mod certs;
 pub mod enrol;
 pub mod health;
+pub mod interest;
+pub mod janitor;
+pub mod leader;
 pub mod lease;
 pub mod metrics;
-//pub mod nodes;
+pub mod nodes;
+pub mod observe;
+pub mod reconcile;
+pub mod tell;
+pub mod world;

@@ -1,1 +1,368 @@
-//! soon
+//! The channels to the daemons: holds what each node shall have, and sees to it that its daemon knows.
+//!
+//! [`Nodes`] is a handle that never blocks; one task a node keeps the connection open, so that an order is on the
+//! wire as soon as it is given. What goes over it is always the whole desired state of the node, with a
+//! generation. While this replica doesn't lead, nothing is held and nothing is sent.
+//! Nothing here knows of experiments, or decides what a node shall have.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use jiff::Timestamp;
+use squall_api::grpc;
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    task::JoinSet,
+};
+use tracing::{debug, error};
+
+use crate::{certs::Identity, lease::Leadership};
+
+mod connect;
+mod pods;
+mod session;
+
+pub use connect::ConnectError;
+
+/// Where a node's daemon is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The daemon's pod, by UID: a new pod is a new daemon, whatever its address.
+    pub pod_uid: String,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Whether the kubelet calls it ready. It is asked anyway; this says when asking again is worth while.
+    pub ready: bool,
+}
+
+/// Where every node's daemon is; `None` until that is known.
+pub type Endpoints = Option<BTreeMap<String, Endpoint>>;
+
+/// How it stands with the daemon of a node.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Presence {
+    /// There is no pod of the daemon on that node.
+    NoDaemon,
+    /// Not connected (yet).
+    Connecting {
+        /// Why the last try failed, if there was one.
+        error: Option<String>,
+    },
+    /// Connected.
+    Ready {
+        /// What the daemon found on its node.
+        readiness: grpc::Readiness,
+        /// Since when.
+        since: Timestamp,
+        /// Why the daemon refuses the newest desired state, if it does.
+        refusal: Option<String>,
+    },
+}
+
+/// Wakes whoever cares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NodeEvent {
+    /// There is a new report on this fault.
+    Fault {
+        /// On which node.
+        node: String,
+        /// Which fault.
+        id: String,
+    },
+    /// The node's presence has changed.
+    Presence {
+        /// Which node.
+        node: String,
+    },
+}
+
+/// The handle.
+#[derive(Clone)]
+pub struct Nodes {
+    shared: Arc<Shared>,
+}
+
+impl Nodes {
+    /// Watch the daemons' pods, and keep a channel to each while leading.
+    pub fn start(
+        client: kube::Client,
+        identity: watch::Receiver<Option<Identity>>,
+        leadership: watch::Receiver<Leadership>,
+        events: mpsc::UnboundedSender<NodeEvent>,
+    ) -> Nodes {
+        let (sender, endpoints) = watch::channel(None);
+        tokio::spawn(pods::watch(client, leadership.clone(), sender));
+        Nodes::with_endpoints(endpoints, identity, leadership, events)
+    }
+
+    /// The same, with the endpoints from elsewhere.
+    pub fn with_endpoints(
+        endpoints: watch::Receiver<Endpoints>,
+        identity: watch::Receiver<Option<Identity>>,
+        leadership: watch::Receiver<Leadership>,
+        events: mpsc::UnboundedSender<NodeEvent>,
+    ) -> Nodes {
+        let state = Mutex::new(State::default());
+        let shared = Arc::new(Shared { state, leadership: leadership.clone(), events });
+        tokio::spawn(manage(shared.clone(), endpoints, identity, leadership));
+        Nodes { shared }
+    }
+
+    /// Put `fault` into the node's desired state, or in the place of the one with its id. Sent at once.
+    /// Setting what is set already does nothing. Dropped when this replica doesn't lead.
+    pub fn set(&self, node: &str, fault: grpc::Fault) {
+        let Some(mut state) = self.shared.leading() else {
+            return debug!(node, id = fault.id, "not leading: the order is dropped");
+        };
+        let node = state.nodes.entry(node.to_owned()).or_default();
+        if node.faults.get(&fault.id) != Some(&fault) {
+            node.faults.insert(fault.id.clone(), fault);
+            node.change();
+        }
+    }
+
+    /// Take a fault out of the node's desired state: its daemon ends and forgets it.
+    pub fn remove(&self, node: &str, id: &str) {
+        let Some(mut state) = self.shared.leading() else { return };
+        if let Some(node) = state.nodes.get_mut(node)
+            && node.faults.remove(id).is_some()
+        {
+            node.reports.remove(id);
+            node.change();
+        }
+    }
+
+    /// The desired states are complete: every experiment that may have ordered something before this replica
+    /// led has been looked at. Until then nothing is sent, for a state that lacks a fault would end it, and
+    /// one that lists it again later would carry it out twice. Call it once in each term.
+    pub fn complete(&self) {
+        let Some(mut state) = self.shared.leading() else { return };
+        if !state.complete {
+            state.complete = true;
+            state.nodes.values().for_each(|node| node.wake.notify_one());
+        }
+    }
+
+    /// The newest report on a fault.
+    pub fn report(&self, node: &str, id: &str) -> Option<grpc::FaultReport> {
+        self.shared.leading()?.nodes.get(node)?.reports.get(id).cloned()
+    }
+
+    /// How it stands with the node's daemon.
+    pub fn presence(&self, node: &str) -> Presence {
+        let Some(state) = self.shared.leading() else { return Presence::Connecting { error: None } };
+        match state.nodes.get(node).and_then(|node| node.presence.clone()) {
+            Some(presence) => presence,
+            None if state.listed => Presence::NoDaemon,
+            None => Presence::Connecting { error: None },
+        }
+    }
+
+    /// How many daemons are connected, and how many are there but not connected.
+    pub fn counts(&self) -> (usize, usize) {
+        let Some(state) = self.shared.leading() else { return (0, 0) };
+        let (mut ready, mut connecting) = (0, 0);
+        for node in state.nodes.values() {
+            match node.presence {
+                Some(Presence::Ready { .. }) => ready += 1,
+                Some(Presence::Connecting { .. }) => connecting += 1,
+                Some(Presence::NoDaemon) | None => {}
+            }
+        }
+        (ready, connecting)
+    }
+}
+
+#[derive(Default)]
+struct Node {
+    faults: BTreeMap<String, grpc::Fault>,
+    /// Rises with every change of `faults`.
+    version: u64,
+    reports: HashMap<String, grpc::FaultReport>,
+    /// `None` while there is no daemon.
+    presence: Option<Presence>,
+    wake: Arc<Notify>,
+}
+
+impl Node {
+    fn change(&mut self) {
+        self.version += 1;
+        self.wake.notify_one();
+    }
+}
+
+#[derive(Default)]
+struct State {
+    term: Option<u64>,
+    complete: bool,
+    /// The daemons' pods are known.
+    listed: bool,
+    nodes: HashMap<String, Node>,
+}
+
+/// What the handle and the tasks share. The lock is held for moments, never across an await.
+struct Shared {
+    state: Mutex<State>,
+    leadership: watch::Receiver<Leadership>,
+    events: mpsc::UnboundedSender<NodeEvent>,
+}
+
+impl Shared {
+    fn term(&self) -> Option<u64> {
+        match *self.leadership.borrow() {
+            Leadership::Leader { term } => Some(term),
+            Leadership::Follower => None,
+        }
+    }
+
+    /// The state of this term; of another one nothing is left. `None` when this replica doesn't lead.
+    fn leading(&self) -> Option<MutexGuard<'_, State>> {
+        let term = self.term();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.term != term {
+            *state = State { term, ..State::default() };
+        }
+        term.map(|_| state)
+    }
+
+    /// As [`Shared::leading`], if it is still the term that the caller works for.
+    fn in_term(&self, term: u64) -> Option<MutexGuard<'_, State>> {
+        self.leading().filter(|state| state.term == Some(term))
+    }
+
+    /// The node's desired state and its version, if it may be sent.
+    fn desired(&self, term: u64, node: &str) -> Option<(u64, Vec<grpc::Fault>)> {
+        let mut state = self.in_term(term)?;
+        if !state.complete {
+            return None;
+        }
+        let node = state.nodes.entry(node.to_owned()).or_default();
+        Some((node.version, node.faults.values().cloned().collect()))
+    }
+
+    fn version(&self, term: u64, node: &str) -> Option<u64> {
+        let state = self.in_term(term)?;
+        state.complete.then(|| state.nodes.get(node).map_or(0, |node| node.version))
+    }
+
+    fn waker(&self, term: u64, node: &str) -> Option<Arc<Notify>> {
+        Some(self.in_term(term)?.nodes.entry(node.to_owned()).or_default().wake.clone())
+    }
+
+    fn set_presence(&self, term: u64, node: &str, presence: Option<Presence>) {
+        let Some(mut state) = self.in_term(term) else { return };
+        let entry = state.nodes.entry(node.to_owned()).or_default();
+        if entry.presence != presence {
+            entry.presence = presence;
+            let _ = self.events.send(NodeEvent::Presence { node: node.to_owned() });
+        }
+    }
+
+    fn set_refusal(&self, term: u64, node: &str, why: Option<String>) {
+        let Some(mut state) = self.in_term(term) else { return };
+        if let Some(Presence::Ready { refusal, .. }) =
+            state.nodes.get_mut(node).and_then(|node| node.presence.as_mut())
+            && *refusal != why
+        {
+            *refusal = why;
+            let _ = self.events.send(NodeEvent::Presence { node: node.to_owned() });
+        }
+    }
+
+    fn add_report(&self, term: u64, node: &str, report: grpc::FaultReport) {
+        let Some(mut state) = self.in_term(term) else { return };
+        let complete = state.complete;
+        let entry = state.nodes.entry(node.to_owned()).or_default();
+        // Before the states are complete, a report may be on a fault that is only about to be set again.
+        if complete && !entry.faults.contains_key(&report.id) {
+            return;
+        }
+        if entry.reports.get(&report.id) != Some(&report) {
+            let id = report.id.clone();
+            entry.reports.insert(id.clone(), report);
+            let _ = self.events.send(NodeEvent::Fault { node: node.to_owned(), id });
+        }
+    }
+
+    /// The daemon has the whole state: reports on anything else are of no use any more.
+    fn prune(&self, term: u64, node: &str) {
+        let Some(mut state) = self.in_term(term) else { return };
+        if let Some(Node { faults, reports, .. }) = state.nodes.get_mut(node) {
+            reports.retain(|id, _| faults.contains_key(id));
+        }
+    }
+
+    fn set_listed(&self, term: u64, listed: bool) {
+        if let Some(mut state) = self.in_term(term) {
+            state.listed = listed;
+        }
+    }
+}
+
+/// One task a daemon, for each term anew.
+async fn manage(
+    shared: Arc<Shared>,
+    mut endpoints: watch::Receiver<Endpoints>,
+    identity: watch::Receiver<Option<Identity>>,
+    mut leadership: watch::Receiver<Leadership>,
+) {
+    loop {
+        let seen = *leadership.borrow_and_update();
+        drop(shared.leading());
+        let Leadership::Leader { term } = seen else {
+            if leadership.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        let mut running: HashMap<String, watch::Sender<Endpoint>> = HashMap::new();
+        let mut tasks: JoinSet<String> = JoinSet::new();
+        endpoints.mark_changed();
+        let alive = loop {
+            tokio::select! {
+                changed = leadership.changed() => break changed.is_ok(),
+                changed = endpoints.changed() => {
+                    if changed.is_err() {
+                        break false;
+                    }
+                    let wanted = endpoints.borrow_and_update().clone();
+                    shared.set_listed(term, wanted.is_some());
+                    let wanted = wanted.unwrap_or_default();
+                    running.retain(|node, _| wanted.contains_key(node));
+                    for (node, endpoint) in wanted {
+                        if let Some(sender) = running.get(&node) {
+                            sender.send_if_modified(|old| std::mem::replace(old, endpoint.clone()) != endpoint);
+                            continue;
+                        }
+                        let (sender, receiver) = watch::channel(endpoint);
+                        running.insert(node.clone(), sender);
+                        let task = session::Task::new(shared.clone(), term, node.clone(), receiver, identity.clone());
+                        tasks.spawn(async move {
+                            // Ends when its endpoint is taken away.
+                            task.run().await;
+                            node
+                        });
+                    }
+                }
+                Some(ended) = tasks.join_next() => match ended {
+                    Ok(node) => debug!(node, "the daemon's pod is gone"),
+                    Err(error) => {
+                        error!(%error, "a task for a daemon has died: starting all of this term anew");
+                        break true;
+                    }
+                },
+            }
+        };
+        // Only when none of them can send any more.
+        tasks.shutdown().await;
+        if !alive {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

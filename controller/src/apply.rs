@@ -1,0 +1,325 @@
+//! The one place that changes pods. An effect says what; this module does it, once, and says what came of it.
+//! It makes no choices: which pod, which incarnation and for whom are all in the effect.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use json_patch::jsonptr::PointerBuf;
+use json_patch::{Patch as JsonPatch, PatchOperation, TestOperation};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DeleteParams, EvictParams, Patch, PatchParams, Preconditions};
+use kube::{Api, Client};
+use squall_api::names;
+use squall_model::plan::{Effect, Outcome, PodRef};
+use squall_model::pod::PodView;
+use squall_model::substitute::{self, FaultImages, Holder, Refusal};
+
+/// Why an effect did not come about.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The API server said no, or nothing.
+    #[error("{operation} {namespace}/{name}: {source}")]
+    Api {
+        /// What was tried.
+        operation: &'static str,
+        /// The pod's namespace.
+        namespace: String,
+        /// The pod's name.
+        name: String,
+        /// Why.
+        source: Box<kube::Error>,
+    },
+    /// Someone else changed the pod again and again meanwhile.
+    #[error("{operation} {namespace}/{name}: it was changed by others five times in a row")]
+    Contended {
+        /// What was tried.
+        operation: &'static str,
+        /// The pod's namespace.
+        namespace: String,
+        /// The pod's name.
+        name: String,
+    },
+    /// The pod can't be failed.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The pod isn't a pod.
+    #[error("{namespace}/{name} can't be written as JSON: {source}")]
+    Json {
+        /// The pod's namespace.
+        namespace: String,
+        /// The pod's name.
+        name: String,
+        /// Why.
+        source: serde_json::Error,
+    },
+}
+
+/// Carries effects out.
+#[derive(Clone)]
+pub struct Applier {
+    client: Client,
+    images: FaultImages,
+}
+
+/// How often a patch is tried again when someone else was faster.
+const TRIES: usize = 5;
+
+impl Applier {
+    /// With these fault images.
+    pub fn new(client: Client, images: FaultImages) -> Self {
+        Self { client, images }
+    }
+
+    /// The fault images.
+    pub fn images(&self) -> &FaultImages {
+        &self.images
+    }
+
+    /// Carry `effect` out. `view` is the pod as it is known, if it is.
+    ///
+    /// `Ok` is what came of it for good; an error is worth another try.
+    pub async fn apply(&self, effect: &Effect, view: Option<&PodView>) -> Result<Outcome, ApplyError> {
+        match effect {
+            Effect::Delete { pod, grace } => self.delete(pod, *grace).await,
+            Effect::Evict { pod, grace } => self.evict(pod, *grace).await,
+            Effect::Inject { pod, holder } => self.inject(pod, holder, view).await,
+            Effect::Release { pod, holder } => {
+                self.change(pod, "release", |pod| substitute::release(pod, holder, &self.images)).await
+            }
+        }
+    }
+
+    /// Put everything back on `pod`, whoever holds it.
+    pub async fn restore(&self, pod: &PodRef) -> Result<Outcome, ApplyError> {
+        self.change(pod, "restore", |pod| {
+            substitute::restore(pod);
+            Ok(())
+        })
+        .await
+    }
+
+    fn pods(&self, pod: &PodRef) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), &pod.namespace)
+    }
+
+    async fn delete(&self, pod: &PodRef, grace: Option<u32>) -> Result<Outcome, ApplyError> {
+        let params = delete_params(pod, grace);
+        match self.pods(pod).delete(&pod.name, &params).await {
+            Ok(_) => Ok(done(None)),
+            // Gone, or another one has its name: either way this one is no more.
+            Err(error) if is_gone(&error) || is_conflict(&error) => Ok(done(None)),
+            Err(error) => Err(failed("delete", pod, error)),
+        }
+    }
+
+    async fn evict(&self, pod: &PodRef, grace: Option<u32>) -> Result<Outcome, ApplyError> {
+        let params =
+            EvictParams { delete_options: Some(delete_params(pod, grace)), ..EvictParams::default() };
+        match self.pods(pod).evict(&pod.name, &params).await {
+            Ok(_) => Ok(done(None)),
+            Err(error) if is_gone(&error) || is_conflict(&error) => Ok(done(None)),
+            Err(error) => Err(failed("evict", pod, error)),
+        }
+    }
+
+    /// Set the switch, and look at the answer: where the webhook did not substitute, do it here.
+    async fn inject(
+        &self,
+        pod: &PodRef,
+        holder: &Holder,
+        view: Option<&PodView>,
+    ) -> Result<Outcome, ApplyError> {
+        let pods = self.pods(pod);
+        let mut known = view
+            .filter(|view| view.uid == pod.uid)
+            .map(|view| (view.resource_version.clone(), view.annotations.get(names::HELD_BY).cloned()));
+        for _ in 0..TRIES {
+            let (version, held_by) = match known.take() {
+                Some(known) => known,
+                None => match pods.get(&pod.name).await {
+                    Ok(live) if live.metadata.uid.as_ref() == Some(&pod.uid) => {
+                        let held_by = live.metadata.annotations.unwrap_or_default().remove(names::HELD_BY);
+                        (live.metadata.resource_version.unwrap_or_default(), held_by)
+                    }
+                    Ok(_) => return Ok(gone()),
+                    Err(error) if is_gone(&error) => return Ok(gone()),
+                    Err(error) => return Err(failed("get", pod, error)),
+                },
+            };
+            let held_by = with_holder(held_by.as_deref(), holder)?;
+            let switch = serde_json::json!({
+                "metadata": {
+                    "uid": pod.uid,
+                    "resourceVersion": version,
+                    "labels": { names::FAULT: names::POD_FAILURE },
+                    "annotations": { names::HELD_BY: held_by },
+                }
+            });
+            let answer = match pods.patch(&pod.name, &PatchParams::default(), &Patch::Merge(&switch)).await {
+                Ok(answer) => answer,
+                Err(error) if is_conflict(&error) => continue,
+                Err(error) if is_gone(&error) => return Ok(gone()),
+                Err(error) => return Err(failed("label", pod, error)),
+            };
+            if substitute::is_substituted(&answer, &self.images) {
+                return Ok(done(answer.metadata.resource_version.as_deref()));
+            }
+            tracing::info!(
+                namespace = pod.namespace,
+                pod = pod.name,
+                uid = pod.uid,
+                "the webhook did not substitute; patching the images directly"
+            );
+            return self.change(pod, "substitute", |pod| substitute::inject(pod, holder, &self.images)).await;
+        }
+        Err(ApplyError::Contended {
+            operation: "label",
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+        })
+    }
+
+    /// Read the pod, change it, and send the difference, on the condition that nobody else was faster.
+    async fn change(
+        &self,
+        pod: &PodRef,
+        operation: &'static str,
+        change: impl Fn(&mut Pod) -> Result<(), Refusal>,
+    ) -> Result<Outcome, ApplyError> {
+        let pods = self.pods(pod);
+        for _ in 0..TRIES {
+            let live = match pods.get(&pod.name).await {
+                Ok(live) => live,
+                Err(error) if is_gone(&error) => return Ok(gone()),
+                Err(error) => return Err(failed("get", pod, error)),
+            };
+            if live.metadata.uid.as_ref() != Some(&pod.uid) {
+                return Ok(gone());
+            }
+            let mut wanted = live.clone();
+            change(&mut wanted)?;
+            if wanted == live {
+                return Ok(done(live.metadata.resource_version.as_deref()));
+            }
+            let patch = difference(pod, &live, &wanted)?;
+            match pods.patch(&pod.name, &PatchParams::default(), &Patch::<Pod>::Json(patch)).await {
+                Ok(answer) => return Ok(done(answer.metadata.resource_version.as_deref())),
+                Err(error) if is_conflict(&error) || is_failed_test(&error) => {}
+                Err(error) if is_gone(&error) => return Ok(gone()),
+                Err(error) => return Err(failed(operation, pod, error)),
+            }
+        }
+        Err(ApplyError::Contended { operation, namespace: pod.namespace.clone(), name: pod.name.clone() })
+    }
+}
+
+/// `held-by` with `holder` in it.
+fn with_holder(held_by: Option<&str>, holder: &Holder) -> Result<String, Refusal> {
+    let unreadable = |error: serde_json::Error| Refusal::BadRecord {
+        annotation: names::HELD_BY,
+        error: error.to_string(),
+    };
+    let mut holders: BTreeMap<String, Holder> = match held_by {
+        Some(text) => serde_json::from_str::<Vec<Holder>>(text)
+            .map_err(unreadable)?
+            .into_iter()
+            .map(|holder| (holder.uid.clone(), holder))
+            .collect(),
+        None => BTreeMap::new(),
+    };
+    holders.insert(holder.uid.clone(), holder.clone());
+    serde_json::to_string(&holders.into_values().collect::<Vec<_>>()).map_err(unreadable)
+}
+
+fn difference(pod: &PodRef, live: &Pod, wanted: &Pod) -> Result<JsonPatch, ApplyError> {
+    let json = |value: &Pod| {
+        serde_json::to_value(value).map_err(|source| ApplyError::Json {
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            source,
+        })
+    };
+    let before = json(live)?;
+    let mut patch = json_patch::diff(&before, &json(wanted)?);
+    for field in ["uid", "resourceVersion"] {
+        let value = before["metadata"][field].clone();
+        let path = PointerBuf::from_tokens(["metadata", field]);
+        patch.0.insert(0, PatchOperation::Test(TestOperation { path, value }));
+    }
+    Ok(patch)
+}
+
+fn delete_params(pod: &PodRef, grace: Option<u32>) -> DeleteParams {
+    DeleteParams {
+        grace_period_seconds: grace,
+        preconditions: Some(Preconditions { uid: Some(pod.uid.clone()), resource_version: None }),
+        ..DeleteParams::default()
+    }
+}
+
+fn done(version: Option<&str>) -> Outcome {
+    Outcome::Done { at: Timestamp::now(), version: version.and_then(|text| text.parse().ok()).unwrap_or(0) }
+}
+
+/// The pod is no more: there is nothing to do, and the watch will say so.
+fn gone() -> Outcome {
+    done(None)
+}
+
+fn failed(operation: &'static str, pod: &PodRef, source: kube::Error) -> ApplyError {
+    ApplyError::Api {
+        operation,
+        namespace: pod.namespace.clone(),
+        name: pod.name.clone(),
+        source: Box::new(source),
+    }
+}
+
+fn code(error: &kube::Error) -> Option<u16> {
+    match error {
+        kube::Error::Api(status) => Some(status.code),
+        _ => None,
+    }
+}
+
+fn is_gone(error: &kube::Error) -> bool {
+    code(error) == Some(404)
+}
+
+fn is_conflict(error: &kube::Error) -> bool {
+    code(error) == Some(409)
+}
+
+/// The API server answers a failed `test` of a JSON patch with 422.
+fn is_failed_test(error: &kube::Error) -> bool {
+    code(error) == Some(422)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_holder_is_recorded_once() {
+        let holder = Holder { kind: "PodChaos".into(), uid: "x".into(), ..Holder::default() };
+        let once = with_holder(None, &holder).expect("valid");
+        let twice = with_holder(Some(&once), &holder).expect("valid");
+        assert_eq!(once, twice);
+        assert!(with_holder(Some("junk"), &holder).is_err());
+    }
+
+    #[test]
+    fn a_patch_tests_incarnation_and_version_first() {
+        let pod = PodRef { namespace: "n".into(), name: "p".into(), uid: "u".into() };
+        let mut live = Pod::default();
+        live.metadata.uid = Some("u".into());
+        live.metadata.resource_version = Some("7".into());
+        let mut wanted = live.clone();
+        wanted.metadata.name = Some("x".into());
+        let patch = difference(&pod, &live, &wanted).expect("pods are JSON");
+        assert!(
+            matches!(patch.0[0], PatchOperation::Test(_)) && matches!(patch.0[1], PatchOperation::Test(_))
+        );
+        assert_eq!(patch.0.len(), 3);
+    }
+}

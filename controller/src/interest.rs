@@ -1,0 +1,81 @@
+//! Which experiment is to be woken by which change, so that work grows with targets and not with the cluster.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use kube_runtime::reflector::ObjectRef;
+use squall_api::podchaos::PodChaos;
+use squall_model::pod::PodView;
+
+/// What one experiment depends on.
+#[derive(Clone, Debug)]
+pub struct Interest {
+    /// The experiment.
+    pub experiment: ObjectRef<PodChaos>,
+    /// UIDs of pods.
+    pub pods: HashSet<String>,
+    /// UIDs of workloads whose new pods matter.
+    pub owners: HashSet<String>,
+    /// Nodes whose daemons matter.
+    pub nodes: HashSet<String>,
+    /// Namespaces in which every pod matters.
+    pub namespaces: BTreeSet<String>,
+}
+
+/// The interests of all experiments, by UID.
+#[derive(Clone, Default)]
+pub struct Interests(Arc<RwLock<HashMap<String, Interest>>>);
+
+impl Interests {
+    /// What the experiment `uid` depends on from now on.
+    pub fn set(&self, uid: &str, interest: Interest) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned(), interest);
+    }
+
+    /// It depends on nothing any more.
+    pub fn forget(&self, uid: &str) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+
+    /// Nobody depends on anything: another leader begins.
+    pub fn clear(&self) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Whom a change of `pod` concerns.
+    pub fn of_pod(&self, pod: &PodView) -> Vec<ObjectRef<PodChaos>> {
+        self.filter(|interest| {
+            interest.pods.contains(&pod.uid)
+                || interest.namespaces.contains(&pod.namespace)
+                || pod.owner.as_ref().is_some_and(|owner| interest.owners.contains(&owner.uid))
+        })
+    }
+
+    /// Whom a change of the namespace concerns.
+    pub fn of_namespace(&self, name: &str) -> Vec<ObjectRef<PodChaos>> {
+        self.filter(|interest| interest.namespaces.contains(name))
+    }
+
+    /// Whom news from the node's daemon concern.
+    pub fn of_node(&self, name: &str) -> Vec<ObjectRef<PodChaos>> {
+        self.filter(|interest| interest.nodes.contains(name))
+    }
+
+    /// The experiment `uid`.
+    pub fn of_experiment(&self, uid: &str) -> Option<ObjectRef<PodChaos>> {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(uid)
+            .map(|interest| interest.experiment.clone())
+    }
+
+    fn filter(&self, concerns: impl Fn(&Interest) -> bool) -> Vec<ObjectRef<PodChaos>> {
+        let interests = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        interests
+            .values()
+            .filter(|interest| concerns(interest))
+            .map(|interest| interest.experiment.clone())
+            .collect()
+    }
+}

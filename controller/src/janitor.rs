@@ -1,0 +1,121 @@
+//! Keeps the pods' own records true where no experiment's turn does: the hand's time is over, a holder is no
+//! more, an opt-in was withdrawn, the webhook could not be called. What is due is decided in `squall-model`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use kube_runtime::reflector::{ObjectRef, Store};
+use squall_api::podchaos::PodChaos;
+use squall_model::plan::{Chore, Effect, Note, NoteKind, PodRef, chore};
+use squall_model::pod::NamespaceView;
+use squall_model::substitute::Holder;
+use tokio::sync::mpsc;
+
+use crate::apply::Applier;
+use crate::observe::Observer;
+use crate::tell::Teller;
+
+/// A pod by namespace and name.
+pub type PodKey = (String, String);
+
+/// What the janitor works with.
+pub struct Janitor {
+    /// What is known.
+    pub observer: Observer,
+    /// What changes pods.
+    pub applier: Applier,
+    /// The experiments that there are.
+    pub experiments: Store<PodChaos>,
+    /// Events.
+    pub teller: Teller,
+}
+
+impl Janitor {
+    /// Look after every recorded pod there is, and then after every one that is sent, for ever.
+    pub async fn run(self, mut changed: mpsc::UnboundedReceiver<PodKey>) {
+        let mut due: BTreeSet<(Timestamp, PodKey)> = BTreeSet::new();
+        let mut attempts: BTreeMap<PodKey, u32> = BTreeMap::new();
+        let held: Vec<PodKey> = {
+            let index = self.observer.read();
+            index.all_held().map(|pod| (pod.namespace.clone(), pod.name.clone())).collect()
+        };
+        due.extend(held.into_iter().map(|key| (Timestamp::MIN, key)));
+        loop {
+            let wait = due.first().map(|(at, _)| {
+                std::time::Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default()
+            });
+            let key = tokio::select! {
+                biased;
+                key = changed.recv() => match key {
+                    Some(key) => key,
+                    None => return,
+                },
+                () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {
+                    match due.pop_first() {
+                        Some((_, key)) => key,
+                        None => continue,
+                    }
+                }
+            };
+            due.retain(|(_, other)| other != &key);
+            match self.look_after(&key).await {
+                Ok(next) => {
+                    attempts.remove(&key);
+                    due.extend(next.map(|at| (at, key)));
+                }
+                Err(error) => {
+                    let tried = attempts.entry(key.clone()).or_default();
+                    *tried += 1;
+                    let delay = jiff::SignedDuration::from_millis(100 << (*tried).min(7));
+                    tracing::warn!(namespace = key.0, pod = key.1, %error, "will be tried again");
+                    due.insert((Timestamp::now() + delay, key));
+                }
+            }
+        }
+    }
+
+    /// Do what is due on one pod; when to look again.
+    async fn look_after(&self, key: &PodKey) -> Result<Option<Timestamp>, crate::apply::ApplyError> {
+        let (pod, due) = {
+            let index = self.observer.read();
+            let Some(pod) = index.pod(&key.0, &key.1) else { return Ok(None) };
+            let unknown = NamespaceView::default();
+            let namespace = index.namespace(&pod.namespace).unwrap_or(&unknown);
+            (PodRef::of_view(pod), chore(pod, namespace, |holder| self.exists(holder), Timestamp::now()))
+        };
+        match due {
+            Chore::None => Ok(None),
+            Chore::Later(at) => Ok(Some(at)),
+            Chore::Release(holders) => {
+                for holder in holders {
+                    self.applier
+                        .apply(&Effect::Release { pod: pod.clone(), holder: holder.clone() }, None)
+                        .await?;
+                    tracing::info!(
+                        namespace = pod.namespace,
+                        pod = pod.name,
+                        uid = pod.uid,
+                        holder,
+                        "released"
+                    );
+                    let message = format!("pod-failure ended: holder {holder} is over or no more");
+                    self.teller.tell_pod(Note::pod(NoteKind::Normal, pod.clone(), "Released", message), &pod);
+                }
+                Ok(None)
+            }
+            Chore::Restore(why) => {
+                self.applier.restore(&pod).await?;
+                tracing::info!(namespace = pod.namespace, pod = pod.name, uid = pod.uid, why, "restored");
+                let message = format!("pod-failure ended: {why}");
+                self.teller.tell_pod(Note::pod(NoteKind::Normal, pod.clone(), "Restored", message), &pod);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Whether the experiment that holds a pod exists; while it does, its own turns release what is due.
+    fn exists(&self, holder: &Holder) -> bool {
+        let reference = ObjectRef::new(&holder.name).within(&holder.namespace);
+        self.experiments.get(&reference).is_some_and(|chaos| chaos.metadata.uid.as_ref() == Some(&holder.uid))
+    }
+}

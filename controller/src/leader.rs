@@ -1,0 +1,196 @@
+//! What only the leader does: experiments take their turns, and the janitor goes round. Ends when leadership
+//! does; nothing of a term is carried into the next but what is written in the cluster.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::{StreamExt, TryStreamExt};
+use kube::{Api, Client};
+use kube_runtime::controller::Config;
+use kube_runtime::reflector::{self, ObjectRef};
+use kube_runtime::watcher::{self, Event, watcher};
+use kube_runtime::{Controller, WatchStreamExt};
+use squall_api::podchaos::PodChaos;
+use squall_model::pod::PodView;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+
+use crate::apply::Applier;
+use crate::interest::Interests;
+use crate::janitor::{Janitor, PodKey};
+use crate::metrics::Metrics;
+use crate::nodes::{NodeEvent, Nodes};
+use crate::observe::{Change, Observer};
+use crate::reconcile::{Context, after_error, reconcile};
+use crate::tell::Teller;
+
+/// Experiments that take their turns at once.
+const CONCURRENCY: u16 = 32;
+
+/// What every term needs.
+#[derive(Clone)]
+pub struct Parts {
+    /// The API server.
+    pub client: Client,
+    /// What is known.
+    pub observer: Observer,
+    /// The daemons.
+    pub nodes: Nodes,
+    /// What changes pods.
+    pub applier: Applier,
+    /// Events.
+    pub teller: Teller,
+    /// Figures.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Where changes go while there is a leader to take them; there is none before and after a term.
+#[derive(Clone, Default)]
+pub struct Router(Arc<Mutex<Option<Routes>>>);
+
+struct Routes {
+    interests: Interests,
+    turns: mpsc::UnboundedSender<ObjectRef<PodChaos>>,
+    chores: mpsc::UnboundedSender<PodKey>,
+    observer: Observer,
+}
+
+impl Router {
+    /// Route a change in the cluster.
+    pub fn change(&self, change: Change) {
+        self.with(|routes| match change {
+            Change::Pod { old, new } => {
+                for pod in old.iter().chain(&new) {
+                    routes.wake(routes.interests.of_pod(pod));
+                }
+                if let Some(pod) = new {
+                    routes.pod(&pod);
+                }
+            }
+            Change::Namespace(name) => {
+                routes.wake(routes.interests.of_namespace(&name));
+                let index = routes.observer.read();
+                for pod in index.all_held().filter(|pod| pod.namespace == name) {
+                    routes.pod(pod);
+                }
+            }
+        });
+    }
+
+    /// Route news from a daemon.
+    pub fn node(&self, event: NodeEvent) {
+        self.with(|routes| match event {
+            NodeEvent::Fault { node: _, id } => {
+                let experiment = id.split('/').next().unwrap_or_default();
+                routes.wake(routes.interests.of_experiment(experiment));
+            }
+            NodeEvent::Presence { node } => routes.wake(routes.interests.of_node(&node)),
+        });
+    }
+
+    fn with(&self, route: impl FnOnce(&Routes)) {
+        if let Some(routes) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            route(routes);
+        }
+    }
+}
+
+impl Routes {
+    fn wake(&self, experiments: impl IntoIterator<Item = ObjectRef<PodChaos>>) {
+        for experiment in experiments {
+            // The receiver goes only with the term.
+            let _ = self.turns.send(experiment);
+        }
+    }
+
+    /// A recorded pod: its holders may have to let it go, and the janitor looks at it.
+    fn pod(&self, pod: &PodView) {
+        if pod.held_by.is_empty() && !pod.annotations.keys().any(|key| key.starts_with("squall.dev/")) {
+            return;
+        }
+        self.wake(
+            pod.held_by
+                .iter()
+                .filter(|holder| !holder.name.is_empty())
+                .map(|holder| ObjectRef::new(&holder.name).within(&holder.namespace)),
+        );
+        let _ = self.chores.send((pod.namespace.clone(), pod.name.clone()));
+    }
+}
+
+/// Lead until the future is dropped.
+pub async fn lead(parts: Parts, router: Router) {
+    let Parts { client, observer, nodes, applier, teller, metrics } = parts;
+    observer.synced().await;
+
+    let interests = Interests::default();
+    let (turns, turned) = mpsc::unbounded_channel();
+    let (chores, choring) = mpsc::unbounded_channel();
+    let routes =
+        Routes { interests: interests.clone(), turns, chores: chores.clone(), observer: observer.clone() };
+    *router.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(routes);
+    let _unroute = Unroute(router);
+
+    let (experiments, writer) = reflector::store();
+    let gone = {
+        let observer = observer.clone();
+        move |event: &Event<PodChaos>| {
+            if let Event::Delete(chaos) = event
+                && let Some(uid) = &chaos.metadata.uid
+            {
+                let index = observer.read();
+                for pod in index.held_by(uid) {
+                    let _ = chores.send((pod.namespace.clone(), pod.name.clone()));
+                }
+            }
+        }
+    };
+    let trigger = watcher(Api::<PodChaos>::all(client.clone()), watcher::Config::default())
+        .map_ok(|event| event.modify(|chaos| chaos.metadata.managed_fields = None))
+        .default_backoff()
+        .reflect(writer)
+        .inspect_ok(gone)
+        .touched_objects();
+
+    let janitor = Janitor {
+        observer: observer.clone(),
+        applier: applier.clone(),
+        experiments: experiments.clone(),
+        teller: teller.clone(),
+    };
+    let context = Arc::new(Context {
+        client,
+        observer,
+        nodes,
+        applier,
+        interests,
+        teller,
+        metrics,
+        memories: Mutex::new(HashMap::new()),
+    });
+    let turns = Controller::for_stream(trigger, experiments.clone())
+        .with_config(Config::default().concurrency(CONCURRENCY))
+        .reconcile_on(UnboundedReceiverStream::new(turned))
+        .run(reconcile, after_error, context)
+        .for_each(|result| async move {
+            if let Err(error) = result {
+                tracing::debug!(%error, "a turn ended early");
+            }
+        });
+    let rounds = async {
+        // Without the list of experiments every holder would look like one that is no more.
+        if experiments.wait_until_ready().await.is_ok() {
+            janitor.run(choring).await;
+        }
+    };
+    tokio::join!(turns, rounds);
+}
+
+/// Takes the routes away with the term, however it ends.
+struct Unroute(Router);
+
+impl Drop for Unroute {
+    fn drop(&mut self) {
+        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}

@@ -1,0 +1,380 @@
+//! What the controller knows of the cluster: one index of small views, fed by watches, read by decisions.
+//!
+//! It holds views, not objects: a pod is some hundred bytes here. Nothing is decided in this module, and
+//! nothing is written to the cluster.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, RwLock, RwLockReadGuard};
+
+use futures::{Stream, StreamExt, TryStreamExt};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use kube::api::PartialObjectMeta;
+use kube::{Api, Client};
+use kube_runtime::WatchStreamExt;
+use kube_runtime::watcher::{self, Event, watcher};
+use squall_model::pod::{NamespaceView, PodView};
+use tokio::sync::{mpsc, watch};
+
+/// Something changed that an experiment may depend on.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// A pod: as it was, if it was known, and as it is, if it still is.
+    Pod {
+        /// Before.
+        old: Option<Box<PodView>>,
+        /// Now.
+        new: Option<Box<PodView>>,
+    },
+    /// A namespace, by name.
+    Namespace(String),
+}
+
+/// The index and its feeders.
+#[derive(Clone)]
+pub struct Observer {
+    index: Arc<RwLock<Index>>,
+    synced: watch::Receiver<u8>,
+}
+
+/// How many kinds are watched.
+const KINDS: u8 = 3;
+
+impl Observer {
+    /// Watch the cluster; every change after the first listing is sent to `changes`.
+    pub fn start(client: &Client, changes: mpsc::UnboundedSender<Change>) -> Self {
+        let index = Arc::new(RwLock::new(Index::default()));
+        let (done, synced) = watch::channel(0);
+        let done = Arc::new(done);
+
+        // What a view doesn't use is dropped as soon as it is parsed.
+        let pods = watcher(Api::<Pod>::all(client.clone()), watcher::Config::default())
+            .map_ok(|event| event.modify(|pod| pod.metadata.managed_fields = None));
+        let namespaces =
+            watcher(Api::<PartialObjectMeta<Namespace>>::all(client.clone()), watcher::Config::default());
+        let nodes = watcher(Api::<PartialObjectMeta<Node>>::all(client.clone()), watcher::Config::default());
+
+        tokio::spawn(feed(pods, index.clone(), changes.clone(), done.clone(), PodView::of, Index::pods));
+        tokio::spawn(feed(
+            namespaces,
+            index.clone(),
+            changes.clone(),
+            done.clone(),
+            |meta: &PartialObjectMeta<Namespace>| {
+                NamespaceView::of(&Namespace { metadata: meta.metadata.clone(), ..Namespace::default() })
+            },
+            Index::namespaces,
+        ));
+        tokio::spawn(feed(
+            nodes,
+            index.clone(),
+            changes,
+            done,
+            |meta: &PartialObjectMeta<Node>| NodeView {
+                name: meta.metadata.name.clone().unwrap_or_default(),
+                labels: meta.metadata.labels.clone().unwrap_or_default(),
+            },
+            Index::nodes,
+        ));
+        Self { index, synced }
+    }
+
+    /// The index, for a decision. Not to be held across an await.
+    pub fn read(&self) -> RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Whether every kind has been listed once.
+    pub fn is_synced(&self) -> bool {
+        *self.synced.borrow() >= KINDS
+    }
+
+    /// Wait until every kind has been listed once.
+    pub async fn synced(&self) {
+        // An error means that the feeders are gone, and with them the process.
+        let _ = self.synced.clone().wait_for(|kinds| *kinds >= KINDS).await;
+    }
+}
+
+/// A node as decisions see it.
+#[derive(Clone, Debug, Default)]
+struct NodeView {
+    name: String,
+    labels: BTreeMap<String, String>,
+}
+
+/// How the views of one kind are kept.
+struct Kind<V> {
+    put: fn(&mut Index, V) -> Option<Change>,
+    remove: fn(&mut Index, &V) -> Option<Change>,
+    /// Everything that is known and not listed any more.
+    retain: fn(&mut Index, &[V]) -> Vec<Change>,
+}
+
+/// Feed one kind's events into the index, for ever.
+async fn feed<K, V>(
+    events: impl Stream<Item = Result<Event<K>, watcher::Error>> + Send,
+    index: Arc<RwLock<Index>>,
+    changes: mpsc::UnboundedSender<Change>,
+    done: Arc<watch::Sender<u8>>,
+    view: fn(&K) -> V,
+    kind: fn() -> Kind<V>,
+) {
+    let kind = kind();
+    let mut listed: Vec<V> = Vec::new();
+    let mut first = true;
+    let mut events = std::pin::pin!(events.default_backoff());
+    while let Some(event) = events.next().await {
+        let event = match event {
+            Ok(event) => event,
+            Err(error) => {
+                tracing::warn!(%error, "a watch was interrupted; it is taken up again");
+                continue;
+            }
+        };
+        let mut told = Vec::new();
+        {
+            let mut index = index.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            match event {
+                Event::Init => listed.clear(),
+                Event::InitApply(object) => listed.push(view(&object)),
+                Event::InitDone => {
+                    told.extend((kind.retain)(&mut index, &listed));
+                    for view in listed.drain(..) {
+                        told.extend((kind.put)(&mut index, view));
+                    }
+                    if first {
+                        first = false;
+                        done.send_modify(|kinds| *kinds += 1);
+                    }
+                }
+                Event::Apply(object) => told.extend((kind.put)(&mut index, view(&object))),
+                Event::Delete(object) => told.extend((kind.remove)(&mut index, &view(&object))),
+            }
+        }
+        for change in told {
+            // The receiver goes only with the process.
+            let _ = changes.send(change);
+        }
+    }
+}
+
+/// Views by the questions that decisions ask.
+#[derive(Default)]
+pub struct Index {
+    namespaces: HashMap<String, NamespaceView>,
+    nodes: HashMap<String, BTreeMap<String, String>>,
+    pods: HashMap<String, HashMap<String, PodView>>,
+    /// By holder's UID: namespace and name of the pods that it holds.
+    held: HashMap<String, BTreeSet<(String, String)>>,
+    /// By owner's UID: namespace and name of the pods that it owns.
+    owned: HashMap<String, BTreeSet<(String, String)>>,
+}
+
+impl Index {
+    /// A namespace.
+    pub fn namespace(&self, name: &str) -> Option<&NamespaceView> {
+        self.namespaces.get(name)
+    }
+
+    /// A node's labels.
+    pub fn node_labels(&self, name: &str) -> Option<&BTreeMap<String, String>> {
+        self.nodes.get(name)
+    }
+
+    /// A pod by name.
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<&PodView> {
+        self.pods.get(namespace)?.get(name)
+    }
+
+    /// The pods of a namespace.
+    pub fn pods_in<'a>(&'a self, namespace: &str) -> impl Iterator<Item = &'a PodView> + use<'a> {
+        self.pods.get(namespace).into_iter().flat_map(HashMap::values)
+    }
+
+    /// The pods that the holder holds.
+    pub fn held_by<'a>(&'a self, holder: &str) -> impl Iterator<Item = &'a PodView> + use<'a> {
+        self.listed(self.held.get(holder))
+    }
+
+    /// The pods that the workload owns.
+    pub fn owned_by<'a>(&'a self, owner: &str) -> impl Iterator<Item = &'a PodView> + use<'a> {
+        self.listed(self.owned.get(owner))
+    }
+
+    /// The pods that anyone holds.
+    pub fn all_held(&self) -> impl Iterator<Item = &PodView> {
+        self.held.values().flat_map(|keys| self.listed(Some(keys)))
+    }
+
+    fn listed<'a>(
+        &'a self,
+        keys: Option<&'a BTreeSet<(String, String)>>,
+    ) -> impl Iterator<Item = &'a PodView> {
+        keys.into_iter().flatten().filter_map(|(namespace, name)| self.pod(namespace, name))
+    }
+
+    fn put_pod(&mut self, pod: PodView) -> Option<Change> {
+        let old = self.take_pod(&pod.namespace, &pod.name);
+        let key = || (pod.namespace.clone(), pod.name.clone());
+        for holder in &pod.held_by {
+            self.held.entry(holder.uid.clone()).or_default().insert(key());
+        }
+        if let Some(owner) = &pod.owner {
+            self.owned.entry(owner.uid.clone()).or_default().insert(key());
+        }
+        let new = Some(Box::new(pod.clone()));
+        self.pods.entry(pod.namespace.clone()).or_default().insert(pod.name.clone(), pod);
+        Some(Change::Pod { old: old.map(Box::new), new })
+    }
+
+    fn take_pod(&mut self, namespace: &str, name: &str) -> Option<PodView> {
+        let pods = self.pods.get_mut(namespace)?;
+        let pod = pods.remove(name)?;
+        if pods.is_empty() {
+            self.pods.remove(namespace);
+        }
+        let key = (namespace.to_owned(), name.to_owned());
+        for holder in &pod.held_by {
+            forget(&mut self.held, &holder.uid, &key);
+        }
+        if let Some(owner) = &pod.owner {
+            forget(&mut self.owned, &owner.uid, &key);
+        }
+        Some(pod)
+    }
+
+    fn pods() -> Kind<PodView> {
+        Kind {
+            put: Index::put_pod,
+            remove: |index, pod| {
+                let known = index.pod(&pod.namespace, &pod.name)?;
+                // The name may have been taken over by then.
+                if known.uid != pod.uid {
+                    return None;
+                }
+                let old = index.take_pod(&pod.namespace, &pod.name)?;
+                Some(Change::Pod { old: Some(Box::new(old)), new: None })
+            },
+            retain: |index, listed| {
+                let there: BTreeSet<(&str, &str)> =
+                    listed.iter().map(|pod| (pod.namespace.as_str(), pod.name.as_str())).collect();
+                let gone: Vec<(String, String)> = index
+                    .pods
+                    .iter()
+                    .flat_map(|(namespace, pods)| pods.keys().map(move |name| (namespace, name)))
+                    .filter(|(namespace, name)| !there.contains(&(namespace.as_str(), name.as_str())))
+                    .map(|(namespace, name)| (namespace.clone(), name.clone()))
+                    .collect();
+                gone.iter()
+                    .filter_map(|(namespace, name)| index.take_pod(namespace, name))
+                    .map(|old| Change::Pod { old: Some(Box::new(old)), new: None })
+                    .collect()
+            },
+        }
+    }
+
+    fn namespaces() -> Kind<NamespaceView> {
+        Kind {
+            put: |index, view| {
+                let name = view.name.clone();
+                let old = index.namespaces.insert(name.clone(), view);
+                (old.as_ref() != index.namespaces.get(&name)).then_some(Change::Namespace(name))
+            },
+            remove: |index, view| {
+                index.namespaces.remove(&view.name).map(|view| Change::Namespace(view.name))
+            },
+            retain: |index, listed| {
+                let gone: Vec<String> = index
+                    .namespaces
+                    .keys()
+                    .filter(|name| !listed.iter().any(|view| &view.name == *name))
+                    .cloned()
+                    .collect();
+                gone.into_iter()
+                    .filter_map(|name| index.namespaces.remove(&name))
+                    .map(|view| Change::Namespace(view.name))
+                    .collect()
+            },
+        }
+    }
+
+    fn nodes() -> Kind<NodeView> {
+        Kind {
+            put: |index, node| {
+                index.nodes.insert(node.name, node.labels);
+                None
+            },
+            remove: |index, node| {
+                index.nodes.remove(&node.name);
+                None
+            },
+            retain: |index, listed| {
+                let there: BTreeSet<&str> = listed.iter().map(|node| node.name.as_str()).collect();
+                index.nodes.retain(|name, _| there.contains(name.as_str()));
+                Vec::new()
+            },
+        }
+    }
+}
+
+fn forget(map: &mut HashMap<String, BTreeSet<(String, String)>>, uid: &str, key: &(String, String)) {
+    if let Some(keys) = map.get_mut(uid) {
+        keys.remove(key);
+        if keys.is_empty() {
+            map.remove(uid);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use squall_model::pod::Owner;
+    use squall_model::substitute::Holder;
+
+    use super::*;
+
+    fn pod(name: &str, uid: &str, holder: Option<&str>) -> PodView {
+        PodView {
+            namespace: "ns".into(),
+            name: name.into(),
+            uid: uid.into(),
+            owner: Some(Owner { kind: "ReplicaSet".into(), name: "rs".into(), uid: "rs-uid".into() }),
+            held_by: holder.map(|uid| Holder { uid: uid.into(), ..Holder::default() }).into_iter().collect(),
+            ..PodView::default()
+        }
+    }
+
+    #[test]
+    fn every_question_is_answered_from_the_newest_view() {
+        let mut index = Index::default();
+        index.put_pod(pod("a", "1", Some("x")));
+        index.put_pod(pod("b", "2", None));
+        assert_eq!(index.held_by("x").count(), 1);
+        assert_eq!(index.owned_by("rs-uid").count(), 2);
+        index.put_pod(pod("a", "1", None));
+        assert_eq!(index.held_by("x").count(), 0);
+        assert_eq!(index.pods_in("ns").count(), 2);
+        index.take_pod("ns", "a");
+        index.take_pod("ns", "b");
+        assert_eq!(index.owned_by("rs-uid").count(), 0);
+        assert!(index.pods.is_empty() && index.held.is_empty() && index.owned.is_empty());
+    }
+
+    #[test]
+    fn a_late_deletion_does_not_remove_the_pod_that_took_the_name_over() {
+        let mut index = Index::default();
+        index.put_pod(pod("a", "2", None));
+        assert_eq!((Index::pods().remove)(&mut index, &pod("a", "1", None)), None);
+        assert!(index.pod("ns", "a").is_some());
+    }
+
+    #[test]
+    fn a_new_listing_removes_what_it_does_not_name() {
+        let mut index = Index::default();
+        index.put_pod(pod("a", "1", None));
+        index.put_pod(pod("b", "2", None));
+        let gone = (Index::pods().retain)(&mut index, &[pod("b", "2", None)]);
+        assert_eq!(gone.len(), 1);
+        assert!(index.pod("ns", "a").is_none() && index.pod("ns", "b").is_some());
+    }
+}

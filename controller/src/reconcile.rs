@@ -1,0 +1,375 @@
+//! One experiment's turn: observe, plan, apply, report; again until nothing is due.
+//!
+//! Between the event that wakes it and the first effect stands one write, the status that names the targets.
+//! This module decides nothing: it carries plans out and remembers what came of them.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use jiff::Timestamp;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::{Api, Client, ResourceExt};
+use kube_runtime::controller::Action;
+use kube_runtime::reflector::ObjectRef;
+use squall_api::podchaos::{Action as Fault, Phase, PodChaos, PodChaosStatus, Scope, TargetPhase};
+use squall_api::{grpc, names};
+use squall_model::plan::{Effect, Input, Order, Outcome, Outcomes, Plan, notes, plan};
+
+use crate::apply::{Applier, ApplyError};
+use crate::interest::{Interest, Interests};
+use crate::metrics::Metrics;
+use crate::nodes::Nodes;
+use crate::observe::Observer;
+use crate::tell::Teller;
+use crate::world::Cluster;
+
+/// How many effects of one experiment are under way at once.
+const CONCURRENCY: usize = 64;
+/// How many rounds one turn may take; the next turn follows at once.
+const ROUNDS: usize = 16;
+
+/// Why a turn ended early; it is taken again.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileError {
+    /// The status could not be written.
+    #[error("writing the status of {namespace}/{name}: {source}")]
+    Status {
+        /// The experiment's namespace.
+        namespace: String,
+        /// The experiment's name.
+        name: String,
+        /// Why.
+        source: Box<kube::Error>,
+    },
+    /// The finalizer could not be removed.
+    #[error("removing the finalizer of {namespace}/{name}: {source}")]
+    Finalizer {
+        /// The experiment's namespace.
+        namespace: String,
+        /// The experiment's name.
+        name: String,
+        /// Why.
+        source: Box<kube::Error>,
+    },
+}
+
+/// What a turn works with.
+pub struct Context {
+    /// The API server.
+    pub client: Client,
+    /// What is known.
+    pub observer: Observer,
+    /// The daemons.
+    pub nodes: Nodes,
+    /// What changes pods.
+    pub applier: Applier,
+    /// What wakes whom.
+    pub interests: Interests,
+    /// Events.
+    pub teller: Teller,
+    /// Figures.
+    pub metrics: Arc<Metrics>,
+    /// What is remembered of each experiment, by UID. Taken out for a turn, put back after it.
+    pub memories: Mutex<HashMap<String, Memory>>,
+}
+
+/// What is remembered of one experiment between turns. It may be lost: see [`Outcomes`].
+#[derive(Default)]
+pub struct Memory {
+    /// As last written.
+    status: PodChaosStatus,
+    /// The resource version of that write.
+    version: u64,
+    outcomes: Outcomes,
+    /// What the daemons have been told to have: node and id.
+    orders: BTreeSet<(String, String)>,
+}
+
+/// One turn.
+pub async fn reconcile(chaos: Arc<PodChaos>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+    let Some(uid) = chaos.uid() else { return Ok(Action::await_change()) };
+    let taken = context.memories().remove(&uid);
+    let mut memory = taken
+        .unwrap_or_else(|| Memory { status: chaos.status.clone().unwrap_or_default(), ..Memory::default() });
+    let begun = Instant::now();
+    let result = context.turn(&chaos, &uid, &mut memory).await;
+    context.metrics.reconciled(begun.elapsed());
+    match result {
+        Ok(Next::Gone) => {
+            context.order(&chaos, &mut memory, Vec::new());
+            context.interests.forget(&uid);
+            Ok(Action::await_change())
+        }
+        Ok(Next::At(wake)) => {
+            context.memories().insert(uid, memory);
+            Ok(match wake {
+                None => Action::await_change(),
+                Some(wake) => {
+                    let wait = Duration::try_from(wake.duration_since(Timestamp::now())).unwrap_or_default();
+                    Action::requeue(wait)
+                }
+            })
+        }
+        Err(error) => {
+            context.memories().insert(uid, memory);
+            Err(error)
+        }
+    }
+}
+
+/// After an error: soon again. A conflict means that the watch is about to bring the newer object.
+pub fn after_error(chaos: Arc<PodChaos>, error: &ReconcileError, context: Arc<Context>) -> Action {
+    let conflict = match error {
+        ReconcileError::Status { source, .. } | ReconcileError::Finalizer { source, .. } => {
+            matches!(&**source, kube::Error::Api(status) if status.code == 409)
+        }
+    };
+    if conflict {
+        return Action::requeue(Duration::from_millis(50));
+    }
+    context.metrics.error("reconcile");
+    tracing::warn!(experiment = chaos.name_any(), namespace = chaos.namespace(), %error, "will be tried again");
+    Action::requeue(Duration::from_secs(1))
+}
+
+enum Next {
+    /// The object is on its way out.
+    Gone,
+    /// To be looked at again then, or when something changes.
+    At(Option<Timestamp>),
+}
+
+impl Context {
+    fn memories(&self) -> std::sync::MutexGuard<'_, HashMap<String, Memory>> {
+        self.memories.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn turn(&self, chaos: &PodChaos, uid: &str, memory: &mut Memory) -> Result<Next, ReconcileError> {
+        for _ in 0..ROUNDS {
+            let plan = self.plan(chaos, memory);
+            self.order(chaos, memory, plan.orders);
+            if !plan.effects.is_empty() {
+                self.carry_out(chaos, memory, plan.effects).await;
+                if !plan.drop_finalizer {
+                    continue;
+                }
+            }
+            let experiment =
+                format!("PodChaos {}/{}", chaos.namespace().unwrap_or_default(), chaos.name_any());
+            let mut told = notes(&memory.status, &plan.status, &experiment);
+            told.extend(plan.notes);
+            let changed = plan.status != memory.status;
+            if changed && !plan.drop_finalizer {
+                self.write(chaos, memory, plan.status).await?;
+            }
+            self.teller.tell(chaos, told);
+            if plan.drop_finalizer {
+                self.drop_finalizer(chaos).await?;
+                return Ok(Next::Gone);
+            }
+            self.interests.set(uid, interest(chaos, &memory.status));
+            if !changed {
+                return Ok(Next::At(plan.wake));
+            }
+        }
+        Ok(Next::At(Some(Timestamp::now())))
+    }
+
+    fn plan(&self, chaos: &PodChaos, memory: &Memory) -> Plan {
+        let index = self.observer.read();
+        let world = Cluster { index: &index, nodes: &self.nodes };
+        plan(Input {
+            now: Timestamp::now(),
+            chaos,
+            status: &memory.status,
+            world: &world,
+            outcomes: &memory.outcomes,
+            images: self.applier.images(),
+        })
+    }
+
+    /// Tell the daemons what they shall have for this experiment, and nothing else.
+    fn order(&self, chaos: &PodChaos, memory: &mut Memory, orders: Vec<Order>) {
+        let experiment = format!("{}/{}", chaos.namespace().unwrap_or_default(), chaos.name_any());
+        let wanted: BTreeSet<(String, String)> =
+            orders.iter().map(|order| (order.node.clone(), order.id.clone())).collect();
+        for (node, id) in memory.orders.difference(&wanted) {
+            self.nodes.remove(node, id);
+        }
+        for order in orders {
+            self.nodes.set(&order.node.clone(), fault(order, &experiment));
+        }
+        memory.orders = wanted;
+    }
+
+    async fn carry_out(&self, chaos: &PodChaos, memory: &mut Memory, effects: Vec<Effect>) {
+        let mut results = futures::stream::iter(effects.into_iter().map(|effect| async move {
+            let view = {
+                let index = self.observer.read();
+                index.pod(&effect.pod().namespace, &effect.pod().name).cloned()
+            };
+            let result = self.applier.apply(&effect, view.as_ref()).await;
+            (effect, result)
+        }))
+        .buffer_unordered(CONCURRENCY);
+        while let Some((effect, result)) = results.next().await {
+            let pod = effect.pod();
+            let outcome = match result {
+                Ok(outcome) => {
+                    tracing::info!(
+                        experiment = chaos.name_any(),
+                        experiment_namespace = chaos.namespace(),
+                        namespace = pod.namespace,
+                        pod = pod.name,
+                        uid = pod.uid,
+                        verb = ?effect.verb(),
+                        "done"
+                    );
+                    outcome
+                }
+                Err(ApplyError::Refused(refusal)) => {
+                    Outcome::Refused { reason: "Refused".to_owned(), message: refusal.to_string() }
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        experiment = chaos.name_any(),
+                        experiment_namespace = chaos.namespace(),
+                        namespace = pod.namespace,
+                        pod = pod.name,
+                        uid = pod.uid,
+                        %error,
+                        "will be tried again"
+                    );
+                    memory.outcomes.retry(&effect, Timestamp::now(), error.to_string());
+                    continue;
+                }
+            };
+            memory.outcomes.record(&effect, outcome);
+        }
+    }
+
+    /// Write the status, on the condition that the object is the one that was looked at.
+    async fn write(
+        &self,
+        chaos: &PodChaos,
+        memory: &mut Memory,
+        status: PodChaosStatus,
+    ) -> Result<(), ReconcileError> {
+        let namespace = chaos.namespace().unwrap_or_default();
+        let name = chaos.name_any();
+        let seen: u64 = chaos.resource_version().and_then(|text| text.parse().ok()).unwrap_or(0);
+        let mut object = PodChaos::new(&name, chaos.spec.clone());
+        object.metadata.namespace = Some(namespace.clone());
+        object.metadata.uid = chaos.uid();
+        object.metadata.resource_version = Some(seen.max(memory.version).to_string());
+        object.status = Some(status);
+        let api: Api<PodChaos> = Api::namespaced(self.client.clone(), &namespace);
+        match api.replace_status(&name, &PostParams::default(), &object).await {
+            Ok(written) => {
+                memory.version = written.resource_version().and_then(|text| text.parse().ok()).unwrap_or(0);
+                let phase = object.status.as_ref().and_then(|status| status.phase);
+                if phase != memory.status.phase {
+                    tracing::info!(experiment = name, namespace, phase = ?phase.unwrap_or_default(), "phase");
+                }
+                self.count(chaos.spec.action, &memory.status, object.status.as_ref());
+                // Kept as planned, not as answered: the server rounds nothing and drops nothing that we compare.
+                memory.status = object.status.unwrap_or_default();
+                Ok(())
+            }
+            Err(source) => Err(ReconcileError::Status { namespace, name, source: Box::new(source) }),
+        }
+    }
+
+    /// Count the targets that came to an end between `old` and `new`.
+    fn count(&self, action: Fault, old: &PodChaosStatus, new: Option<&PodChaosStatus>) {
+        let action = match action {
+            Fault::PodKill => "pod-kill",
+            Fault::PodFailure => "pod-failure",
+            Fault::ContainerKill => "container-kill",
+        };
+        for (index, target) in new.iter().flat_map(|status| &status.targets).enumerate() {
+            let outcome = match target.phase {
+                TargetPhase::Selected | TargetPhase::Recovering => continue,
+                TargetPhase::Injected => "injected",
+                TargetPhase::Recovered => "recovered",
+                TargetPhase::Killed => "killed",
+                TargetPhase::Skipped => "skipped",
+                TargetPhase::Failed => "failed",
+                TargetPhase::Released => "released",
+                TargetPhase::Gone => "gone",
+            };
+            if old.targets.get(index).map(|before| before.phase) != Some(target.phase) {
+                self.metrics.target(action, outcome);
+            }
+        }
+    }
+
+    async fn drop_finalizer(&self, chaos: &PodChaos) -> Result<(), ReconcileError> {
+        let Some(index) = chaos.finalizers().iter().position(|finalizer| finalizer == names::FINALIZER)
+        else {
+            return Ok(());
+        };
+        let namespace = chaos.namespace().unwrap_or_default();
+        let name = chaos.name_any();
+        let api: Api<PodChaos> = Api::namespaced(self.client.clone(), &namespace);
+        // Ours only, and only if it is still where it was seen.
+        let patch: json_patch::Patch = serde_json::from_value(serde_json::json!([
+            { "op": "test", "path": format!("/metadata/finalizers/{index}"), "value": names::FINALIZER },
+            { "op": "remove", "path": format!("/metadata/finalizers/{index}") },
+        ]))
+        .unwrap_or_default();
+        match api.patch(&name, &PatchParams::default(), &Patch::<PodChaos>::Json(patch)).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(source) => Err(ReconcileError::Finalizer { namespace, name, source: Box::new(source) }),
+        }
+    }
+}
+
+/// What the experiment has to be woken for.
+fn interest(chaos: &PodChaos, status: &PodChaosStatus) -> Interest {
+    let looking = status.completed_at.is_none()
+        && (status.selected_at.is_none() || chaos.spec.action == Fault::PodFailure);
+    let namespaces = if !looking {
+        BTreeSet::new()
+    } else if !chaos.spec.selector.pods.is_empty() {
+        chaos.spec.selector.pods.keys().cloned().collect()
+    } else if chaos.spec.selector.namespaces.is_empty() {
+        chaos.namespace().into_iter().collect()
+    } else {
+        chaos.spec.selector.namespaces.iter().cloned().collect()
+    };
+    let open = status.completed_at.is_none() || status.phase != Some(Phase::Failed);
+    let targets = || status.targets.iter().filter(|_| open);
+    Interest {
+        experiment: ObjectRef::from_obj(chaos),
+        pods: targets().map(|target| target.uid.clone()).collect(),
+        owners: targets().filter_map(|target| target.owner.clone()).collect(),
+        nodes: targets().filter_map(|target| target.node.clone()).collect(),
+        namespaces,
+    }
+}
+
+fn fault(order: Order, experiment: &str) -> grpc::Fault {
+    let scope = match order.scope {
+        Scope::Init => grpc::Scope::Init,
+        Scope::All => grpc::Scope::All,
+    };
+    let stage = if order.arm_only { grpc::Stage::Arm } else { grpc::Stage::Fire };
+    grpc::Fault {
+        id: order.id,
+        experiment: experiment.to_owned(),
+        container: Some(grpc::Container {
+            namespace: order.pod.namespace,
+            pod: order.pod.name,
+            pod_uid: order.pod.uid,
+            name: order.container,
+            id: order.container_id,
+        }),
+        stage: stage.into(),
+        ttl: Some(prost_types::Duration { seconds: order.ttl.as_secs(), nanos: 0 }),
+        action: Some(grpc::fault::Action::Kill(grpc::Kill { signal: order.signal, scope: scope.into() })),
+    }
+}

@@ -1,0 +1,115 @@
+//! The cluster as decisions ask for it: the index, and what the daemons have told.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use squall_api::{grpc, podchaos};
+use squall_model::plan::{Daemon, Report, ReportState, World};
+use squall_model::pod::{NamespaceView, PodView};
+
+use crate::nodes::{Nodes, Presence};
+use crate::observe::Index;
+
+/// A moment's view of the cluster.
+pub struct Cluster<'a> {
+    /// The API server's part.
+    pub index: &'a Index,
+    /// The daemons' part.
+    pub nodes: &'a Nodes,
+}
+
+impl squall_model::select::Nodes for Cluster<'_> {
+    fn labels(&self, node: &str) -> Option<&BTreeMap<String, String>> {
+        self.index.node_labels(node)
+    }
+}
+
+impl World for Cluster<'_> {
+    fn namespace(&self, name: &str) -> Option<&NamespaceView> {
+        self.index.namespace(name)
+    }
+
+    fn pods<'a>(&'a self, namespace: &str) -> Box<dyn Iterator<Item = &'a PodView> + 'a> {
+        Box::new(self.index.pods_in(namespace))
+    }
+
+    fn pod(&self, namespace: &str, name: &str) -> Option<&PodView> {
+        self.index.pod(namespace, name)
+    }
+
+    fn held_by<'a>(&'a self, uid: &str) -> Box<dyn Iterator<Item = &'a PodView> + 'a> {
+        Box::new(self.index.held_by(uid))
+    }
+
+    fn owned_by<'a>(&'a self, uid: &str) -> Box<dyn Iterator<Item = &'a PodView> + 'a> {
+        Box::new(self.index.owned_by(uid))
+    }
+
+    fn daemon(&self, node: &str) -> Daemon {
+        match self.nodes.presence(node) {
+            Presence::NoDaemon => Daemon::None,
+            Presence::Connecting { error } => {
+                Daemon::Unreachable(error.unwrap_or_else(|| "it is being connected to".to_owned()))
+            }
+            Presence::Ready { .. } => Daemon::Ready,
+        }
+    }
+
+    fn report(&self, node: &str, id: &str) -> Option<Report> {
+        self.nodes.report(node, id).map(report)
+    }
+}
+
+/// How many processes of one container are named in a receipt; the daemon's log has all.
+const NAMED_PROCESSES: usize = 5;
+
+fn report(report: grpc::FaultReport) -> Report {
+    let state = match report.state() {
+        grpc::FaultState::Unspecified | grpc::FaultState::Armed | grpc::FaultState::Fired => {
+            ReportState::Underway
+        }
+        grpc::FaultState::Done => ReportState::Done,
+        grpc::FaultState::Refused => ReportState::Refused,
+        grpc::FaultState::Failed => ReportState::Failed,
+    };
+    let processes = report.receipt.as_ref().map_or(&[][..], |receipt| &receipt.processes);
+    let exit_code = processes.iter().find(|process| process.init).and_then(|process| process.exit_code);
+    let exited = processes.iter().filter_map(|process| process.exited.as_ref()).filter_map(timestamp).max();
+    Report {
+        state,
+        reason: report.reason,
+        message: report.message,
+        receipt: report.receipt.map(receipt),
+        exit_code,
+        exited,
+    }
+}
+
+fn receipt(receipt: grpc::Receipt) -> podchaos::Receipt {
+    let total = i32::try_from(receipt.processes.len()).unwrap_or(i32::MAX);
+    podchaos::Receipt {
+        evidence: receipt.evidence,
+        signal: receipt.signal,
+        processes: receipt.processes.into_iter().take(NAMED_PROCESSES).map(process).collect(),
+        total,
+        lost: (receipt.lost > 0).then(|| i64::try_from(receipt.lost).unwrap_or(i64::MAX)),
+    }
+}
+
+fn process(process: grpc::ProcessReceipt) -> podchaos::ProcessReceipt {
+    let time = |time: Option<prost_types::Timestamp>| time.as_ref().and_then(timestamp).map(MicroTime);
+    podchaos::ProcessReceipt {
+        pid: i64::from(process.pid),
+        comm: process.comm,
+        sent: time(process.sent),
+        delivered: time(process.delivered),
+        exited: time(process.exited),
+        exit_code: process.exit_code,
+        note: (!process.note.is_empty()).then_some(process.note),
+    }
+}
+
+fn timestamp(time: &prost_types::Timestamp) -> Option<Timestamp> {
+    Timestamp::new(time.seconds, time.nanos).ok()
+}
