@@ -1,16 +1,79 @@
-//! `cargo xtask ci`: what a commit has to pass.
+//! `cargo xtask ci`: what a commit has to pass. `.ci/run` is this on a clean clone.
+//!
+//! Each step runs as its own command, shown as one would type it; the first that fails ends it.
 
-use anyhow::{Result, bail};
+use std::{env, process::Command, time::Instant};
+
+use anyhow::{Context as _, Result};
+
+use crate::{build, sh};
 
 /// Arguments of `cargo xtask ci`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Everything, the cluster tests and the figures too.
+    /// What needs no cluster only: format, lints, licences, generated files.
+    #[arg(long, conflicts_with = "full")]
+    pub lint: bool,
+    /// The figures too, and cargo-deny is installed when it is not there (some minutes).
     #[arg(long)]
     pub full: bool,
 }
 
 /// Does it.
-pub fn run(_args: Args) -> Result<()> {
-    bail!("`cargo xtask ci` is not there yet")
+pub fn run(args: Args) -> Result<()> {
+    let began = Instant::now();
+    let mut took = Vec::new();
+    for mut step in steps(&args)? {
+        let shown = sh::show(&step).replace(&env::current_exe()?.display().to_string(), "cargo xtask");
+        println!("$ {shown}");
+        let began = Instant::now();
+        sh::run(&mut step).with_context(|| format!("ci: {shown} failed"))?;
+        took.push((shown, began.elapsed()));
+    }
+    for (shown, took) in took {
+        println!("{:>6.1} s  {shown}", took.as_secs_f64());
+    }
+    println!("{:>6.1} s  in all: passed", began.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn steps(args: &Args) -> Result<Vec<Command>> {
+    let root = build::checkout()?;
+    let cargo = |words: &[&str]| {
+        let mut command = build::cargo();
+        command.current_dir(&root).args(words);
+        command
+    };
+    // The same program, not `cargo xtask`: that would wait for the lock and build nothing new.
+    let xtask = |words: &[&str]| -> Result<Command> {
+        Ok(sh::command(env::current_exe().context("can't find myself")?, words))
+    };
+    let mut steps = vec![
+        cargo(&["fmt", "--all", "--check"]),
+        xtask(&["gen", "--check"])?,
+        cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]),
+    ];
+    let deny = sh::succeeds(&mut cargo(&["deny", "--version"]));
+    if !deny && args.full {
+        steps.push(cargo(&["install", "cargo-deny", "--locked"]));
+    }
+    if deny || args.full {
+        steps.push(cargo(&["deny", "check", "licenses", "bans", "sources"]));
+    } else {
+        println!(
+            "cargo-deny is not installed: licences are not looked at (cargo install cargo-deny, or --full)"
+        );
+    }
+    if args.lint {
+        return Ok(steps);
+    }
+    steps.push(xtask(&["test"])?);
+    steps.push(xtask(&["demo"])?);
+    if args.full {
+        steps.push(xtask(&["bench"])?);
+    }
+    if env::var_os("CI").is_some_and(|value| value == "true") {
+        steps.push(xtask(&["cluster", "down"])?);
+    }
+    Ok(steps)
 }

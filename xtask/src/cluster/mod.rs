@@ -16,6 +16,8 @@ mod process;
 mod status;
 mod up;
 
+pub use config::BUSYBOX_IMAGE;
+
 use std::{
     env, fs,
     fs::File,
