@@ -1,0 +1,200 @@
+//! A review comes in, an answer goes out: always, in time, whatever is in it.
+//!
+//! What is no review gets an HTTP error that says why; the API server then does as the failurePolicy says: pods
+//! pass, experiments don't.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use futures::FutureExt;
+use jiff::Timestamp;
+use kube::Client;
+use squall_api::names;
+use tracing::{Instrument, Span, field};
+
+use crate::metrics::Metrics;
+use crate::pods::Pods;
+use crate::review::{Answer, Request};
+use crate::world::World;
+use crate::{access, experiments};
+
+/// The largest body: etcd takes 1.5 MiB an object, and an UPDATE carries two.
+pub const LIMIT: usize = 8 << 20;
+/// How long a body may take to come in.
+const BODY: Duration = Duration::from_secs(4);
+
+/// What answers depend on.
+#[derive(Clone)]
+pub struct App {
+    /// How pods are admitted.
+    pub pods: Pods,
+    /// What is known of the cluster.
+    pub world: Arc<World>,
+    /// For what has to be asked about experiments.
+    pub client: Client,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Path {
+    MutatePods,
+    MutateExperiments,
+    ValidateExperiments,
+}
+
+impl Path {
+    fn name(self) -> &'static str {
+        match self {
+            Self::MutatePods => names::PATH_MUTATE_PODS,
+            Self::MutateExperiments => names::PATH_MUTATE_EXPERIMENTS,
+            Self::ValidateExperiments => names::PATH_VALIDATE_EXPERIMENTS,
+        }
+    }
+}
+
+/// Why a body could not be answered as a review.
+struct Rejected {
+    status: StatusCode,
+    outcome: &'static str,
+    message: String,
+}
+
+/// The three paths.
+pub fn router(app: App) -> Router {
+    let app = Arc::new(app);
+    [Path::MutatePods, Path::MutateExperiments, Path::ValidateExperiments]
+        .into_iter()
+        .fold(Router::new(), |router, path| {
+            let handler = move |State(app): State<Arc<App>>, headers: HeaderMap, body: Body| async move {
+                app.answer(path, &headers, body).await
+            };
+            router.route(path.name(), post(handler))
+        })
+        // Ours is stricter, and says so.
+        .layer(DefaultBodyLimit::disable())
+        .with_state(app)
+}
+
+impl App {
+    async fn answer(&self, path: Path, headers: &HeaderMap, body: Body) -> Response {
+        let body = match read(headers, body).await {
+            Ok(body) => body,
+            Err(rejected) => return self.reject(path, rejected, Duration::ZERO),
+        };
+        let start = Instant::now();
+        let review = AssertUnwindSafe(self.review(path, &body)).catch_unwind();
+        match review.await {
+            Ok(Ok((outcome, body))) => {
+                self.metrics.reviewed(path.name(), outcome, start.elapsed());
+                (StatusCode::OK, [(CONTENT_TYPE, "application/json")], body).into_response()
+            }
+            Ok(Err(rejected)) => self.reject(path, rejected, start.elapsed()),
+            Err(_) => {
+                let rejected = Rejected {
+                    status: StatusCode::INTERNAL_SERVER_ERROR,
+                    outcome: "panic",
+                    message: "a defect of Squall's kept this review from being answered".to_owned(),
+                };
+                self.reject(path, rejected, start.elapsed())
+            }
+        }
+    }
+
+    async fn review(&self, path: Path, body: &[u8]) -> Result<(&'static str, Vec<u8>), Rejected> {
+        let request = Request::parse(body).map_err(|error| Rejected {
+            status: StatusCode::BAD_REQUEST,
+            outcome: "malformed",
+            message: error.to_string(),
+        })?;
+        let span = tracing::info_span!(
+            "review",
+            uid = request.uid,
+            kind = request.kind.kind,
+            object = format!("{}/{}", request.namespace, request.name),
+            operation = request.operation,
+            outcome = field::Empty
+        );
+        async {
+            let answer = self.decide(path, &request).await;
+            let outcome = told(&request, &answer);
+            let body = answer.write(&request.uid).map_err(|error| Rejected {
+                status: StatusCode::INTERNAL_SERVER_ERROR,
+                outcome: "unwritable",
+                message: format!("the answer can't be written: {error}"),
+            })?;
+            Ok((outcome, body))
+        }
+        .instrument(span)
+        .await
+    }
+
+    async fn decide(&self, path: Path, request: &Request<'_>) -> Answer {
+        match path {
+            Path::MutatePods => self.pods.review(request, &self.world, Timestamp::now()),
+            Path::MutateExperiments => experiments::mutate(request),
+            Path::ValidateExperiments => match experiments::check(request) {
+                experiments::Verdict::Answered(answer) => answer,
+                experiments::Verdict::Ask(ask, warnings) => match access::allowed(&self.client, &ask).await {
+                    Ok(()) => Answer { warnings, ..Answer::default() },
+                    Err(denied) => denied.into(),
+                },
+            },
+        }
+    }
+
+    fn reject(&self, path: Path, rejected: Rejected, took: Duration) -> Response {
+        let Rejected { status, outcome, message } = rejected;
+        self.metrics.reviewed(path.name(), outcome, took);
+        tracing::warn!(path = path.name(), outcome, message, "not answered as a review");
+        (status, format!("{message}\n")).into_response()
+    }
+}
+
+/// One line if something was changed or refused; nothing otherwise.
+fn told(request: &Request<'_>, answer: &Answer) -> &'static str {
+    let Answer { patch, warnings, denied } = answer;
+    let outcome = match (denied, patch) {
+        (Some(_), _) => "denied",
+        (None, Some(patch)) if !patch.0.is_empty() => "changed",
+        (None, Some(_) | None) => "unchanged",
+    };
+    Span::current().record("outcome", outcome);
+    let user = &request.user_info.username;
+    match denied {
+        Some(denied) => tracing::info!(user, reason = denied.reason, message = denied.message, "refused"),
+        None if outcome == "changed" => tracing::info!(user, warnings = warnings.len(), "changed"),
+        None => {}
+    }
+    outcome
+}
+
+async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, Rejected> {
+    let too_large = || Rejected {
+        status: StatusCode::PAYLOAD_TOO_LARGE,
+        outcome: "too_large",
+        message: format!("the review is larger than {LIMIT} bytes"),
+    };
+    let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length > LIMIT as u64) {
+        return Err(too_large());
+    }
+    match tokio::time::timeout(BODY, to_bytes(body, LIMIT)).await {
+        Ok(Ok(body)) => Ok(body),
+        // Also a peer that hangs up, whom no answer reaches.
+        Ok(Err(_)) => Err(too_large()),
+        Err(_) => Err(Rejected {
+            status: StatusCode::REQUEST_TIMEOUT,
+            outcome: "timeout",
+            message: "the review did not come in in time".to_owned(),
+        }),
+    }
+}

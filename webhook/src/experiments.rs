@@ -1,0 +1,270 @@
+//! Reviews of experiments, as far as they take nobody else: defaults, finalizer and requester; then fields and
+//! allowed changes. What remains to be asked of the API server is handed back as [`Ask`].
+//!
+//! In doubt the experiment is refused.
+
+use std::collections::BTreeSet;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+use squall_api::PodChaosSpec;
+use squall_api::names;
+use squall_api::podchaos::{Phase, PodChaosStatus};
+use squall_model::error::FieldError;
+use squall_model::spec::{Action, Spec};
+use squall_model::validate::{defaults, validate, validate_update, warnings};
+
+use crate::review::{Answer, Denied, Request, UserInfo};
+
+/// What the API server has to be asked before an experiment is accepted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ask {
+    /// Who must be allowed to do it himself; `None` if he was asked before.
+    pub user: Option<UserInfo>,
+    /// The verb on pods.
+    pub verb: &'static str,
+    /// The subresource of pods; empty for pods themselves.
+    pub subresource: &'static str,
+    /// In which namespaces.
+    pub namespaces: BTreeSet<String>,
+    /// Which of them must take part.
+    pub opted_in: BTreeSet<String>,
+}
+
+/// The outcome of the part that takes nobody else.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verdict {
+    /// Nothing more is to be asked.
+    Answered(Answer),
+    /// Accepted with these warnings, if the API server says yes.
+    Ask(Ask, Vec<String>),
+}
+
+/// An experiment as far as it is read here. Anything that the schema refuses later may still be in it.
+#[derive(Deserialize)]
+struct Experiment {
+    #[serde(default)]
+    metadata: Metadata,
+    spec: PodChaosSpec,
+    #[serde(default)]
+    status: Option<PodChaosStatus>,
+}
+
+#[derive(Default, Deserialize)]
+struct Metadata {
+    #[serde(default)]
+    annotations: Option<std::collections::BTreeMap<String, String>>,
+}
+
+impl Experiment {
+    fn read(what: &str, raw: Option<&RawValue>) -> Result<Self, Denied> {
+        let raw = raw.ok_or_else(|| bad_request(format!("the review has no {what}")))?;
+        serde_json::from_str(raw.get()).map_err(|error| {
+            Denied::invalid(vec![FieldError::new("spec", error, "see `kubectl explain podchaos.spec`")])
+        })
+    }
+
+    fn requested_by(&self) -> Option<&str> {
+        self.metadata.annotations.as_ref()?.get(names::REQUESTED_BY).map(String::as_str)
+    }
+}
+
+/// Whether this path is for what is asked about.
+fn concerns(request: &Request<'_>) -> Result<bool, Denied> {
+    if !request.kind.is(names::GROUP, names::VERSION, "PodChaos") {
+        let what = format!(
+            "found {}; this path is for {}/{} PodChaos: correct the rules of the webhook configuration",
+            request.kind,
+            names::GROUP,
+            names::VERSION
+        );
+        return Err(bad_request(what));
+    }
+    let whole = request.sub_resource.as_deref().is_none_or(str::is_empty);
+    Ok(whole && matches!(request.operation.as_str(), "CREATE" | "UPDATE"))
+}
+
+/// Defaults, finalizer, requester.
+pub fn mutate(request: &Request<'_>) -> Answer {
+    match try_mutate(request) {
+        Ok(answer) => answer,
+        Err(denied) => denied.into(),
+    }
+}
+
+fn try_mutate(request: &Request<'_>) -> Result<Answer, Denied> {
+    if !concerns(request)? {
+        return Ok(Answer::default());
+    }
+    let before = value("object", request.object)?;
+    let mut after = before.clone();
+    let Some(object) = after.as_object_mut() else {
+        return Err(bad_request("the object is no object".into()));
+    };
+    let metadata = entry(object, "metadata")?;
+    if request.operation == "CREATE" {
+        let by_us = request.user_info.username == names::CONTROLLER_USER;
+        let annotations = entry(metadata, "annotations")?;
+        // What our controller creates for somebody says for whom.
+        if !(by_us && annotations.contains_key(names::REQUESTED_BY)) {
+            annotations.insert(names::REQUESTED_BY.to_owned(), requester(&request.user_info)?);
+        }
+        let finalizers = metadata.entry("finalizers").or_insert_with(|| json!([]));
+        if finalizers.is_null() {
+            *finalizers = json!([]);
+        }
+        if let Some(list) = finalizers.as_array_mut()
+            && !list.iter().any(|finalizer| finalizer == names::FINALIZER)
+        {
+            list.push(json!(names::FINALIZER));
+        }
+    } else {
+        let old = value("oldObject", request.old_object)?;
+        let kept = old.pointer("/metadata/annotations").and_then(|all| all.get(names::REQUESTED_BY));
+        // `kubectl replace` leaves out what it doesn't know of. Another value is refused by the validating path.
+        if let Some(kept) = kept
+            && metadata.get("annotations").and_then(|all| all.get(names::REQUESTED_BY)).is_none()
+        {
+            entry(metadata, "annotations")?.insert(names::REQUESTED_BY.to_owned(), kept.clone());
+        }
+    }
+    // A spec that can't be read is refused by the schema or by the validating path, with a better reason.
+    if let Some(spec) = object.get_mut("spec")
+        && let Ok(mut typed) = serde_json::from_value::<PodChaosSpec>(spec.clone())
+    {
+        let written = serde_json::to_value(&typed);
+        defaults(&mut typed);
+        if let (Ok(written), Ok(filled)) = (written, serde_json::to_value(&typed)) {
+            fill_in(spec, &written, filled);
+        }
+    }
+    Ok(Answer { patch: Some(json_patch::diff(&before, &after)), ..Answer::default() })
+}
+
+/// Bring into `spec` what `filled` has beyond `written`, and leave everything else as the user wrote it.
+fn fill_in(spec: &mut Value, written: &Value, filled: Value) {
+    match (spec, filled) {
+        (Value::Object(spec), Value::Object(filled)) => {
+            for (key, value) in filled {
+                let before = written.get(&key);
+                if before == Some(&value) {
+                    continue;
+                }
+                match spec.get_mut(&key) {
+                    Some(there) => fill_in(there, before.unwrap_or(&Value::Null), value),
+                    None => {
+                        spec.insert(key, value);
+                    }
+                }
+            }
+        }
+        (spec, filled) => *spec = filled,
+    }
+}
+
+/// Fields, allowed changes, and what is still to be asked.
+pub fn check(request: &Request<'_>) -> Verdict {
+    match try_check(request) {
+        Ok(verdict) => verdict,
+        Err(denied) => Verdict::Answered(denied.into()),
+    }
+}
+
+fn try_check(request: &Request<'_>) -> Result<Verdict, Denied> {
+    if !concerns(request)? {
+        return Ok(Verdict::Answered(Answer::default()));
+    }
+    let new = Experiment::read("object", request.object)?;
+    let spec = validate(&new.spec, &request.namespace).map_err(Denied::invalid)?;
+    let namespaces = spec.selector.namespaces.clone();
+    let mut opted_in = namespaces.clone();
+    if request.operation == "UPDATE" {
+        let old = Experiment::read("oldObject", request.old_object)?;
+        requester_stays(&old, &new)?;
+        if old.spec == new.spec {
+            return Ok(Verdict::Answered(Answer::default()));
+        }
+        validate_update(&old.spec, &new.spec, &request.namespace, is_active(old.status.as_ref()))
+            .map_err(Denied::invalid)?;
+        // A namespace that no longer takes part must not keep an experiment there from being shortened.
+        if let Ok(before) = validate(&old.spec, &request.namespace) {
+            opted_in.retain(|name| !before.selector.namespaces.contains(name));
+        }
+    }
+    if let Some(name) = namespaces.iter().find(|name| names::is_protected_namespace(name)) {
+        return Err(Denied::forbidden(format!(
+            "spec.selector: pods of namespace {name} are never hit, no label can open it; choose others"
+        )));
+    }
+    let (verb, subresource) = right(&spec);
+    let by_us = request.user_info.username == names::CONTROLLER_USER;
+    let user = (!by_us).then(|| request.user_info.clone());
+    Ok(Verdict::Ask(Ask { user, verb, subresource, namespaces, opted_in }, said(&spec)))
+}
+
+/// The right that one needs to do by hand what `spec` does.
+fn right(spec: &Spec) -> (&'static str, &'static str) {
+    match spec.action {
+        Action::PodKill { evict: false, .. } => ("delete", ""),
+        Action::PodKill { evict: true, .. } => ("create", "eviction"),
+        Action::PodFailure { .. } | Action::ContainerKill { .. } => ("patch", ""),
+    }
+}
+
+fn said(spec: &Spec) -> Vec<String> {
+    warnings(spec).into_iter().map(|warning| format!("squall: {warning}")).collect()
+}
+
+/// Targets have been chosen, or it is over.
+fn is_active(status: Option<&PodChaosStatus>) -> bool {
+    let Some(status) = status else { return false };
+    let begun = match status.phase {
+        None | Some(Phase::Pending) => false,
+        Some(
+            Phase::Injecting
+            | Phase::Injected
+            | Phase::Paused
+            | Phase::Recovering
+            | Phase::Completed
+            | Phase::Failed
+            | Phase::Halted,
+        ) => true,
+    };
+    begun || status.selected_at.is_some() || !status.targets.is_empty() || status.completed_at.is_some()
+}
+
+fn requester_stays(old: &Experiment, new: &Experiment) -> Result<(), Denied> {
+    if old.requested_by() == new.requested_by() {
+        return Ok(());
+    }
+    Err(Denied::invalid(vec![FieldError::new(
+        format!("metadata.annotations[{}]", names::REQUESTED_BY),
+        new.requested_by().unwrap_or("nothing"),
+        "it says who created the experiment and can't be changed: make another experiment instead",
+    )]))
+}
+
+fn requester(user: &UserInfo) -> Result<Value, Denied> {
+    let text = serde_json::to_string(user)
+        .map_err(|error| Denied::unavailable(format!("the requester can't be written down: {error}")))?;
+    Ok(Value::String(text))
+}
+
+fn value(what: &str, raw: Option<&RawValue>) -> Result<Value, Denied> {
+    let raw = raw.ok_or_else(|| bad_request(format!("the review has no {what}")))?;
+    serde_json::from_str(raw.get()).map_err(|error| bad_request(format!("the {what} can't be read: {error}")))
+}
+
+/// The object under `key`, made if it isn't there.
+fn entry<'a>(object: &'a mut Map<String, Value>, key: &str) -> Result<&'a mut Map<String, Value>, Denied> {
+    let value = object.entry(key).or_insert_with(|| json!({}));
+    if value.is_null() {
+        *value = json!({});
+    }
+    value.as_object_mut().ok_or_else(|| bad_request(format!("{key} is no object")))
+}
+
+fn bad_request(message: String) -> Denied {
+    Denied { code: 400, reason: "BadRequest", message, causes: Vec::new() }
+}

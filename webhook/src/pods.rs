@@ -1,0 +1,112 @@
+//! Reviews of pods: typed pods in, the model's verdict out as a patch.
+//!
+//! In doubt the pod passes unchanged with a warning. It makes no call.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::value::RawValue;
+use squall_model::admission::{Actor, Denial, Setting, Verdict, newborn, pod_create, pod_update};
+use squall_model::substitute::FaultImages;
+
+use crate::review::{Answer, Denied, Request};
+use crate::world::World;
+
+/// How pods are admitted.
+#[derive(Clone, Debug)]
+pub struct Pods {
+    /// The images that stand in.
+    pub images: FaultImages,
+    /// How long a fault by hand lasts if it doesn't say; zero means for ever.
+    pub manual_limit: Duration,
+}
+
+/// Why a pod passes unchanged.
+#[derive(Debug, thiserror::Error)]
+enum Doubt {
+    #[error("the {0} can't be read: {1}")]
+    Unreadable(&'static str, serde_json::Error),
+    #[error("the {0} is missing")]
+    Missing(&'static str),
+    #[error("the change can't be written: {0}")]
+    Unwritable(serde_json::Error),
+}
+
+impl Pods {
+    /// The answer to `request`.
+    pub fn review(&self, request: &Request<'_>, world: &World, now: Timestamp) -> Answer {
+        if !request.kind.is("", "v1", "Pod") {
+            return pass(format!("squall: {} passes unchanged: this path is for v1 Pod", request.kind));
+        }
+        if request.sub_resource.as_deref().is_some_and(|sub| !sub.is_empty()) {
+            return Answer::default();
+        }
+        let answer = match request.operation.as_str() {
+            "CREATE" => self.create(request, world, now),
+            "UPDATE" => self.update(request, world, now),
+            _ => Ok(Answer::default()),
+        };
+        answer.unwrap_or_else(|doubt| pass(format!("squall: the pod passes unchanged: {doubt}")))
+    }
+
+    fn create(&self, request: &Request<'_>, world: &World, now: Timestamp) -> Result<Answer, Doubt> {
+        let pod: Pod = read("object", request.object)?;
+        let namespace = world.namespace(&request.namespace);
+        let births = match &namespace {
+            Some(namespace) => world.births(&newborn(&pod, &request.namespace), namespace, now),
+            None => Vec::new(),
+        };
+        let setting = Setting {
+            images: &self.images,
+            now,
+            manual_limit: self.manual_limit,
+            namespace: namespace.as_ref(),
+        };
+        answer(&pod, pod_create(&pod, &births, &setting))
+    }
+
+    fn update(&self, request: &Request<'_>, world: &World, now: Timestamp) -> Result<Answer, Doubt> {
+        let pod: Pod = read("object", request.object)?;
+        let old: Pod = read("oldObject", request.old_object)?;
+        let namespace = world.namespace(&request.namespace);
+        let setting = Setting {
+            images: &self.images,
+            now,
+            manual_limit: self.manual_limit,
+            namespace: namespace.as_ref(),
+        };
+        answer(&pod, pod_update(&old, &pod, Actor::of(&request.user_info.username), &setting))
+    }
+}
+
+fn answer(before: &Pod, verdict: Verdict) -> Result<Answer, Doubt> {
+    let Verdict { pod, warnings, deny } = verdict;
+    if let Some(why) = deny {
+        let denied = match why {
+            Denial::Field(error) => Denied::invalid(vec![error]),
+            Denial::Refusal(refusal) => Denied::forbidden(refusal.to_string()),
+            Denial::Ineligible(_) => Denied::forbidden(why.to_string()),
+        };
+        return Ok(Answer { patch: None, warnings, denied: Some(denied) });
+    }
+    let patch = match pod {
+        Some(after) => {
+            // Both sides are typed: a field that this version doesn't know is in neither, and so stays as it is.
+            let before = serde_json::to_value(before).map_err(Doubt::Unwritable)?;
+            let after = serde_json::to_value(after).map_err(Doubt::Unwritable)?;
+            Some(json_patch::diff(&before, &after))
+        }
+        None => None,
+    };
+    Ok(Answer { patch, warnings, denied: None })
+}
+
+fn read(what: &'static str, raw: Option<&RawValue>) -> Result<Pod, Doubt> {
+    let raw = raw.ok_or(Doubt::Missing(what))?;
+    serde_json::from_str(raw.get()).map_err(|error| Doubt::Unreadable(what, error))
+}
+
+fn pass(warning: String) -> Answer {
+    Answer { warnings: vec![warning], ..Answer::default() }
+}

@@ -1,0 +1,91 @@
+//! Keeps world and certificate as the cluster has them. Watches never end: what breaks is tried again.
+
+use std::sync::Arc;
+
+use futures::{StreamExt, TryStreamExt};
+use k8s_openapi::api::core::v1::{Namespace, Secret};
+use kube::api::PartialObjectMeta;
+use kube::{Api, Client};
+use kube_runtime::watcher::{self, Config, Event};
+use kube_runtime::{WatchStreamExt, watcher as watch};
+use squall_api::{PodChaos, names};
+use squall_model::pod::NamespaceView;
+
+use crate::tls::Certificates;
+use crate::world::World;
+
+/// How many objects a page of a list has: an experiment may be 1 MiB.
+const PAGE: u32 = 20;
+
+/// Follow experiments and namespaces, for ever.
+pub async fn world(client: Client, world: Arc<World>) {
+    let experiments = async {
+        let api: Api<PodChaos> = Api::all(client.clone());
+        let events = watch(api, Config::default().page_size(PAGE)).default_backoff();
+        let mut events = std::pin::pin!(events);
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(event) => world.experiment(event),
+                Err(error) => complain("experiments", &error),
+            }
+        }
+    };
+    let namespaces = async {
+        let api: Api<PartialObjectMeta<Namespace>> = Api::all(client.clone());
+        let events = watch(api, Config::default().page_size(500)).default_backoff();
+        let mut events = std::pin::pin!(events.map_ok(|event| seen(event, view)));
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(event) => world.namespace_event(event),
+                Err(error) => complain("namespaces", &error),
+            }
+        }
+    };
+    futures::join!(experiments, namespaces);
+}
+
+/// Follow the Secret with our pair in `namespace`, for ever. If it goes, the pair that we have still serves.
+pub async fn certificate(client: Client, namespace: &str, certificates: Arc<Certificates>) {
+    let api: Api<Secret> = Api::namespaced(client, namespace);
+    let by_name = Config::default().fields(&format!("metadata.name={}", names::WEBHOOK_TLS_SECRET));
+    let events = watch(api, by_name).default_backoff().applied_objects();
+    let mut events = std::pin::pin!(events);
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(secret) => load(&secret, &certificates),
+            Err(error) => complain("the certificate", &error),
+        }
+    }
+}
+
+fn load(secret: &Secret, certificates: &Certificates) {
+    let part =
+        |key: &str| secret.data.as_ref().and_then(|data| data.get(key)).map(|bytes| bytes.0.as_slice());
+    let (Some(certificate), Some(key)) = (part("tls.crt"), part("tls.key")) else {
+        tracing::warn!("the Secret {} has no tls.crt and tls.key", names::WEBHOOK_TLS_SECRET);
+        return;
+    };
+    match certificates.load(certificate, key) {
+        Ok(true) => tracing::info!("another certificate is served now"),
+        Ok(false) => {}
+        Err(error) => tracing::error!(%error, "the Secret {} is of no use", names::WEBHOOK_TLS_SECRET),
+    }
+}
+
+fn view(namespace: PartialObjectMeta<Namespace>) -> NamespaceView {
+    NamespaceView::of(&Namespace { metadata: namespace.metadata, ..Namespace::default() })
+}
+
+fn seen<A, B>(event: Event<A>, with: impl Fn(A) -> B) -> Event<B> {
+    match event {
+        Event::Apply(object) => Event::Apply(with(object)),
+        Event::Delete(object) => Event::Delete(with(object)),
+        Event::Init => Event::Init,
+        Event::InitApply(object) => Event::InitApply(with(object)),
+        Event::InitDone => Event::InitDone,
+    }
+}
+
+fn complain(what: &str, error: &watcher::Error) {
+    tracing::warn!(%error, "can't follow {what}; trying again");
+}

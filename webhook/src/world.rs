@@ -1,0 +1,109 @@
+//! What the webhook knows of the cluster while it admits a pod: experiments that may fail newborns, and
+//! namespaces. It answers from memory, and says when it has not been filled yet.
+
+use std::collections::HashMap;
+use std::sync::{PoisonError, RwLock};
+
+use jiff::Timestamp;
+use kube_runtime::watcher::Event;
+use squall_api::PodChaos;
+use squall_model::admission::{Candidate, births_for};
+use squall_model::pod::{NamespaceView, PodView};
+use squall_model::substitute::Holder;
+
+/// See the module. Shared by all reviews; locks are held for a look-up only.
+#[derive(Debug, Default)]
+pub struct World {
+    candidates: RwLock<Table<Candidate>>,
+    namespaces: RwLock<Table<NamespaceView>>,
+}
+
+type Key = (String, String);
+
+#[derive(Debug)]
+struct Table<V> {
+    live: HashMap<Key, V>,
+    /// A new list that is still coming in; the old one serves meanwhile.
+    coming: Option<HashMap<Key, V>>,
+    synced: bool,
+}
+
+impl<V> Default for Table<V> {
+    fn default() -> Self {
+        Self { live: HashMap::new(), coming: None, synced: false }
+    }
+}
+
+impl<V> Table<V> {
+    fn take_in<T>(&mut self, event: Event<T>, entry: impl Fn(T) -> (Key, Option<V>)) {
+        match event {
+            Event::Init => self.coming = Some(HashMap::new()),
+            Event::InitApply(object) => {
+                let (key, value) = entry(object);
+                if let (Some(coming), Some(value)) = (&mut self.coming, value) {
+                    coming.insert(key, value);
+                }
+            }
+            Event::InitDone => {
+                self.live = self.coming.take().unwrap_or_default();
+                self.live.shrink_to_fit();
+                self.synced = true;
+            }
+            Event::Apply(object) => match entry(object) {
+                (key, Some(value)) => {
+                    self.live.insert(key, value);
+                }
+                (key, None) => {
+                    self.live.remove(&key);
+                }
+            },
+            Event::Delete(object) => {
+                self.live.remove(&entry(object).0);
+            }
+        }
+    }
+}
+
+impl World {
+    /// Something happened to an experiment.
+    pub fn experiment(&self, event: Event<PodChaos>) {
+        let mut table = self.candidates.write().unwrap_or_else(PoisonError::into_inner);
+        table.take_in(event, |chaos| {
+            let meta = &chaos.metadata;
+            let key = (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
+            (key, Candidate::of(&chaos))
+        });
+    }
+
+    /// Something happened to a namespace.
+    pub fn namespace_event(&self, event: Event<NamespaceView>) {
+        let mut table = self.namespaces.write().unwrap_or_else(PoisonError::into_inner);
+        table.take_in(event, |view| ((String::new(), view.name.clone()), Some(view)));
+    }
+
+    /// The namespace `name`, if it is known.
+    pub fn namespace(&self, name: &str) -> Option<NamespaceView> {
+        let table = self.namespaces.read().unwrap_or_else(PoisonError::into_inner);
+        table.live.get(&(String::new(), name.to_owned())).cloned()
+    }
+
+    /// Who holds a pod from its birth on. Before the experiments are known nobody does.
+    pub fn births(&self, pod: &PodView, namespace: &NamespaceView, now: Timestamp) -> Vec<Holder> {
+        let table = self.candidates.read().unwrap_or_else(PoisonError::into_inner);
+        let mut holders = births_for(pod, namespace, table.live.values(), now);
+        // A map has no order, and the same question shall have the same answer.
+        holders.sort_by(|a, b| a.uid.cmp(&b.uid));
+        holders
+    }
+
+    /// What is still missing, by name.
+    pub fn missing(&self) -> Option<&'static str> {
+        if !self.candidates.read().unwrap_or_else(PoisonError::into_inner).synced {
+            return Some("experiments have not been listed yet");
+        }
+        if !self.namespaces.read().unwrap_or_else(PoisonError::into_inner).synced {
+            return Some("namespaces have not been listed yet");
+        }
+        None
+    }
+}
