@@ -144,6 +144,9 @@ fn the_most_fundamental_reason_wins() {
     pod.mirror = false;
     assert_eq!(reason(&pod, &namespace), "Terminating");
     pod.terminating = false;
+    namespace.terminating = true;
+    assert_eq!(reason(&pod, &namespace), "Terminating", "it goes with its namespace");
+    namespace.terminating = false;
     assert_eq!(reason(&pod, &namespace), "Completed");
     pod.phase = "Running".to_owned();
     assert_eq!(reason(&pod, &namespace), "WouldNotRecover");

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelectorRequirement;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -133,6 +134,87 @@ proptest! {
     }
 }
 
+/// Every expression over two keys and three values, and every pod that they can tell apart (a fourth value
+/// stands for all others): one may replace another exactly where it selects no more.
+#[test]
+fn expressions_narrow_exactly_where_they_select_a_subset() {
+    let nodes = SomeNodes::default();
+    let values = [None, Some("v1"), Some("v2"), Some("v3"), Some("v4")];
+    let pods: Vec<PodView> = values
+        .iter()
+        .flat_map(|one| values.iter().map(move |two| [("k1", one), ("k2", two)]))
+        .map(|labels| {
+            let there: Vec<(&str, &str)> =
+                labels.iter().filter_map(|(key, value)| value.map(|value| (*key, value))).collect();
+            pod_with(&there)
+        })
+        .collect();
+    let mut expressions = Vec::new();
+    for key in ["k1", "k2"] {
+        for operator in ["Exists", "DoesNotExist"] {
+            expressions.push(requirement(key, operator, &[]));
+        }
+        for which in 1..8 {
+            let values: Vec<&str> =
+                (0..3).filter(|bit| which & (1 << bit) != 0).map(|bit| ["v1", "v2", "v3"][bit]).collect();
+            expressions.push(requirement(key, "In", &values));
+            expressions.push(requirement(key, "NotIn", &values));
+        }
+    }
+    let by_expression = |one: &LabelSelectorRequirement| PodSelector {
+        expression_selectors: vec![one.clone()],
+        ..PodSelector::default()
+    };
+    let by_label = values.iter().flatten().map(|value| PodSelector {
+        label_selectors: BTreeMap::from([("k1".to_owned(), (*value).to_owned())]),
+        ..PodSelector::default()
+    });
+    let new: Vec<PodSelector> = expressions.iter().map(by_expression).chain(by_label).collect();
+    let selected = |selector: &PodSelector| -> Vec<bool> {
+        let selector = parsed(selector);
+        pods.iter().map(|pod| selector.matches(pod, &nodes)).collect()
+    };
+    let mut narrowed = 0;
+    for old in expressions.iter().map(by_expression) {
+        let before = selected(&old);
+        for new in &new {
+            let subset = selected(new).iter().zip(&before).all(|(new, old)| *old || !new);
+            let accepted = validate_update(&with(old.clone()), &with(new.clone()), OWN, true).is_ok();
+            assert_eq!(accepted, subset, "from {old:?} to {new:?}");
+            narrowed += usize::from(accepted);
+        }
+    }
+    assert!(narrowed > 100, "{narrowed}");
+}
+
+#[test]
+fn what_the_newborn_does_not_have_yet_is_unknown() {
+    let fields = |field: &str, value: &str| {
+        let field_selectors = BTreeMap::from([(field.to_owned(), value.to_owned())]);
+        parsed(&PodSelector { field_selectors, ..PodSelector::default() })
+    };
+    let unnamed = PodView { name: String::new(), ..pod_with(&[]) };
+    assert_eq!(fields("metadata.name", "web-1").at_birth(&unnamed), AtBirth::Unknown);
+    assert_eq!(fields("metadata.name", "web-1").at_birth(&pod_with(&[])), AtBirth::Yes);
+    assert_eq!(fields("metadata.name", "web-2").at_birth(&pod_with(&[])), AtBirth::No);
+    // The ServiceAccount may be filled in by a plugin that comes later.
+    assert_eq!(fields("spec.serviceAccountName", "default").at_birth(&pod_with(&[])), AtBirth::Unknown);
+    assert_eq!(fields("spec.nodeName", "n1").at_birth(&pod_with(&[])), AtBirth::Unknown);
+    assert_eq!(fields("status.phase", "Pending").at_birth(&pod_with(&[])), AtBirth::Unknown);
+    let by_name = BTreeMap::from([(OWN.to_owned(), vec!["web-1".to_owned()])]);
+    let by_name = parsed(&PodSelector { pods: by_name, ..PodSelector::default() });
+    assert_eq!(by_name.at_birth(&unnamed), AtBirth::Unknown);
+    assert_eq!(by_name.at_birth(&pod_with(&[])), AtBirth::Yes);
+}
+
+fn requirement(key: &str, operator: &str, values: &[&str]) -> LabelSelectorRequirement {
+    LabelSelectorRequirement {
+        key: key.to_owned(),
+        operator: operator.to_owned(),
+        values: Some(values.iter().map(|value| (*value).to_owned()).collect()),
+    }
+}
+
 fn pod_with(labels: &[(&str, &str)]) -> PodView {
     let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
     PodView {
@@ -156,11 +238,7 @@ fn expressions(
     #[case] with_v2: bool,
     #[case] without: bool,
 ) {
-    let requirement = k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelectorRequirement {
-        key: "k1".to_owned(),
-        operator: operator.to_owned(),
-        values: Some(values.iter().map(|value| (*value).to_owned()).collect()),
-    };
+    let requirement = requirement("k1", operator, values);
     let selector = parsed(&PodSelector { expression_selectors: vec![requirement], ..PodSelector::default() });
     let nodes = SomeNodes::default();
     assert_eq!(selector.matches(&pod_with(&[("k1", "v1")]), &nodes), with_v1);
