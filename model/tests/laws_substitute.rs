@@ -11,12 +11,18 @@ use squall_api::podchaos::FaultStyle;
 use squall_model::substitute::{FaultImages, Holder, inject, is_substituted, release, restore};
 
 fn images() -> FaultImages {
-    FaultImages { pause: "registry.example/squall-pause:1".into(), crash: "registry.example/squall-crash:1".into() }
+    FaultImages {
+        pause: "registry.example/squall-pause:1".into(),
+        crash: "registry.example/squall-crash:1".into(),
+    }
 }
 
 /// Those of the version before, in another registry.
 fn older_images() -> FaultImages {
-    FaultImages { pause: "old.example:5000/x/squall-pause:0".into(), crash: "old.example:5000/x/squall-crash:0".into() }
+    FaultImages {
+        pause: "old.example:5000/x/squall-pause:0".into(),
+        crash: "old.example:5000/x/squall-crash:0".into(),
+    }
 }
 
 fn name() -> impl Strategy<Value = String> {
@@ -129,11 +135,16 @@ fn rest(pod: &Pod) -> Pod {
 
 fn keys_of_ours(pod: &Pod) -> Vec<String> {
     let maps = [&pod.metadata.labels, &pod.metadata.annotations];
-    maps.into_iter().flatten().flat_map(|map| map.keys()).filter(|key| key.starts_with("squall.dev/")).cloned().collect()
+    maps.into_iter()
+        .flatten()
+        .flat_map(|map| map.keys())
+        .filter(|key| key.starts_with("squall.dev/"))
+        .cloned()
+        .collect()
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
 
     #[test]
     fn inject_then_release_is_identity(pod in pod(), asked in holder()) {
