@@ -309,7 +309,7 @@ impl Step<'_> {
             match spec.action {
                 Action::PodKill { grace, evict } => self.pod_kill(spec, grace, evict),
                 Action::ContainerKill { signal, scope, .. } => self.container_kill(spec, signal, scope),
-                Action::PodFailure { style, fast } => self.pod_failure(spec, style, fast),
+                Action::PodFailure { style: _, fast } => self.pod_failure(spec, fast),
             }
         }
         self.plan.status.observed_generation = Some(self.ident.generation);

@@ -5,13 +5,16 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use squall_api::podchaos::{FaultStyle, Phase, Scope, Target, TargetPhase};
+use squall_api::names;
+use squall_api::podchaos::{Phase, Scope, Target, TargetPhase};
 
 use super::choose::{as_nodes, of_pod, order, whole_seconds};
 use super::kill::fail;
 use super::outcomes::injection_limit;
 use super::status::count;
-use super::{Effect, Input, MAX_TARGETS, Note, NoteKind, Outcome, PodRef, Step, Verb, later, seconds, view};
+use super::{
+    Effect, Ident, Input, MAX_TARGETS, Note, NoteKind, Outcome, PodRef, Step, Verb, later, seconds, view,
+};
 use crate::pod::{ContainerState, ContainerView, PodView};
 use crate::select::eligible;
 use crate::spec::{Mode, Spec};
@@ -21,7 +24,7 @@ use crate::substitute::{FaultImages, Holder};
 const SIGKILL: i32 = 9;
 
 impl Step<'_> {
-    pub(super) fn pod_failure(&mut self, spec: &Spec, style: Option<FaultStyle>, fast: bool) {
+    pub(super) fn pod_failure(&mut self, spec: &Spec, fast: bool) {
         let now = self.input.now;
         let ends = self
             .plan
@@ -38,7 +41,7 @@ impl Step<'_> {
         let narrowed = self.plan.status.observed_generation.is_some_and(|seen| seen < self.ident.generation);
         let mut targets = std::mem::take(&mut self.plan.status.targets);
         for target in &mut targets {
-            self.fail_one(spec, style, fast, target, wanted, narrowed);
+            self.fail_one(spec, fast, target, wanted, narrowed);
         }
         if wanted {
             self.births(spec, &mut targets);
@@ -55,15 +58,7 @@ impl Step<'_> {
     }
 
     /// One target's next step.
-    fn fail_one(
-        &mut self,
-        spec: &Spec,
-        style: Option<FaultStyle>,
-        fast: bool,
-        target: &mut Target,
-        wanted: bool,
-        narrowed: bool,
-    ) {
+    fn fail_one(&mut self, spec: &Spec, fast: bool, target: &mut Target, wanted: bool, narrowed: bool) {
         let Input { now, world, outcomes, images, .. } = self.input;
         match target.phase {
             TargetPhase::Selected | TargetPhase::Injected | TargetPhase::Recovering => {}
@@ -125,15 +120,12 @@ impl Step<'_> {
                     Some(Outcome::Refused { .. } | Outcome::Retry { .. }) | None => now,
                 };
                 let ordered = target.ordered_at.get_or_insert(MicroTime(answered)).0;
-                let original: Vec<&ContainerView> = pod
-                    .containers
-                    .iter()
-                    .filter(|container| runs_original(container, images, ordered))
-                    .collect();
+                let original: Vec<&ContainerView> =
+                    substituted(pod).filter(|container| runs_original(container, images, ordered)).collect();
                 if original.is_empty() {
                     target.phase = TargetPhase::Injected;
                     target.injected_at = Some(MicroTime(now));
-                    target.message = why_down(pod, images);
+                    target.message = why_down(pod);
                 } else if ordered + injection_limit() <= now {
                     fail(
                         target,
@@ -157,7 +149,7 @@ impl Step<'_> {
                     }
                 }
             }
-            TargetPhase::Selected => self.inject_one(spec, style, target, now),
+            TargetPhase::Selected => self.inject_one(spec, target, pod, now),
             TargetPhase::Recovering
             | TargetPhase::Recovered
             | TargetPhase::Killed
@@ -168,7 +160,7 @@ impl Step<'_> {
         }
     }
 
-    fn inject_one(&mut self, spec: &Spec, style: Option<FaultStyle>, target: &mut Target, now: Timestamp) {
+    fn inject_one(&mut self, spec: &Spec, target: &mut Target, pod: &PodView, now: Timestamp) {
         // A target of this very step is written down first.
         let recorded = self.input.status.targets.iter().any(|known| {
             known.uid == target.uid && matches!(known.phase, TargetPhase::Selected | TargetPhase::Recovered)
@@ -186,23 +178,21 @@ impl Step<'_> {
                 let at = *at;
                 self.wake(at);
             }
-            Some(Outcome::Done { .. } | Outcome::Retry { .. }) | None => {
-                self.plan
-                    .effects
-                    .push(Effect::Inject { pod: PodRef::of(target), holder: self.holder(spec, style) });
+            // It was gone when it was to be injected; the watch will say so.
+            Some(Outcome::Done { version: 0, .. }) => self.wake(now + seconds(1)),
+            Some(Outcome::Done { .. }) => {
+                release(
+                    target,
+                    now,
+                    "LabelRemoved",
+                    "the fault label was removed by hand; it is not hit again",
+                );
             }
-        }
-    }
-
-    fn holder(&self, spec: &Spec, style: Option<FaultStyle>) -> Holder {
-        Holder {
-            kind: "PodChaos".to_owned(),
-            namespace: self.ident.namespace.to_owned(),
-            name: self.ident.name.to_owned(),
-            uid: self.ident.uid.to_owned(),
-            containers: spec.containers.clone(),
-            style,
-            until: None,
+            Some(Outcome::Retry { .. }) | None => {
+                let Ident { namespace, name, uid, .. } = self.ident;
+                let holder = Holder::experiment(namespace, name, uid, spec, pod);
+                self.plan.effects.push(Effect::Inject { pod: PodRef::of(target), holder });
+            }
         }
     }
 
@@ -389,36 +379,38 @@ fn is_fault_image(image: &str, images: &FaultImages) -> bool {
     image == images.pause || image == images.crash
 }
 
-/// Whether a container that shall be failed still runs what it ran before `ordered`.
+/// The containers of `pod` that are substituted, by its own record.
+fn substituted(pod: &PodView) -> impl Iterator<Item = &ContainerView> {
+    let record = pod.annotations.get(names::ORIGINAL_IMAGES).map(String::as_str).unwrap_or_default();
+    let record: serde_json::Map<String, serde_json::Value> = serde_json::from_str(record).unwrap_or_default();
+    pod.containers.iter().filter(move |container| record.contains_key(&container.name))
+}
+
+/// Whether a substituted container still runs what it ran before `ordered`.
 ///
 /// The runtime may call the image that runs by another of its names, so a container that was started after the
 /// order counts as well.
 fn runs_original(container: &ContainerView, images: &FaultImages, ordered: Timestamp) -> bool {
-    if !is_fault_image(&container.image, images) {
-        return false;
-    }
     match &container.state {
         ContainerState::Running(since) => {
-            let named = container.running_image.as_deref().is_some_and(|image| is_fault_image(image, images));
-            let later = since.is_some_and(|since| since > ordered);
-            !named && !later
+            let stands_in = container
+                .running_image
+                .as_deref()
+                .is_some_and(|image| image == container.image || is_fault_image(image, images));
+            !stands_in && !since.is_some_and(|since| since > ordered)
         }
         ContainerState::Unknown | ContainerState::Waiting(_) | ContainerState::Terminated(..) => false,
     }
 }
 
 /// In words, how the failed containers are down, where it isn't by sleeping in the fault image.
-fn why_down(pod: &PodView, images: &FaultImages) -> Option<String> {
-    pod.containers.iter().filter(|container| is_fault_image(&container.image, images)).find_map(|container| {
-        match &container.state {
-            ContainerState::Waiting(reason) => {
-                Some(format!("container {} is down: {reason}", container.name))
-            }
-            ContainerState::Terminated(code, _) => {
-                Some(format!("container {} is down: exited with {code}", container.name))
-            }
-            ContainerState::Running(_) | ContainerState::Unknown => None,
+fn why_down(pod: &PodView) -> Option<String> {
+    substituted(pod).find_map(|container| match &container.state {
+        ContainerState::Waiting(reason) => Some(format!("container {} is down: {reason}", container.name)),
+        ContainerState::Terminated(code, _) => {
+            Some(format!("container {} is down: exited with {code}", container.name))
         }
+        ContainerState::Running(_) | ContainerState::Unknown => None,
     })
 }
 

@@ -34,14 +34,10 @@ pub fn chore(
         return Chore::None;
     }
     let labelled = pod.labels.get(names::FAULT).map(String::as_str) == Some(names::POD_FAILURE);
-    let protected = |value: Option<&String>| value.map(String::as_str) == Some("true");
     if !namespace.opted_in {
         return Chore::Restore("the namespace isn't opted in any more");
     }
-    if namespace.protect
-        || protected(pod.labels.get(names::PROTECT))
-        || protected(pod.annotations.get(names::PROTECT))
-    {
+    if namespace.protect || pod.is_protected() {
         return Chore::Restore("it is protected now");
     }
     if !labelled {

@@ -1,0 +1,637 @@
+//! The laws of the planner, on a small world that keeps the promises of the API server: effects are carried
+//! out on typed pods, views may be stale, the process may crash between any two steps, the API may fail, and
+//! people meddle. Whatever happens, at the end every pod has its own images and nothing of ours.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerState, ContainerStateRunning, ContainerStatus, Pod, PodCondition, PodSpec, PodStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
+use proptest::prelude::*;
+use squall_api::names;
+use squall_api::podchaos::{
+    Action, Mode, Phase, PodChaos, PodChaosSpec, PodChaosStatus, PodSelector, TargetPhase,
+};
+use squall_model::plan::{Daemon, Effect, Input, Outcome, Outcomes, Plan, Report, ReportState, World, plan};
+use squall_model::pod::{NamespaceView, PodView};
+use squall_model::select::Nodes;
+use squall_model::substitute::{self, FaultImages};
+
+const ORIGINAL: &str = "app:1";
+
+fn images() -> FaultImages {
+    FaultImages { pause: "fault/pause:1".into(), crash: "fault/crash:1".into() }
+}
+
+/// A cluster of one namespace, as the API server has it, and as the controller sees it.
+struct Sim {
+    now: Timestamp,
+    version: u64,
+    born: u32,
+    pods: BTreeMap<String, Pod>,
+    seen: BTreeMap<String, PodView>,
+    namespace: NamespaceView,
+    chaos: PodChaos,
+    /// The status as written.
+    status: PodChaosStatus,
+    outcomes: Outcomes,
+    /// So many effects fail before the next one succeeds.
+    failing: u32,
+    gone: bool,
+    reports: BTreeMap<String, Report>,
+    killed: Vec<String>,
+}
+
+impl Nodes for Sim {
+    fn labels(&self, _: &str) -> Option<&BTreeMap<String, String>> {
+        None
+    }
+}
+
+impl World for Sim {
+    fn namespace(&self, name: &str) -> Option<&NamespaceView> {
+        (name == "ns").then_some(&self.namespace)
+    }
+
+    fn pods<'a>(&'a self, _: &str) -> Box<dyn Iterator<Item = &'a PodView> + 'a> {
+        Box::new(self.seen.values())
+    }
+
+    fn pod(&self, _: &str, name: &str) -> Option<&PodView> {
+        self.seen.get(name)
+    }
+
+    fn held_by<'a>(&'a self, uid: &str) -> Box<dyn Iterator<Item = &'a PodView> + 'a> {
+        let uid = uid.to_owned();
+        Box::new(self.seen.values().filter(move |pod| pod.held_by.iter().any(|holder| holder.uid == uid)))
+    }
+
+    fn owned_by<'a>(&'a self, uid: &str) -> Box<dyn Iterator<Item = &'a PodView> + 'a> {
+        let uid = uid.to_owned();
+        Box::new(
+            self.seen.values().filter(move |pod| pod.owner.as_ref().is_some_and(|owner| owner.uid == uid)),
+        )
+    }
+
+    fn daemon(&self, node: &str) -> Daemon {
+        if node == "without" { Daemon::None } else { Daemon::Ready }
+    }
+
+    fn report(&self, _: &str, id: &str) -> Option<Report> {
+        self.reports.get(id).cloned()
+    }
+}
+
+impl Sim {
+    fn new(spec: PodChaosSpec, pods: u32) -> Self {
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let mut chaos = PodChaos::new("x", spec);
+        chaos.metadata = ObjectMeta {
+            name: Some("x".into()),
+            namespace: Some("ns".into()),
+            uid: Some("chaos-uid".into()),
+            generation: Some(1),
+            creation_timestamp: Some(Time(now)),
+            ..ObjectMeta::default()
+        };
+        let mut sim = Self {
+            now,
+            version: 0,
+            born: 0,
+            pods: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            namespace: NamespaceView { name: "ns".into(), opted_in: true, ..NamespaceView::default() },
+            chaos,
+            status: PodChaosStatus::default(),
+            outcomes: Outcomes::default(),
+            failing: 0,
+            gone: false,
+            reports: BTreeMap::new(),
+            killed: Vec::new(),
+        };
+        for _ in 0..pods {
+            sim.birth();
+        }
+        sim.see();
+        sim
+    }
+
+    fn birth(&mut self) -> String {
+        self.born += 1;
+        self.version += 1;
+        let name = format!("pod-{:03}", self.born);
+        let pod = Pod {
+            metadata: ObjectMeta {
+                name: Some(name.clone()),
+                namespace: Some("ns".into()),
+                uid: Some(format!("uid-{}", self.born)),
+                resource_version: Some(self.version.to_string()),
+                creation_timestamp: Some(Time(self.now)),
+                owner_references: Some(vec![OwnerReference {
+                    kind: "ReplicaSet".into(),
+                    name: "rs".into(),
+                    uid: "rs-uid".into(),
+                    controller: Some(true),
+                    ..OwnerReference::default()
+                }]),
+                ..ObjectMeta::default()
+            },
+            spec: Some(PodSpec {
+                node_name: Some("node".into()),
+                containers: vec![Container {
+                    name: "app".into(),
+                    image: Some(ORIGINAL.into()),
+                    command: Some(vec!["serve".into()]),
+                    ..Container::default()
+                }],
+                ..PodSpec::default()
+            }),
+            status: None,
+        };
+        self.pods.insert(name.clone(), pod);
+        self.kubelet(&name);
+        name
+    }
+
+    /// The kubelet catches up: the container runs what the spec says.
+    fn kubelet(&mut self, name: &str) {
+        let Some(pod) = self.pods.get_mut(name) else { return };
+        let image = pod.spec.as_ref().unwrap().containers[0].image.clone().unwrap_or_default();
+        let old = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
+        if old.is_some_and(|statuses| statuses[0].image == image) {
+            return;
+        }
+        self.version += 1;
+        pod.metadata.resource_version = Some(self.version.to_string());
+        let ready = if image == ORIGINAL || image == "app:2" { "True" } else { "False" };
+        pod.status = Some(PodStatus {
+            phase: Some("Running".into()),
+            conditions: Some(vec![PodCondition {
+                type_: "Ready".into(),
+                status: ready.into(),
+                ..PodCondition::default()
+            }]),
+            container_statuses: Some(vec![ContainerStatus {
+                name: "app".into(),
+                image,
+                container_id: Some(format!("containerd://c{}", self.version)),
+                ready: ready == "True",
+                state: Some(ContainerState {
+                    running: Some(ContainerStateRunning { started_at: Some(Time(self.now)) }),
+                    ..ContainerState::default()
+                }),
+                ..ContainerStatus::default()
+            }]),
+            ..PodStatus::default()
+        });
+    }
+
+    /// The watch catches up.
+    fn see(&mut self) {
+        self.seen = self.pods.iter().map(|(name, pod)| (name.clone(), PodView::of(pod))).collect();
+    }
+
+    fn all_catch_up(&mut self) {
+        for name in self.pods.keys().cloned().collect::<Vec<_>>() {
+            self.kubelet(&name);
+        }
+        self.see();
+    }
+
+    fn plan(&self) -> Plan {
+        plan(Input {
+            now: self.now,
+            chaos: &self.chaos,
+            status: &self.status,
+            world: self,
+            outcomes: &self.outcomes,
+            images: &images(),
+        })
+    }
+
+    /// One turn, as the controller takes it; `crash_after` effects or writes the process dies.
+    fn turn(&mut self, crash_after: Option<u32>) {
+        let mut left = crash_after;
+        let mut survives = || match &mut left {
+            Some(0) => false,
+            Some(left) => {
+                *left -= 1;
+                true
+            }
+            None => true,
+        };
+        for _ in 0..20 {
+            if self.gone {
+                return;
+            }
+            let plan = self.plan();
+            assert!(
+                plan.effects.is_empty()
+                    || self.status.selected_at.is_some()
+                    || self.chaos.metadata.deletion_timestamp.is_some(),
+                "an effect before the intent was written: {:?}",
+                plan.effects
+            );
+            if plan.effects.is_empty() {
+                if !survives() {
+                    self.outcomes = Outcomes::default();
+                    return;
+                }
+                let changed = self.status != plan.status;
+                self.status = plan.status;
+                if plan.drop_finalizer {
+                    self.gone = true;
+                    return;
+                }
+                if !changed {
+                    return;
+                }
+                continue;
+            }
+            for effect in plan.effects {
+                if !survives() {
+                    self.outcomes = Outcomes::default();
+                    return;
+                }
+                self.carry_out(&effect);
+            }
+        }
+        panic!("a turn does not come to rest: {:?}", self.plan());
+    }
+
+    fn carry_out(&mut self, effect: &Effect) {
+        if self.failing > 0 {
+            self.failing -= 1;
+            self.outcomes.retry(effect, self.now, "the API server is away".into());
+            return;
+        }
+        let target = effect.pod();
+        let there =
+            self.pods.get(&target.name).is_some_and(|pod| pod.metadata.uid.as_ref() == Some(&target.uid));
+        if !there {
+            self.outcomes.record(effect, Outcome::Done { at: self.now, version: 0 });
+            return;
+        }
+        self.version += 1;
+        let version = self.version;
+        match effect {
+            Effect::Delete { .. } | Effect::Evict { .. } => {
+                self.killed.push(target.uid.clone());
+                self.pods.remove(&target.name);
+                self.birth();
+            }
+            Effect::Inject { holder, .. } => {
+                let pod = self.pods.get_mut(&target.name).unwrap();
+                substitute::inject(pod, holder, &images()).unwrap();
+                pod.metadata.resource_version = Some(version.to_string());
+            }
+            Effect::Release { holder, .. } => {
+                let pod = self.pods.get_mut(&target.name).unwrap();
+                substitute::release(pod, holder, &images()).unwrap();
+                pod.metadata.resource_version = Some(version.to_string());
+            }
+        }
+        self.outcomes.record(effect, Outcome::Done { at: self.now, version });
+    }
+
+    fn wait(&mut self, seconds: i64) {
+        self.now += SignedDuration::from_secs(seconds);
+    }
+
+    fn annotate(&mut self, key: &str, value: Option<&str>) {
+        let annotations = self.chaos.metadata.annotations.get_or_insert_default();
+        match value {
+            Some(value) => annotations.insert(key.into(), value.into()),
+            None => annotations.remove(key),
+        };
+    }
+
+    fn delete(&mut self) {
+        self.chaos.metadata.deletion_timestamp = Some(Time(self.now));
+    }
+
+    fn failed(&self) -> usize {
+        self.pods.values().filter(|pod| pod.metadata.annotations.is_some()).count()
+    }
+
+    fn assert_untouched(&self) {
+        for pod in self.pods.values() {
+            let image = pod.spec.as_ref().unwrap().containers[0].image.as_deref();
+            assert!(image == Some(ORIGINAL) || image == Some("app:2"), "a foreign image is left: {pod:?}");
+            assert_eq!(pod.metadata.labels, None, "a label is left");
+            assert_eq!(pod.metadata.annotations, None, "an annotation is left");
+        }
+    }
+}
+
+fn spec(action: Action, mode: Mode, value: Option<&str>) -> PodChaosSpec {
+    PodChaosSpec { action, mode, value: value.map(Into::into), ..PodChaosSpec::default() }
+}
+
+#[derive(Clone, Debug)]
+enum Move {
+    Turn(Option<u32>),
+    Wait(i64),
+    CatchUp,
+    See,
+    Failing(u32),
+    RemoveLabel(usize),
+    NewImage(usize),
+    DeletePod(usize),
+    Birth,
+    Pause(bool),
+    OptIn(bool),
+}
+
+fn moves() -> impl Strategy<Value = Vec<Move>> {
+    let one = prop_oneof![
+        6 => proptest::option::of(0_u32..12).prop_map(Move::Turn),
+        3 => (0_i64..90).prop_map(Move::Wait),
+        4 => Just(Move::CatchUp),
+        2 => Just(Move::See),
+        1 => (0_u32..6).prop_map(Move::Failing),
+        1 => (0_usize..30).prop_map(Move::RemoveLabel),
+        1 => (0_usize..30).prop_map(Move::NewImage),
+        1 => (0_usize..30).prop_map(Move::DeletePod),
+        1 => Just(Move::Birth),
+        1 => any::<bool>().prop_map(Move::Pause),
+        1 => any::<bool>().prop_map(Move::OptIn),
+    ];
+    proptest::collection::vec(one, 0..60)
+}
+
+fn play(sim: &mut Sim, moves: Vec<Move>) {
+    for step in moves {
+        let name = |sim: &Sim, index: usize| sim.pods.keys().nth(index % sim.pods.len().max(1)).cloned();
+        match step {
+            Move::Turn(crash) => sim.turn(crash),
+            Move::Wait(seconds) => sim.wait(seconds),
+            Move::CatchUp => sim.all_catch_up(),
+            Move::See => sim.see(),
+            Move::Failing(count) => sim.failing = count,
+            Move::RemoveLabel(index) => {
+                if let Some(name) = name(sim, index) {
+                    sim.version += 1;
+                    let version = sim.version.to_string();
+                    let pod = sim.pods.get_mut(&name).unwrap();
+                    if pod.metadata.labels.is_some() {
+                        substitute::restore(pod);
+                        pod.metadata.resource_version = Some(version);
+                    }
+                }
+            }
+            Move::NewImage(index) => {
+                if let Some(name) = name(sim, index) {
+                    let pod = sim.pods.get_mut(&name).unwrap();
+                    if pod.metadata.labels.is_none() {
+                        pod.spec.as_mut().unwrap().containers[0].image = Some("app:2".into());
+                    }
+                }
+            }
+            Move::DeletePod(index) => {
+                if let Some(name) = name(sim, index) {
+                    sim.pods.remove(&name);
+                    sim.birth();
+                }
+            }
+            Move::Birth => {
+                sim.birth();
+            }
+            Move::Pause(on) => sim.annotate(names::PAUSE, on.then_some("true")),
+            Move::OptIn(on) => sim.namespace.opted_in = on,
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    /// Whatever happened meanwhile, deleting the experiment ends, and leaves nothing behind.
+    #[test]
+    fn deletion_always_ends_with_every_pod_as_it_was(
+        mode in prop_oneof![Just((Mode::All, None)), Just((Mode::One, None)), Just((Mode::Fixed, Some("3"))), Just((Mode::FixedPercent, Some("50")))],
+        duration in proptest::option::of(Just("30s".to_owned())),
+        pods in 0_u32..8,
+        moves in moves(),
+    ) {
+        let mut spec = spec(Action::PodFailure, mode.0, mode.1);
+        spec.duration = duration;
+        let mut sim = Sim::new(spec, pods);
+        play(&mut sim, moves);
+        sim.failing = 0;
+        sim.delete();
+        for _ in 0..50 {
+            sim.wait(11);
+            sim.all_catch_up();
+            sim.turn(None);
+        }
+        prop_assert!(sim.gone, "the object is stuck: {:?}", sim.status);
+        sim.assert_untouched();
+    }
+
+    /// A fault with a duration ends by itself, whatever happened meanwhile.
+    #[test]
+    fn a_fault_with_a_duration_ends_by_itself(pods in 1_u32..8, moves in moves()) {
+        let mut spec = spec(Action::PodFailure, Mode::All, None);
+        spec.duration = Some("30s".to_owned());
+        let mut sim = Sim::new(spec, pods);
+        play(&mut sim, moves);
+        sim.failing = 0;
+        sim.namespace.opted_in = true;
+        sim.annotate(names::PAUSE, None);
+        for _ in 0..100 {
+            sim.wait(11);
+            sim.all_catch_up();
+            sim.turn(None);
+        }
+        prop_assert!(sim.status.completed_at.is_some(), "it does not end: {:?}", sim.status);
+        let completed = sim.status.conditions.iter().find(|condition| condition.type_ == "Completed");
+        prop_assert_eq!(completed.map(|condition| condition.status.as_str()), Some("True"));
+        sim.assert_untouched();
+    }
+
+    /// Never more pods than were drawn are failed at once.
+    #[test]
+    fn the_number_drawn_is_never_exceeded(n in 1_u32..5, pods in 1_u32..8, moves in moves()) {
+        let mut sim = Sim::new(spec(Action::PodFailure, Mode::Fixed, Some(&n.to_string())), pods);
+        for step in moves {
+            play(&mut sim, vec![step]);
+            prop_assert!(sim.failed() <= n as usize, "{} are failed", sim.failed());
+        }
+    }
+
+    /// A pod-kill kills exactly as many as it drew, once, however often the process dies in between.
+    #[test]
+    fn a_kill_is_neither_lost_nor_done_twice(n in 1_u32..5, pods in 1_u32..8, crashes in proptest::collection::vec(0_u32..6, 0..12)) {
+        let mut sim = Sim::new(spec(Action::PodKill, Mode::Fixed, Some(&n.to_string())), pods);
+        for crash in crashes {
+            sim.turn(Some(crash));
+            sim.see();
+        }
+        for _ in 0..5 {
+            sim.turn(None);
+            sim.all_catch_up();
+            sim.wait(1);
+        }
+        prop_assert_eq!(sim.killed.len(), n.min(pods) as usize);
+        prop_assert_eq!(sim.status.phase, Some(Phase::Completed));
+        prop_assert!(sim.status.targets.iter().all(|target| target.phase == TargetPhase::Killed));
+    }
+
+    /// The same input gives the same plan, and a plan changes nothing by being made again.
+    #[test]
+    fn a_plan_is_deterministic(pods in 0_u32..8, moves in moves()) {
+        let mut sim = Sim::new(spec(Action::PodFailure, Mode::All, None), pods);
+        play(&mut sim, moves);
+        prop_assert_eq!(sim.plan(), sim.plan());
+    }
+}
+
+#[test]
+fn a_pod_whose_label_was_removed_by_hand_is_not_hit_again() {
+    let mut sim = Sim::new(spec(Action::PodFailure, Mode::All, None), 2);
+    sim.turn(None);
+    sim.all_catch_up();
+    sim.turn(None);
+    assert_eq!(sim.status.phase, Some(Phase::Injected));
+    play(
+        &mut sim,
+        vec![
+            Move::RemoveLabel(0),
+            Move::CatchUp,
+            Move::Turn(None),
+            Move::Wait(60),
+            Move::CatchUp,
+            Move::Turn(None),
+        ],
+    );
+    assert_eq!(sim.failed(), 1);
+    assert_eq!(sim.status.targets[0].phase, TargetPhase::Released);
+    assert_eq!(sim.status.targets[0].reason.as_deref(), Some("LabelRemoved"));
+}
+
+#[test]
+fn pausing_recovers_and_resuming_injects_again_without_stopping_the_clock() {
+    let mut spec = spec(Action::PodFailure, Mode::All, None);
+    spec.duration = Some("60s".into());
+    let mut sim = Sim::new(spec, 3);
+    for _ in 0..2 {
+        sim.turn(None);
+        sim.all_catch_up();
+    }
+    assert_eq!(sim.failed(), 3);
+    let ends = sim.status.ends_at.clone();
+    sim.annotate(names::PAUSE, Some("true"));
+    for _ in 0..3 {
+        sim.turn(None);
+        sim.all_catch_up();
+    }
+    assert_eq!(sim.status.phase, Some(Phase::Paused));
+    sim.assert_untouched();
+    sim.wait(10);
+    sim.annotate(names::PAUSE, None);
+    for _ in 0..3 {
+        sim.turn(None);
+        sim.all_catch_up();
+    }
+    assert_eq!((sim.failed(), sim.status.phase), (3, Some(Phase::Injected)));
+    assert_eq!(sim.status.ends_at, ends);
+}
+
+#[test]
+fn a_withdrawn_opt_in_recovers_and_says_so() {
+    let mut sim = Sim::new(spec(Action::PodFailure, Mode::All, None), 2);
+    for _ in 0..2 {
+        sim.turn(None);
+        sim.all_catch_up();
+    }
+    sim.namespace.opted_in = false;
+    for _ in 0..3 {
+        sim.turn(None);
+        sim.all_catch_up();
+    }
+    sim.assert_untouched();
+    assert!(sim.status.targets.iter().all(|target| target.reason.as_deref() == Some("NotOptedIn")));
+    assert_eq!(
+        sim.status.conditions.iter().find(|c| c.type_ == "Completed").map(|c| c.reason.as_str()),
+        Some("Aborted")
+    );
+}
+
+#[test]
+fn a_dry_run_hits_nothing_and_says_what_it_would() {
+    let mut spec = spec(Action::PodKill, Mode::Fixed, Some("2"));
+    spec.dry_run = Some(true);
+    let mut sim = Sim::new(spec, 5);
+    sim.turn(None);
+    assert!(sim.killed.is_empty());
+    assert_eq!(sim.status.phase, Some(Phase::Completed));
+    let count = |phase| sim.status.targets.iter().filter(|target| target.phase == phase).count();
+    assert_eq!((count(TargetPhase::Selected), count(TargetPhase::Skipped)), (2, 3));
+}
+
+#[test]
+fn without_targets_a_one_shot_gives_up_after_ten_seconds_and_says_why() {
+    let mut sim = Sim::new(spec(Action::PodKill, Mode::One, None), 0);
+    sim.turn(None);
+    assert_eq!(sim.status.phase, Some(Phase::Pending));
+    sim.wait(12);
+    sim.turn(None);
+    assert_eq!(sim.status.phase, Some(Phase::Failed));
+    assert_eq!(
+        sim.status.conditions.iter().find(|c| c.type_ == "Completed").map(|c| c.reason.as_str()),
+        Some("NoTargets")
+    );
+}
+
+#[test]
+fn more_than_the_limit_hits_nothing() {
+    let mut sim = Sim::new(spec(Action::PodKill, Mode::All, None), 4001);
+    sim.turn(None);
+    assert!(sim.killed.is_empty());
+    assert!(sim.status.message.as_deref().unwrap_or_default().contains("4001"), "{:?}", sim.status.message);
+}
+
+#[test]
+fn a_container_is_ordered_once_and_reported() {
+    let mut sim = Sim::new(spec(Action::ContainerKill, Mode::One, None), 3);
+    let first = sim.plan();
+    assert!(first.orders.iter().all(|order| order.arm_only) && first.orders.len() == 1, "{:?}", first.orders);
+    sim.turn(None);
+    let orders = sim.plan().orders;
+    assert!(orders.len() == 1 && !orders[0].arm_only && orders[0].signal == 9, "{orders:?}");
+    sim.reports.insert(
+        orders[0].id.clone(),
+        Report {
+            state: ReportState::Done,
+            reason: String::new(),
+            message: String::new(),
+            receipt: None,
+            exit_code: Some(137),
+            exited: Some(sim.now),
+        },
+    );
+    sim.turn(None);
+    assert_eq!(sim.status.phase, Some(Phase::Completed));
+    assert_eq!(sim.status.targets[0].exit_code, Some(137));
+    assert!(sim.plan().orders.is_empty());
+}
+
+#[test]
+fn a_node_without_a_daemon_is_named_within_ten_seconds() {
+    let mut sim = Sim::new(spec(Action::ContainerKill, Mode::One, None), 1);
+    let name = sim.pods.keys().next().cloned().unwrap();
+    sim.pods.get_mut(&name).unwrap().spec.as_mut().unwrap().node_name = Some("without".into());
+    sim.see();
+    sim.turn(None);
+    sim.wait(9);
+    sim.turn(None);
+    assert_eq!(sim.status.phase, Some(Phase::Failed));
+    assert!(
+        sim.status.message.as_deref().unwrap_or_default().contains("without"),
+        "{:?}",
+        sim.status.message
+    );
+}
