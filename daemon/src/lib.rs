@@ -6,9 +6,15 @@
 pub mod cgroup;
 pub mod clock;
 pub mod ebpf;
-//pub mod journal;
+pub mod enrol;
+pub mod health;
+pub mod journal;
 pub mod kill;
+pub mod node;
 pub mod order;
 pub mod process;
+pub mod readiness;
 pub mod report;
 pub mod runtime;
+pub mod server;
+pub mod tls;

@@ -1,1 +1,164 @@
-fn main() {}
+//! Wires the daemon: flags, memory, enrolment, the port, and the end.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use squall_api::names;
+use squall_daemon::{
+    cgroup::CgroupRoot,
+    ebpf::Engine,
+    enrol::Enrolment,
+    health,
+    journal::Journal,
+    kill::Tools,
+    node::Node,
+    readiness::Readiness,
+    runtime::{Runtimes, containerd::Containerd},
+    server,
+    tls::{Bundle, Current, ServerTls},
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::Notify,
+};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+
+/// Squall's node daemon.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    /// Name of this node.
+    #[arg(long, env = "NODE_NAME")]
+    node: String,
+    /// Address to listen on.
+    #[arg(long, env = "POD_IP", default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED))]
+    address: IpAddr,
+    /// Port for the controller.
+    #[arg(long, default_value_t = names::DAEMON_PORT)]
+    port: u16,
+    /// Port for the kubelet's probes.
+    #[arg(long, default_value_t = names::HEALTH_PORT)]
+    health_port: u16,
+    /// The controller's enrolment server, HOST:PORT; unset: its Service.
+    #[arg(long, env = "SQUALL_ENROLMENT_ADDRESS")]
+    controller: Option<String>,
+    /// Directory with the projected `token` and the CA bundle `ca.crt`.
+    #[arg(long, default_value = "/var/run/squall-enrolment")]
+    enrolment: PathBuf,
+    /// Directory of the journal.
+    #[arg(long, default_value = "/run/squall/journal")]
+    journal: PathBuf,
+    /// Where the host's cgroup file systems are mounted.
+    #[arg(long, default_value = "/sys/fs/cgroup")]
+    cgroups: PathBuf,
+    /// Where the host's processes are shown.
+    #[arg(long, default_value = "/proc")]
+    proc: PathBuf,
+    /// containerd's socket; unset: looked for at the usual places.
+    #[arg(long, env = "SQUALL_CONTAINERD_SOCKET")]
+    containerd_socket: Option<PathBuf>,
+    /// Log what the eBPF programs do.
+    #[arg(long, env = "SQUALL_EBPF_LOG")]
+    ebpf_log: bool,
+}
+
+fn main() -> Result<()> {
+    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).init();
+    raise_descriptor_limit();
+    // One thread: the daemon waits nearly always, and memory is what it is measured by. What blocks gets a thread of
+    // its own for a moment.
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting tokio")?;
+    runtime.block_on(run(Args::parse()))
+}
+
+async fn run(args: Args) -> Result<()> {
+    let Args {
+        node: name,
+        address,
+        port,
+        health_port,
+        controller,
+        enrolment,
+        journal,
+        cgroups,
+        proc,
+        containerd_socket,
+        ebpf_log,
+    } = args;
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let journal = Journal::open(&journal)?;
+    let tools = Tools {
+        engine: Arc::new(Engine::new(ebpf_log)),
+        cgroups: CgroupRoot::discover(&cgroups, &proc)?,
+        runtimes: Runtimes::new(vec![Arc::new(Containerd::new(containerd_socket, "/".as_ref()))]),
+    };
+    let readiness = Readiness::find(tools.clone()).await;
+    let node = Node::new(name.clone(), tools, journal);
+
+    let current = Arc::new(Current::default());
+    let bundle_changed = Arc::new(Notify::new());
+    let bundle = || Bundle::new(enrolment.join("ca.crt"));
+    let enrolment = Enrolment {
+        address: controller.unwrap_or_else(controller_service),
+        token: enrolment.join("token"),
+        bundle: bundle(),
+        node: name,
+    };
+    let tls = Arc::new(ServerTls::new(bundle(), Arc::clone(&current)));
+    let listener =
+        TcpListener::bind((address, port)).await.with_context(|| format!("listening on {address}:{port}"))?;
+    let probes = TcpListener::bind((address, health_port))
+        .await
+        .with_context(|| format!("listening on {address}:{health_port}"))?;
+
+    let end = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    let watched = Arc::clone(&node);
+    let served = tokio::select! {
+        served = server::serve(listener, tls, Arc::clone(&bundle_changed), Arc::clone(&node), readiness, std::future::pending()) => {
+            served.context("the port for the controller")
+        }
+        served = health::serve(probes, Arc::clone(&current)) => served.context("the port for probes"),
+        () = enrolment.keep(&current, &bundle_changed) => Ok(()),
+        () = watched.keep_written() => Ok(()),
+        () = end => Ok(()),
+    };
+    // Armed watches are let go of; a signal that was sent can't be taken back, and its outcome is looked up again by the
+    // next daemon.
+    node.shut_down();
+    tracing::info!("ended");
+    served
+}
+
+/// The Service as the kubelet tells it to every pod of the namespace; by name where it does not.
+fn controller_service() -> String {
+    let host = std::env::var("SQUALL_CONTROLLER_SERVICE_HOST")
+        .unwrap_or_else(|_| names::CONTROLLER_SERVER_NAME.into());
+    if host.contains(':') {
+        format!("[{host}]:{}", names::ENROLMENT_PORT)
+    } else {
+        format!("{host}:{}", names::ENROLMENT_PORT)
+    }
+}
+
+/// A descriptor is held for each process that is waited for, and for each CPU of each armed watch.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
+        tracing::warn!(%error, "could not raise the limit of descriptors");
+    }
+}

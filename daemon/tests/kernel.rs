@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         filters.is_empty()
             || filters.iter().any(|filter| if exact { name == *filter } else { name.contains(*filter) })
     };
+    let mut passed_in_all = 0;
     let mut failed = Vec::new();
     for (name, case) in kernel::cases::ALL.iter().filter(|(name, _)| wanted(name)) {
         if arguments.iter().any(|argument| argument == "--list") {
@@ -41,10 +42,17 @@ fn main() -> ExitCode {
             if passed { "ok" } else { "FAILED" },
             start.elapsed().as_secs_f64()
         );
-        if !passed {
+        if passed {
+            passed_in_all += 1;
+        } else {
             failed.push(*name);
         }
     }
-    println!("\ntest result: {} failed {failed:?}", failed.len());
+    // As libtest says it, so that `cargo xtask test` can count.
+    let outcome = if failed.is_empty() { "ok" } else { "FAILED" };
+    println!(
+        "\ntest result: {outcome}. {passed_in_all} passed; {} failed; 0 ignored; {failed:?}",
+        failed.len()
+    );
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -90,7 +90,7 @@ impl Collector {
 
     /// Waits until everyone who was signalled has ended. `init_exit` gives the exit code of the container's first
     /// process from another source, for when the programs can't.
-    pub async fn collect(mut self, init_exit: impl Future<Output = Option<i32>> + Send) -> Outcome {
+    pub async fn collect(&mut self, init_exit: impl Future<Output = Option<i32>> + Send) -> Outcome {
         let mut waiting: FuturesUnordered<BoxFuture<'static, Key>> = FuturesUnordered::new();
         let start = Instant::now();
         let (mut ignored_called, ignored_at, survived_at) =
@@ -192,7 +192,7 @@ impl Collector {
         self.striker.hit.values().filter(|process| process.exited.is_none())
     }
 
-    async fn finish(mut self, init_exit: impl Future<Output = Option<i32>>) -> Outcome {
+    async fn finish(&mut self, init_exit: impl Future<Output = Option<i32>>) -> Outcome {
         // The records of the last ends may still be on their way.
         let until = Instant::now() + STRAGGLERS;
         while self.evidence == Evidence::Ebpf

@@ -52,7 +52,7 @@ cases![
 async fn fire(tools: &Tools, sandbox: &Sandbox, init: i32, signal: i32, scope: Scope) -> Outcome {
     let mut prepared = sandbox.prepare(tools, init, signal, scope);
     prepared.armed().await.expect("arming");
-    let collector = prepared.fire(SystemTime::now(), |_, _| Ok(())).await.expect("firing");
+    let mut collector = prepared.fire(SystemTime::now(), |_, _| Ok(())).await.expect("firing");
     collector.collect(std::future::ready(None)).await
 }
 
@@ -156,8 +156,8 @@ async fn a_fork_bomb_is_gone_within_a_second_and_a_stranger_lives() {
     let mut prepared = sandbox.prepare(&tools, target.pid(), libc::SIGKILL, Scope::All);
     prepared.armed().await.expect("arming");
     let start = Instant::now();
-    let collector = prepared.fire(SystemTime::now(), |_, _| Ok(())).await.expect("firing");
-    let collecting = tokio::spawn(collector.collect(std::future::ready(None)));
+    let mut collector = prepared.fire(SystemTime::now(), |_, _| Ok(())).await.expect("firing");
+    let collecting = tokio::spawn(async move { collector.collect(std::future::ready(None)).await });
     until(Duration::from_secs(5), "the cgroup is empty", || sandbox.population() == 0).await;
     let took = start.elapsed();
     assert!(took < Duration::from_secs(1), "{took:?}");
@@ -340,7 +340,7 @@ async fn without_the_programs_the_kill_works_and_says_so() {
     let mut held = sandbox.prepare(&tools, init.pid(), libc::SIGKILL, Scope::All);
     held.armed().await.expect("arming");
     let prepared = sandbox.prepare(&tools, init.pid(), libc::SIGKILL, Scope::All);
-    let collector = prepared.fire(SystemTime::now(), |_, _| Ok(())).await.expect("firing");
+    let mut collector = prepared.fire(SystemTime::now(), |_, _| Ok(())).await.expect("firing");
     let outcome = collector.collect(std::future::ready(Some(137))).await;
     assert_eq!((outcome.state, outcome.receipt.evidence), (State::Done, Evidence::Pidfd), "{outcome:?}");
     assert!(outcome.receipt.evidence_error.contains("another fault"), "{outcome:?}");
@@ -361,7 +361,7 @@ async fn an_armed_kill_is_fired_within_three_milliseconds() {
         prepared.armed().await.expect("arming");
         arming.push(start.elapsed());
         let start = Instant::now();
-        let collector = prepared.fire(SystemTime::now(), |_, _| Ok(())).await.expect("firing");
+        let mut collector = prepared.fire(SystemTime::now(), |_, _| Ok(())).await.expect("firing");
         firing.push(start.elapsed());
         collector.collect(std::future::ready(None)).await;
         target.wait().await;
@@ -376,7 +376,8 @@ async fn arming_is_quick_up_to_the_perf_events() {
     let (tools, mut sandbox) = (tools(), Sandbox::new());
     let target = sandbox.start("sleep");
     let cgroup = tools.cgroups.target(target.pid()).expect("its cgroup");
-    let spec = WatchSpec { scope: Programs::Observe, signal: libc::SIGKILL, init_pid: target.pid(), init_start: 1 };
+    let spec =
+        WatchSpec { scope: Programs::Observe, signal: libc::SIGKILL, init_pid: target.pid(), init_start: 1 };
     let time = |what: &mut dyn FnMut()| {
         let start = Instant::now();
         what();
@@ -390,7 +391,9 @@ async fn arming_is_quick_up_to_the_perf_events() {
     let other = second.start("sleep");
     let cgroup = tools.cgroups.target(other.pid()).expect("its cgroup");
     let entering = time(&mut || drop(tools.engine.arm(&cgroup, spec).expect("arming")));
-    println!("  first load {first:?}, load and unload {loading:?}, perf events {attaching:?}, one more watch {entering:?}");
+    println!(
+        "  first load {first:?}, load and unload {loading:?}, perf events {attaching:?}, one more watch {entering:?}"
+    );
     assert!(entering < Duration::from_millis(10), "{entering:?}");
 }
 

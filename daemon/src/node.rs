@@ -1,0 +1,232 @@
+//! The node's desired state, and one task a fault that brings it about.
+//!
+//! It accepts a whole state if its generation is not older than the last, starts what is new, ends what is not listed
+//! any more, and tells everyone who watches what comes of it. It refuses states of other nodes and older generations.
+//! What a fault *is* stands elsewhere.
+
+mod fault;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use tokio::{
+    sync::{Notify, broadcast, watch},
+    task::AbortHandle,
+    time::Instant,
+};
+
+use crate::{
+    journal::{Journal, JournalError, Progress},
+    kill::Tools,
+    order::{Desired, Order, Stage},
+    report::{FaultReport, Generation},
+};
+
+/// Reports that a slow watcher may lag behind before it has to start again with a snapshot.
+const BACKLOG: usize = 4096;
+/// Outcomes that would be found out again after a restart are written together.
+const WRITTEN_WITHIN: Duration = Duration::from_millis(5);
+
+/// Why a state was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// It is older than one that was accepted.
+    #[error(
+        "generation {}.{} is older than {}.{}, which this node has accepted",
+        got.term, got.counter, held.term, held.counter
+    )]
+    Stale {
+        /// What came.
+        got: Generation,
+        /// What is held.
+        held: Generation,
+    },
+    /// It is for another node.
+    #[error("node: the state is for {got:?}, this is {own:?}")]
+    OtherNode {
+        /// Whose it is.
+        got: String,
+        /// Who we are.
+        own: String,
+    },
+    /// It could not be written down, so nothing was done.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
+/// How far a fault shall go, and until when it stands without being renewed.
+#[derive(Clone, Copy, Debug)]
+struct Command {
+    stage: Stage,
+    /// When the order to go this far came.
+    ordered: SystemTime,
+    expires: Instant,
+}
+
+struct Running {
+    command: watch::Sender<Command>,
+    task: AbortHandle,
+}
+
+struct Inner {
+    journal: Journal,
+    running: HashMap<String, Running>,
+    /// The last report of each fault that is listed.
+    reports: BTreeMap<String, FaultReport>,
+}
+
+/// The node.
+pub struct Node {
+    name: String,
+    tools: Tools,
+    inner: Mutex<Inner>,
+    told: broadcast::Sender<FaultReport>,
+    write: Notify,
+}
+
+impl Node {
+    /// A node with the memory of `journal`.
+    pub fn new(name: String, tools: Tools, journal: Journal) -> Arc<Self> {
+        let reports = journal
+            .faults()
+            .filter_map(|(id, progress)| match progress {
+                Progress::Intended { .. } => None,
+                Progress::Fired { report, .. } | Progress::Final(report) => {
+                    Some((id.clone(), report.clone()))
+                }
+            })
+            .collect();
+        let inner = Inner { journal, running: HashMap::new(), reports };
+        let (told, _) = broadcast::channel(BACKLOG);
+        Arc::new(Self { name, tools, inner: Mutex::new(inner), told, write: Notify::new() })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What its faults work with.
+    pub fn tools(&self) -> &Tools {
+        &self.tools
+    }
+
+    /// Makes `desired` the state that the node shall have.
+    pub fn apply(self: &Arc<Self>, desired: Desired) -> Result<Generation, ApplyError> {
+        let came = (SystemTime::now(), Instant::now());
+        let Desired { generation, node, faults } = desired;
+        if node != self.name {
+            return Err(ApplyError::OtherNode { got: node, own: self.name.clone() });
+        }
+        let mut inner = self.lock();
+        let held = inner.journal.generation();
+        if generation < held {
+            return Err(ApplyError::Stale { got: generation, held });
+        }
+        let listed: BTreeSet<&str> = faults.iter().map(|fault| fault.id.as_str()).collect();
+        inner.journal.accept(generation, &listed)?;
+        inner.reports.retain(|id, _| listed.contains(id.as_str()));
+        inner.running.retain(|id, running| {
+            let stays = listed.contains(id.as_str());
+            if !stays {
+                tracing::info!(fault = id, "no longer ordered");
+                // Whatever it holds is let go of with its task.
+                running.task.abort();
+            }
+            stays
+        });
+        for fault in faults {
+            self.order(&mut inner, fault, came);
+        }
+        Ok(generation)
+    }
+
+    /// What is known of the listed faults, and everything that follows.
+    pub fn watch(&self) -> (Generation, Vec<FaultReport>, broadcast::Receiver<FaultReport>) {
+        let inner = self.lock();
+        // Subscribed under the lock: nothing is missed, and nothing is told twice out of order.
+        (inner.journal.generation(), inner.reports.values().cloned().collect(), self.told.subscribe())
+    }
+
+    /// Writes outcomes down as they come, for ever.
+    pub async fn keep_written(&self) {
+        loop {
+            self.write.notified().await;
+            tokio::time::sleep(WRITTEN_WITHIN).await;
+            let mut inner = self.lock();
+            if inner.journal.is_unwritten()
+                && let Err(error) = inner.journal.write()
+            {
+                tracing::error!(%error, "the journal could not be written");
+            }
+        }
+    }
+
+    /// Lets go of everything that is under way, and writes the last of it down. Signals that were sent stay sent.
+    pub fn shut_down(&self) {
+        let mut inner = self.lock();
+        for (_, running) in inner.running.drain() {
+            running.task.abort();
+        }
+        if let Err(error) = inner.journal.write() {
+            tracing::error!(%error, "the journal could not be written");
+        }
+    }
+
+    fn order(self: &Arc<Self>, inner: &mut Inner, fault: Order, (ordered, now): (SystemTime, Instant)) {
+        let expires = now + fault.ttl;
+        if let Some(running) = inner.running.get(&fault.id) {
+            running.command.send_modify(|command| {
+                if fault.stage == Stage::Fire && command.stage == Stage::Arm {
+                    (command.stage, command.ordered) = (Stage::Fire, ordered);
+                }
+                command.expires = expires;
+            });
+            return;
+        }
+        let progress = inner.journal.progress(&fault.id).cloned();
+        // What has an outcome is never done again.
+        if let Some(Progress::Final(_)) = progress {
+            return;
+        }
+        tracing::info!(
+            fault = fault.id, experiment = fault.experiment, pod_uid = fault.container.pod_uid,
+            container = fault.container.id, stage = ?fault.stage, "ordered"
+        );
+        let (command, commands) = watch::channel(Command { stage: fault.stage, ordered, expires });
+        let id = fault.id.clone();
+        let task = tokio::spawn(fault::run(Arc::clone(self), fault, commands, progress)).abort_handle();
+        inner.running.insert(id, Running { command, task });
+    }
+
+    /// Tells what has become of a fault; with `target`, the process that it was fired at.
+    fn tell(&self, report: FaultReport, target: Option<(i32, u64)>) {
+        let mut inner = self.lock();
+        if report.state.is_final() {
+            inner.running.remove(&report.id);
+            inner.journal.note_soon(&report.id, Progress::Final(report.clone()));
+            self.write.notify_one();
+        } else if let Some((pid, start)) = target {
+            inner.journal.note_soon(&report.id, Progress::Fired { pid, start, report: report.clone() });
+            self.write.notify_one();
+        }
+        let FaultReport { id, state, message, receipt: _ } = &report;
+        tracing::info!(fault = id, ?state, message, "report");
+        inner.reports.insert(report.id.clone(), report.clone());
+        // Nobody may be watching now; whoever comes gets it in the snapshot.
+        let _ = self.told.send(report);
+    }
+
+    /// Writes down that a signal is about to be sent.
+    fn intend(&self, id: &str, pid: i32, start: u64) -> Result<(), JournalError> {
+        self.lock().journal.note(id, Progress::Intended { pid, start })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // The journal is replaced as a whole: a panic in between leaves nothing half-done.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,204 @@
+//! The life of one fault: found and armed, fired when ordered, watched until its end or its deadline.
+//!
+//! It ends when it is told to (its task is dropped, and with it everything that it holds), when its order is not
+//! renewed, or with an outcome. After a restart it never signals again what was signalled before.
+
+use std::{sync::Arc, time::SystemTime};
+
+use tokio::{sync::watch, time::sleep_until};
+
+use super::{Command, Node};
+use crate::{
+    journal::Progress,
+    kill::{KillError, Prepared, prepare},
+    order::{ContainerRef, Kill, Order, Stage},
+    process::{Process, ProcessError},
+    report::{Evidence, FaultReport, Reason, Receipt, State},
+};
+
+/// Sees `order` through.
+pub(super) async fn run(
+    node: Arc<Node>,
+    order: Order,
+    mut commands: watch::Receiver<Command>,
+    progress: Option<Progress>,
+) {
+    let Order { id, experiment: _, container, stage: _, ttl: _, kill } = order;
+    let report = |state, message: String, receipt| FaultReport { id: id.clone(), state, message, receipt };
+    let Some(kill) = kill else {
+        let message =
+            "this daemon does not know that kind of fault; it is older than the controller".to_owned();
+        node.tell(report(State::Refused(Reason::Unsupported), message, None), None);
+        return;
+    };
+    match progress {
+        None => {}
+        Some(Progress::Final(known)) => return node.tell(known, None),
+        Some(Progress::Fired { pid, start, report: known }) => {
+            let outcome = resume(&node, &mut commands, pid, start, known).await;
+            return node.tell(outcome, None);
+        }
+        Some(Progress::Intended { pid, start }) => {
+            match Process::open_started(node.tools().cgroups.proc(), pid, start) {
+                // The same container and the same process: the signal can't have ended it, so it is sent (again).
+                Ok(_) => tracing::warn!(fault = id, pid, "the daemon was interrupted before it could signal"),
+                Err(_) => {
+                    let message =
+                        "the daemon was interrupted while it signalled; the process is gone".to_owned();
+                    return node.tell(report(State::Done, message, None), None);
+                }
+            }
+        }
+    }
+    let mut renewals = commands.clone();
+    let prepared = tokio::select! {
+        prepared = until_fired(&node, &id, &container, kill, &mut commands) => prepared,
+        () = expiry(&mut renewals) => {
+            let message = "the order was not renewed in time; nothing was signalled".to_owned();
+            Err((State::Failed(Reason::Expired), message, None))
+        }
+    };
+    let ended = match prepared {
+        Ok((prepared, ordered)) => fire(&node, &id, &container, prepared, ordered, &mut renewals).await,
+        Err(ended) => ended,
+    };
+    let (state, message, receipt) = ended;
+    node.tell(report(state, message, receipt), None);
+}
+
+type Ended = (State, String, Option<Receipt>);
+
+/// Prepares, and waits for the order to fire.
+async fn until_fired(
+    node: &Node,
+    id: &str,
+    container: &ContainerRef,
+    kill: Kill,
+    commands: &mut watch::Receiver<Command>,
+) -> Result<(Prepared, SystemTime), Ended> {
+    let mut prepared = prepare(node.tools(), container, kill).await.map_err(refused)?;
+    if commands.borrow().stage == Stage::Arm {
+        // Who orders to fire meanwhile does not wait for what is still missing.
+        let problem = tokio::select! {
+            armed = prepared.armed() => armed.err().unwrap_or_default(),
+            _ = commands.wait_for(|command| command.stage == Stage::Fire) => String::new(),
+        };
+        if commands.borrow().stage == Stage::Arm {
+            let report =
+                FaultReport { id: id.to_owned(), state: State::Armed, message: problem, receipt: None };
+            node.tell(report, None);
+        }
+    }
+    match commands.wait_for(|command| command.stage == Stage::Fire).await {
+        Ok(command) => Ok((prepared, command.ordered)),
+        // The task is about to be dropped.
+        Err(_) => Err((State::Failed(Reason::Internal), "nobody gives orders any more".into(), None)),
+    }
+}
+
+/// Fires, and collects what comes of it.
+async fn fire(
+    node: &Node,
+    id: &str,
+    container: &ContainerRef,
+    prepared: Prepared,
+    ordered: SystemTime,
+    renewals: &mut watch::Receiver<Command>,
+) -> Ended {
+    let init = prepared.init();
+    let intend = |pid, start| node.intend(id, pid, start).map_err(|error| error.to_string());
+    let mut collector = match prepared.fire(ordered, intend).await {
+        Ok(collector) => collector,
+        Err(error) => return refused(error),
+    };
+    let receipt = collector.receipt();
+    // Without the programs only the runtime knows the exit code, and only if it is asked before the end.
+    let asked = match receipt.evidence {
+        Evidence::Ebpf => None,
+        Evidence::Pidfd => node.tools().runtimes.get(&container.scheme).ok().map(|runtime| {
+            let container = container.id.clone();
+            tokio::spawn(async move { runtime.exit_code(&container).await.ok() })
+        }),
+    };
+    let message = "the signal is sent".to_owned();
+    let report = FaultReport { id: id.to_owned(), state: State::Fired, message, receipt: Some(receipt) };
+    node.tell(report, Some(init));
+
+    let stop = asked.as_ref().map(tokio::task::JoinHandle::abort_handle);
+    let exit_code = async { asked?.await.ok().flatten() };
+    let outcome = tokio::select! {
+        outcome = collector.collect(exit_code) => Some(outcome),
+        () = expiry(renewals) => None,
+    };
+    if let Some(stop) = stop {
+        stop.abort();
+    }
+    let unfinished = collector.receipt();
+    // The last watch takes the programs out of the kernel, which takes a moment; the report does not wait for it.
+    drop(tokio::task::spawn_blocking(move || drop(collector)));
+    match outcome {
+        Some(outcome) => (outcome.state, outcome.message, Some(outcome.receipt)),
+        None => {
+            let message =
+                "the signal was sent; the order was not renewed, so nobody waits for the end".to_owned();
+            (State::Failed(Reason::Expired), message, Some(unfinished))
+        }
+    }
+}
+
+fn refused(error: KillError) -> Ended {
+    (State::Refused(error.reason()), error.to_string(), None)
+}
+
+/// After a restart: the signal was sent, so what is left is to see whether it did its work.
+async fn resume(
+    node: &Node,
+    commands: &mut watch::Receiver<Command>,
+    pid: i32,
+    start: u64,
+    known: FaultReport,
+) -> FaultReport {
+    let ended = |message: &str| {
+        let mut report = FaultReport { state: State::Done, message: message.to_owned(), ..known.clone() };
+        let processes = report.receipt.iter_mut().flat_map(|receipt| &mut receipt.processes);
+        for process in processes.filter(|process| process.exited.is_none()) {
+            process.exited = Some(SystemTime::now());
+        }
+        report
+    };
+    let process = match Process::open_started(node.tools().cgroups.proc(), pid, start) {
+        Ok(process) => process,
+        Err(ProcessError::Gone { .. } | ProcessError::Reused { .. }) => {
+            return ended("the process ended while the daemon was away");
+        }
+        Err(error) => {
+            return FaultReport {
+                state: State::Failed(Reason::Internal),
+                message: error.to_string(),
+                ..known
+            };
+        }
+    };
+    tokio::select! {
+        _ = process.exited() => ended("the process was signalled before the daemon's restart, and has exited"),
+        () = expiry(commands) => FaultReport {
+            state: State::Failed(Reason::SignalIgnored),
+            message: "the process was signalled before the daemon's restart, and goes on".to_owned(),
+            ..known
+        },
+    }
+}
+
+/// Ends when the order has not been renewed in time.
+async fn expiry(commands: &mut watch::Receiver<Command>) {
+    loop {
+        let expires = commands.borrow_and_update().expires;
+        tokio::select! {
+            () = sleep_until(expires) => return,
+            changed = commands.changed() => if changed.is_err() {
+                // No more orders: what is running is dropped by whoever dropped them.
+                std::future::pending::<()>().await;
+            },
+        }
+    }
+}

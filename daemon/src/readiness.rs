@@ -1,0 +1,70 @@
+//! What the daemon found on its node: which runtimes answer, whether eBPF works, how cgroups are mounted.
+//! It finds out and tells; it changes nothing.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use squall_api::grpc;
+
+use crate::kill::Tools;
+
+/// A runtime that hangs does not hold up those who ask; they get what was known before.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// The last that was found.
+pub struct Readiness {
+    tools: Tools,
+    ebpf_error: String,
+    runtimes: Mutex<Vec<grpc::RuntimeReadiness>>,
+}
+
+impl Readiness {
+    /// Looks at everything.
+    pub async fn find(tools: Tools) -> Arc<Self> {
+        let engine = Arc::clone(&tools.engine);
+        let ebpf_error = match tokio::task::spawn_blocking(move || engine.probe()).await {
+            Ok(Ok(())) => String::new(),
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        if !ebpf_error.is_empty() {
+            tracing::warn!(error = ebpf_error, "eBPF does not work here: kills go through pidfds alone");
+        }
+        let found = Arc::new(Self { tools, ebpf_error, runtimes: Mutex::new(Vec::new()) });
+        found.ask_runtimes().await;
+        found
+    }
+
+    /// What is known now, after asking the runtimes again.
+    pub async fn report(self: &Arc<Self>) -> grpc::Readiness {
+        let asking = tokio::spawn({
+            let this = Arc::clone(self);
+            async move { this.ask_runtimes().await }
+        });
+        // Asking goes on by itself when it takes longer, and has a deadline of its own.
+        let _ = tokio::time::timeout(PATIENCE, asking).await;
+        grpc::Readiness {
+            runtimes: self.runtimes.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            ebpf_error: self.ebpf_error.clone(),
+            cgroups: self.tools.cgroups.layout().as_str().to_owned(),
+        }
+    }
+
+    async fn ask_runtimes(&self) {
+        let mut found = Vec::new();
+        for runtime in self.tools.runtimes.iter() {
+            let error = runtime.check().await.err().map(|error| error.to_string()).unwrap_or_default();
+            if !error.is_empty() {
+                tracing::warn!(runtime = runtime.scheme(), error, "runtime not found");
+            }
+            found.push(grpc::RuntimeReadiness {
+                scheme: runtime.scheme().to_owned(),
+                socket: runtime.socket(),
+                error,
+            });
+        }
+        *self.runtimes.lock().unwrap_or_else(PoisonError::into_inner) = found;
+    }
+}
