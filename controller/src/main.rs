@@ -37,6 +37,7 @@ async fn main() -> Result<()> {
     let options = Options::parse();
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
+        .with_ansi(false)
         .with_writer(std::io::stderr)
         .init();
     run(options).await

@@ -11,9 +11,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use proptest::prelude::*;
 use squall_api::names;
-use squall_api::podchaos::{
-    Action, Mode, Phase, PodChaos, PodChaosSpec, PodChaosStatus, PodSelector, TargetPhase,
-};
+use squall_api::podchaos::{Action, Mode, Phase, PodChaos, PodChaosSpec, PodChaosStatus, TargetPhase};
 use squall_model::plan::{Daemon, Effect, Input, Outcome, Outcomes, Plan, Report, ReportState, World, plan};
 use squall_model::pod::{NamespaceView, PodView};
 use squall_model::select::Nodes;
