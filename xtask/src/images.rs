@@ -1,6 +1,29 @@
-//! `cargo xtask images`: the images, built without Docker.
+//! `cargo xtask images`: the images, built without Docker, and loaded into a cluster or pushed to a registry.
+//!
+//! Each is FROM scratch and holds one static program. The same sources give the same bytes, so what a cluster has already
+//! is not loaded again. Nothing is pulled.
 
-use anyhow::{Result, bail};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::{
+    build,
+    cluster::Cluster,
+    image::{self, Config, Content, Files},
+    progress::Step,
+    sh,
+};
+
+/// The tag that the manifests name.
+const TAG: &str = "dev";
+/// A number and not root: else a pod with `runAsNonRoot` and no user of its own could not be started at all.
+const NOBODY: &str = "65532:65532";
+/// containerd's socket, and other users' processes.
+const ROOT: &str = "0:0";
 
 /// Arguments of `cargo xtask images`.
 #[derive(clap::Args)]
@@ -8,14 +31,9 @@ pub struct Args {
     /// Push to this registry (and path) instead of loading.
     #[arg(long, conflicts_with = "load")]
     pub push: Option<String>,
-    /// Load into a cluster of this kind.
+    /// Load into a cluster of this kind: the local one, or the kind or k3d cluster that their own tools would take.
     #[arg(long, value_enum, default_value = "local")]
     pub load: Kind,
-}
-
-/// Does it.
-pub fn run(_args: Args) -> Result<()> {
-    bail!("`cargo xtask images` is not there yet")
 }
 
 /// Where images are loaded.
@@ -23,8 +41,238 @@ pub fn run(_args: Args) -> Result<()> {
 pub enum Kind {
     /// The local cluster of `cargo xtask cluster`.
     Local,
-    /// A kind cluster.
+    /// A kind cluster (`KIND_CLUSTER_NAME` names another than the default).
     Kind,
-    /// A k3d cluster.
+    /// The default k3d cluster.
     K3d,
+}
+
+/// One of our images.
+struct Recipe {
+    name: &'static str,
+    package: &'static str,
+    program: &'static str,
+    user: &'static str,
+}
+
+const RECIPES: [Recipe; 5] = [
+    Recipe { name: "squall-webhook", package: "squall-webhook", program: "squall-webhook", user: NOBODY },
+    Recipe {
+        name: "squall-controller",
+        package: "squall-controller",
+        program: "squall-controller",
+        user: NOBODY,
+    },
+    Recipe { name: "squall-daemon", package: "squall-daemon", program: "squall-daemon", user: ROOT },
+    Recipe { name: "squall-pause", package: "squall-fault", program: "pause", user: NOBODY },
+    Recipe { name: "squall-crash", package: "squall-fault", program: "crash", user: NOBODY },
+];
+
+/// An image as a docker archive.
+struct Built {
+    name: &'static str,
+    archive: PathBuf,
+    digest: String,
+}
+
+impl Built {
+    /// As the manifests name it.
+    fn reference(&self) -> String {
+        reference(self.name)
+    }
+}
+
+/// Builds all images, and loads or pushes them.
+pub fn run(args: Args) -> Result<()> {
+    // Before minutes of building.
+    let push = args
+        .push
+        .as_deref()
+        .map(|registry| Ok::<_, anyhow::Error>((registry, Pusher::find()?)))
+        .transpose()?;
+    if push.is_none() {
+        check_target(args.load)?;
+    }
+    let images = build_all()?;
+    match (push, args.load) {
+        (Some((registry, pusher)), _) => push_all(&images, registry, &pusher),
+        (None, Kind::Local) => load_local(&images),
+        (None, Kind::Kind) => load_with("kind", &["load", "image-archive"], &images),
+        (None, Kind::K3d) => load_with("k3d", &["image", "import"], &images),
+    }
+}
+
+fn reference(name: &str) -> String {
+    format!("localhost/{name}:{TAG}")
+}
+
+fn check_target(kind: Kind) -> Result<()> {
+    let (tool, version) = match kind {
+        Kind::Local => {
+            let cluster = Cluster::of_this_checkout()?;
+            ensure!(
+                cluster.is_up(),
+                "the cluster {} is not up; run `cargo xtask cluster up`",
+                cluster.name()
+            );
+            return Ok(());
+        }
+        Kind::Kind => ("kind", "version"),
+        Kind::K3d => ("k3d", "version"),
+    };
+    ensure!(
+        sh::succeeds(&mut sh::command(tool, [version])),
+        "loading into {tool} needs the program {tool}; there is none"
+    );
+    Ok(())
+}
+
+/// Builds the programs and writes an archive of each image to `target/images`.
+fn build_all() -> Result<Vec<Built>> {
+    let mut packages: Vec<_> = RECIPES.iter().map(|recipe| recipe.package).collect();
+    packages.dedup();
+    let programs = build::static_binaries(&packages)?;
+    let directory = build::checkout()?.join("target/images");
+    fs::create_dir_all(&directory).with_context(|| format!("can't make {}", directory.display()))?;
+    let build_one = |recipe: &Recipe| {
+        let Recipe { name, package, program, user } = recipe;
+        let path =
+            programs.get(*program).with_context(|| format!("{package} has no program called {program}"))?;
+        let bytes = fs::read(path).with_context(|| format!("can't read {}", path.display()))?;
+        let files = Files::from([((*program).to_owned(), Content::File(bytes, 0o755))]);
+        let config =
+            Config { entrypoint: vec![format!("/{program}")], user: (*user).to_owned(), ..Config::default() };
+        let bytes = image::archive(&reference(name), &files, &config)?;
+        let archive = directory.join(format!("{name}.tar"));
+        fs::write(&archive, &bytes).with_context(|| format!("can't write {}", archive.display()))?;
+        Ok(Built { name, archive, digest: image::hex_digest(&bytes) })
+    };
+    RECIPES.iter().map(build_one).collect()
+}
+
+/// Into our own cluster; what it has already is left alone.
+fn load_local(images: &[Built]) -> Result<()> {
+    let cluster = Cluster::of_this_checkout()?;
+    let present = cluster.image_names()?;
+    let mut loaded = Vec::new();
+    for image in images {
+        let record = cluster.state_dir().join(format!("images/{}.sha256", image.name));
+        let same = fs::read_to_string(&record).is_ok_and(|digest| digest == image.digest);
+        if same && present.contains(&image.reference()) {
+            continue;
+        }
+        cluster.load(&image.archive)?;
+        fs::write(&record, &image.digest).with_context(|| format!("can't write {}", record.display()))?;
+        loaded.push(image.name);
+    }
+    match loaded.as_slice() {
+        [] => eprintln!("the cluster {} has all images already", cluster.name()),
+        names => eprintln!("loaded into the cluster {}: {}", cluster.name(), names.join(", ")),
+    }
+    Ok(())
+}
+
+fn load_with(tool: &str, words: &[&str], images: &[Built]) -> Result<()> {
+    for image in images {
+        let step = Step::begin(format!("loading {} with {tool}", image.name));
+        sh::output(sh::command(tool, words).arg(&image.archive))?;
+        step.done();
+    }
+    Ok(())
+}
+
+/// A program that can push an archive.
+enum Pusher {
+    Skopeo,
+    Crane,
+    Docker,
+}
+
+impl Pusher {
+    /// Whichever is there; Docker comes last, as it needs a daemon.
+    fn find() -> Result<Self> {
+        let works = |program: &str, word: &str| sh::succeeds(&mut sh::command(program, [word]));
+        if works("skopeo", "--version") {
+            Ok(Self::Skopeo)
+        } else if works("crane", "version") {
+            Ok(Self::Crane)
+        } else if works("docker", "info") {
+            Ok(Self::Docker)
+        } else {
+            bail!("pushing needs skopeo, crane, or docker with its daemon; there is none of them")
+        }
+    }
+
+    fn push(&self, archive: &Path, local: &str, target: &str) -> Result<()> {
+        let archive = archive.display().to_string();
+        match self {
+            Self::Skopeo => {
+                let from = format!("docker-archive:{archive}");
+                sh::output(&mut sh::command("skopeo", ["copy", &from, &format!("docker://{target}")]))?;
+            }
+            Self::Crane => {
+                sh::output(&mut sh::command("crane", ["push", &archive, target]))?;
+            }
+            Self::Docker => {
+                for words in [&["load", "-i", &archive][..], &["tag", local, target], &["push", target]] {
+                    sh::output(&mut sh::command("docker", words))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn push_all(images: &[Built], registry: &str, pusher: &Pusher) -> Result<()> {
+    for image in images {
+        let target = pushed(registry, image.name);
+        let step = Step::begin(format!("pushing {target}"));
+        pusher.push(&image.archive, &image.reference(), &target)?;
+        step.done();
+    }
+    Ok(())
+}
+
+fn pushed(registry: &str, name: &str) -> String {
+    format!("{}/{name}:{TAG}", registry.trim_end_matches('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_dockerfiles_say_the_same() {
+        let directory = build::checkout().unwrap().join("deploy/images");
+        for Recipe { name, package, program, user } in &RECIPES {
+            let short = name.strip_prefix("squall-").unwrap();
+            let text = fs::read_to_string(directory.join(format!("{short}.Dockerfile"))).unwrap();
+            for line in
+                [format!("USER {user}"), format!("ENTRYPOINT [\"/{program}\"]"), "FROM scratch".to_owned()]
+            {
+                assert!(text.lines().any(|l| l == line), "{short}.Dockerfile lacks the line {line}");
+            }
+            assert!(text.contains(&format!("-p {package}")), "{short}.Dockerfile does not build {package}");
+        }
+    }
+
+    #[test]
+    fn every_image_of_the_manifests_is_built() {
+        let directory = build::checkout().unwrap().join("deploy");
+        let ours: Vec<_> = RECIPES.iter().map(|recipe| reference(recipe.name)).collect();
+        for file in ["controller.yaml", "webhook.yaml", "daemon.yaml"] {
+            let text = fs::read_to_string(directory.join(file)).unwrap();
+            let named = text.lines().filter_map(|line| line.trim().strip_prefix("image: "));
+            let named: Vec<_> = named.map(str::to_owned).collect();
+            assert!(!named.is_empty() && named.iter().all(|image| ours.contains(image)), "{file}: {named:?}");
+        }
+    }
+
+    #[test]
+    fn a_registry_may_have_a_path_and_a_slash_at_its_end() {
+        assert_eq!(
+            pushed("registry.example/team/", "squall-pause"),
+            "registry.example/team/squall-pause:dev"
+        );
+    }
 }

@@ -12,8 +12,6 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{build, cluster, deploy, kubectl::Kubectl, sh};
 
-/// Set for tests that take the machine: namespaces, cgroups, a cluster of their own.
-const CLUSTER_TESTS: &str = "SQUALL_CLUSTER_TESTS";
 /// The crate whose tests need Squall installed.
 const END_TO_END: &str = "squall-tests";
 
@@ -85,11 +83,12 @@ pub fn run(args: Args) -> Result<()> {
             let installed =
                 deploy::install(&kubectl, args.registry.as_deref()).context("can't install Squall");
             suite("end to end", installed.and_then(|()| end_to_end(&kubectl, filter)));
-            if kubectl.cluster().is_some() {
-                suite("local cluster", chores(filter));
-            }
+            suite("chores", chores(Some(&kubectl), filter));
         }
-        Err(error) => suite("end to end", Err(error.context("there is no cluster to test on"))),
+        Err(error) => {
+            suite("end to end", Err(error.context("there is no cluster to test on")));
+            suite("chores", chores(None, filter));
+        }
     }
     // A suite that did not come to its end is a failure that no test program counted.
     let failed = total.failed + u32::try_from(broken.len())?;
@@ -108,7 +107,8 @@ pub fn run(args: Args) -> Result<()> {
 
 /// Everything that needs no cluster, the tests on this machine's kernel among it.
 fn units(kubectl: Option<&Kubectl>, filter: Option<&str>) -> Result<Count> {
-    let mut command = cargo_test(&["--workspace", "--exclude", END_TO_END], filter)?;
+    let mut command =
+        cargo_test(&["--workspace", "--exclude", END_TO_END, "--exclude", "xtask"], filter, &[])?;
     if let Some(kubectl) = kubectl {
         kubectl.export(&mut command)?;
     }
@@ -117,22 +117,27 @@ fn units(kubectl: Option<&Kubectl>, filter: Option<&str>) -> Result<Count> {
 
 /// The end-to-end tests, with Squall installed.
 fn end_to_end(kubectl: &Kubectl, filter: Option<&str>) -> Result<Count> {
-    let mut command = cargo_test(&["-p", END_TO_END], filter)?;
+    let mut command = cargo_test(&["-p", END_TO_END], filter, &["--include-ignored"])?;
     kubectl.export(&mut command)?;
-    counted(command.env(CLUSTER_TESTS, "1"))
+    counted(&mut command)
 }
 
-/// The tests of the local cluster itself, which make and break clusters of their own.
-fn chores(filter: Option<&str>) -> Result<Count> {
-    let mut command = cargo_test(&["-p", "xtask", "--test", "cluster"], filter)?;
-    counted(command.env(CLUSTER_TESTS, "1").env_remove(cluster::NAME_VARIABLE))
+/// The tests of these chores: manifests, and the local cluster itself, for which clusters are made and broken one after
+/// another. Not on somebody's cluster: those would be ignored, and are counted as such.
+fn chores(kubectl: Option<&Kubectl>, filter: Option<&str>) -> Result<Count> {
+    let own = kubectl.is_none_or(|kubectl| kubectl.cluster().is_some());
+    let flags: &[&str] = if own { &["--include-ignored", "--test-threads=1"] } else { &[] };
+    let mut command = cargo_test(&["-p", "xtask"], filter, flags)?;
+    if let Some(kubectl) = kubectl {
+        kubectl.export(&mut command)?;
+    }
+    counted(command.env_remove(cluster::NAME_VARIABLE))
 }
 
-fn cargo_test(what: &[&str], filter: Option<&str>) -> Result<Command> {
+fn cargo_test(what: &[&str], filter: Option<&str>, flags: &[&str]) -> Result<Command> {
     let mut command = build::cargo();
-    command.current_dir(build::checkout()?).args(["test", "--no-fail-fast"]).args(what);
-    // Doc tests of a whole workspace can be filtered by name too, so one filter serves all.
-    command.args(filter);
+    command.current_dir(build::checkout()?).args(["test", "--no-fail-fast"]).args(what).arg("--");
+    command.args(filter).args(flags);
     Ok(command)
 }
 
