@@ -1,0 +1,274 @@
+//! The daemon's port from outside: who may talk to it, which states it accepts, and what it tells.
+
+use std::{fs, sync::Arc, time::Duration};
+
+use hyper_util::rt::TokioIo;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose,
+};
+use rustls::{
+    ClientConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName},
+    sign::CertifiedKey,
+};
+use squall_api::{
+    grpc::{self, daemon_client::DaemonClient, node_report::Report},
+    names,
+};
+use squall_daemon::{
+    cgroup::CgroupRoot,
+    ebpf::Engine,
+    journal::Journal,
+    kill::Tools,
+    node::Node,
+    readiness::Readiness,
+    runtime::{Runtimes, containerd::Containerd},
+    server,
+    tls::{Bundle, Current, ServerTls, provider},
+};
+use tempfile::TempDir;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Notify,
+};
+use tokio_rustls::TlsConnector;
+use tonic::{
+    Code, Streaming,
+    transport::{Channel, Endpoint},
+};
+
+const NODE: &str = "node-a";
+
+struct Ca(CertifiedIssuer<'static, KeyPair>);
+
+impl Ca {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(vec![]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    fn sign(
+        &self,
+        name: &str,
+        usage: ExtendedKeyUsagePurpose,
+    ) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.extended_key_usages = vec![usage];
+        let certificate = params.signed_by(&key, &self.0).unwrap();
+        (certificate.der().clone(), PrivateKeyDer::Pkcs8(key.serialize_der().into()))
+    }
+
+    fn client(&self, name: &str) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+        self.sign(name, ExtendedKeyUsagePurpose::ClientAuth)
+    }
+}
+
+struct Daemon {
+    dir: TempDir,
+    port: u16,
+    current: Arc<Current>,
+    changed: Arc<Notify>,
+    ca: Ca,
+}
+
+impl Daemon {
+    async fn start() -> Self {
+        let (dir, ca) = (tempfile::tempdir().unwrap(), Ca::new());
+        fs::write(dir.path().join("ca.crt"), ca.0.pem()).unwrap();
+        let current = Arc::new(Current::default());
+        current.replace(identity(&ca));
+        let tools = Tools {
+            engine: Arc::new(Engine::new(false)),
+            cgroups: CgroupRoot::discover("/sys/fs/cgroup".as_ref(), "/proc".as_ref()).unwrap(),
+            runtimes: Runtimes::new(vec![Arc::new(Containerd::new(Some("/nowhere".into()), "/".as_ref()))]),
+        };
+        let journal = Journal::open(&dir.path().join("journal")).unwrap();
+        let node = Node::new(NODE.into(), tools.clone(), journal);
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let tls = Arc::new(ServerTls::new(Bundle::new(dir.path().join("ca.crt")), Arc::clone(&current)));
+        let changed = Arc::new(Notify::new());
+        let notify = Arc::clone(&changed);
+        tokio::spawn(async move {
+            let readiness = Readiness::find(tools).await;
+            server::serve(listener, tls, notify, node, readiness, std::future::pending()).await
+        });
+        Self { dir, port, current, changed, ca }
+    }
+
+    async fn connect(
+        &self,
+        ca: &Ca,
+        client: Option<(CertificateDer<'static>, PrivateKeyDer<'static>)>,
+    ) -> Result<DaemonClient<Channel>, Box<dyn std::error::Error>> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(ca.0.der().clone())?;
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_root_certificates(roots);
+        let mut config = match client {
+            Some((certificate, key)) => config.with_client_auth_cert(vec![certificate], key)?,
+            None => config.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let (connector, port) = (TlsConnector::from(Arc::new(config)), self.port);
+        let connect = tower::service_fn(move |_| {
+            let connector = connector.clone();
+            async move {
+                let name = ServerName::try_from(names::daemon_server_name(NODE)).unwrap();
+                let tcp = TcpStream::connect(("127.0.0.1", port)).await?;
+                Ok::<_, std::io::Error>(TokioIo::new(connector.connect(name, tcp).await?))
+            }
+        });
+        let channel = Endpoint::from_static("http://daemon").connect_with_connector(connect).await?;
+        let mut client = DaemonClient::new(channel);
+        // In TLS 1.3 a client hears of its rejection with the first answer.
+        client.watch(grpc::WatchRequest {}).await?;
+        Ok(client)
+    }
+
+    async fn controller(&self) -> DaemonClient<Channel> {
+        self.connect(&self.ca, Some(self.ca.client(names::CONTROLLER_CLIENT_NAME))).await.unwrap()
+    }
+}
+
+fn identity(ca: &Ca) -> Arc<CertifiedKey> {
+    let (certificate, key) = ca.sign(&names::daemon_server_name(NODE), ExtendedKeyUsagePurpose::ServerAuth);
+    let signing = rustls::crypto::ring::sign::any_supported_type(&key).unwrap();
+    Arc::new(CertifiedKey::new(vec![certificate], signing))
+}
+
+fn fault(id: &str, container: &str, stage: grpc::Stage) -> grpc::Fault {
+    grpc::Fault {
+        id: id.into(),
+        experiment: "ns/x".into(),
+        container: Some(grpc::Container {
+            namespace: "ns".into(),
+            pod: "p".into(),
+            pod_uid: "u".into(),
+            name: "c".into(),
+            id: container.into(),
+        }),
+        stage: stage.into(),
+        ttl: None,
+        action: Some(grpc::fault::Action::Kill(grpc::Kill { signal: 9, scope: grpc::Scope::Init.into() })),
+    }
+}
+
+fn state(term: u64, counter: u64, faults: Vec<grpc::Fault>) -> grpc::NodeState {
+    grpc::NodeState { generation: Some(grpc::Generation { term, counter }), node: NODE.into(), faults }
+}
+
+async fn snapshot(client: &mut DaemonClient<Channel>) -> (grpc::Snapshot, Streaming<grpc::NodeReport>) {
+    let mut stream = client.watch(grpc::WatchRequest {}).await.unwrap().into_inner();
+    match stream.message().await.unwrap().unwrap().report.unwrap() {
+        Report::Snapshot(snapshot) => (snapshot, stream),
+        Report::Fault(fault) => panic!("no snapshot first: {fault:?}"),
+    }
+}
+
+async fn report(stream: &mut Streaming<grpc::NodeReport>) -> grpc::FaultReport {
+    let next =
+        tokio::time::timeout(Duration::from_secs(5), stream.message()).await.expect("a report in time");
+    match next.unwrap().unwrap().report.unwrap() {
+        Report::Fault(fault) => fault,
+        Report::Snapshot(snapshot) => panic!("a second snapshot: {snapshot:?}"),
+    }
+}
+
+#[tokio::test]
+async fn only_the_controllers_identity_is_listened_to() {
+    let daemon = Daemon::start().await;
+    let name = names::CONTROLLER_CLIENT_NAME;
+    assert!(daemon.connect(&daemon.ca, Some(daemon.ca.client(name))).await.is_ok());
+    assert!(daemon.connect(&daemon.ca, None).await.is_err(), "without a certificate");
+    let other_name = daemon.ca.client("webhook.client.squall.dev");
+    assert!(daemon.connect(&daemon.ca, Some(other_name)).await.is_err(), "another name");
+    let a_daemon = daemon.ca.sign(&names::daemon_server_name("node-b"), ExtendedKeyUsagePurpose::ServerAuth);
+    assert!(daemon.connect(&daemon.ca, Some(a_daemon)).await.is_err(), "another daemon");
+    let for_servers = daemon.ca.sign(name, ExtendedKeyUsagePurpose::ServerAuth);
+    assert!(daemon.connect(&daemon.ca, Some(for_servers)).await.is_err(), "server usage");
+    let stranger = Ca::new();
+    assert!(daemon.connect(&daemon.ca, Some(stranger.client(name))).await.is_err(), "another CA");
+}
+
+#[tokio::test]
+async fn a_rotated_ca_is_trusted_with_the_next_connection_and_asks_for_a_new_certificate() {
+    let daemon = Daemon::start().await;
+    daemon.controller().await;
+    let new = Ca::new();
+    fs::write(daemon.dir.path().join("ca.crt"), new.0.pem()).unwrap();
+    let name = names::CONTROLLER_CLIENT_NAME;
+    assert!(daemon.connect(&daemon.ca, Some(daemon.ca.client(name))).await.is_err(), "the old CA is trusted");
+    tokio::time::timeout(Duration::from_secs(1), daemon.changed.notified()).await.expect("enrolment is told");
+    daemon.current.replace(identity(&new));
+    assert!(daemon.connect(&new, Some(new.client(name))).await.is_ok());
+}
+
+#[tokio::test]
+async fn older_generations_and_other_nodes_are_refused() {
+    let daemon = Daemon::start().await;
+    let mut client = daemon.controller().await;
+    let reply = client.apply(state(3, 5, vec![])).await.unwrap().into_inner();
+    assert_eq!(reply.generation, Some(grpc::Generation { term: 3, counter: 5 }));
+    client.apply(state(3, 5, vec![])).await.expect("sending it again is harmless");
+    for (term, counter) in [(3, 4), (2, 99)] {
+        let refused = client.apply(state(term, counter, vec![])).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+        assert!(
+            refused.message().contains(&format!("{term}.{counter}")) && refused.message().contains("3.5")
+        );
+    }
+    client.apply(state(4, 0, vec![])).await.expect("a new leader");
+    let other = grpc::NodeState { node: "node-b".into(), ..state(9, 9, vec![]) };
+    assert_eq!(client.apply(other).await.unwrap_err().code(), Code::InvalidArgument);
+    let nonsense =
+        client.apply(state(9, 9, vec![fault("a", "no-scheme", grpc::Stage::Fire)])).await.unwrap_err();
+    assert_eq!(nonsense.code(), Code::InvalidArgument);
+    assert!(nonsense.message().contains("faults[0].container.id"), "{nonsense}");
+    let (snapshot, _) = snapshot(&mut client).await;
+    assert_eq!(snapshot.generation, Some(grpc::Generation { term: 4, counter: 0 }));
+}
+
+#[tokio::test]
+async fn what_cannot_be_done_is_reported_with_its_reason_and_kept_while_it_is_listed() {
+    let daemon = Daemon::start().await;
+    let mut client = daemon.controller().await;
+    let (first, mut stream) = snapshot(&mut client).await;
+    let readiness = first.readiness.unwrap();
+    assert!(readiness.runtimes[0].error.contains("/nowhere"), "{readiness:?}");
+
+    let mut protected = fault("protected", "containerd://abc", grpc::Stage::Fire);
+    protected.container.as_mut().unwrap().namespace = "kube-system".into();
+    let mut unknown = fault("unknown", "containerd://abc", grpc::Stage::Fire);
+    unknown.action = None;
+    let faults = vec![
+        fault("docker", "docker://abc", grpc::Stage::Fire),
+        fault("silent", "containerd://abc", grpc::Stage::Arm),
+        protected,
+        unknown,
+    ];
+    client.apply(state(1, 1, faults.clone())).await.unwrap();
+    let mut reasons = std::collections::BTreeMap::new();
+    for _ in &faults {
+        let report = report(&mut stream).await;
+        assert_eq!(report.state(), grpc::FaultState::Refused);
+        reasons.insert(report.id, report.reason);
+    }
+    let expected = [
+        ("docker", "UnknownRuntime"),
+        ("protected", "ProtectedNamespace"),
+        ("silent", "RuntimeError"),
+        ("unknown", "Unsupported"),
+    ];
+    assert!(reasons.iter().map(|(id, reason)| (id.as_str(), reason.as_str())).eq(expected), "{reasons:?}");
+
+    client.apply(state(1, 2, faults[..2].to_vec())).await.unwrap();
+    let (second, _) = snapshot(&mut client).await;
+    let kept: Vec<_> = second.faults.iter().map(|fault| fault.id.as_str()).collect();
+    assert_eq!(kept, ["docker", "silent"]);
+}
