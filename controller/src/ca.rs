@@ -273,7 +273,8 @@ fn webhook_pair(
         "it is for other names"
     } else if !cert.is_signed_by(signing) {
         "it isn't signed by the CA that signs now"
-    } else if now >= cert.validity.renew_at().min(cert.validity.ends) {
+    } else if now >= cert.validity.renew_at() && cert.validity.ends < signing.validity.ends {
+        // One that ends with its CA is made anew by the CA after it.
         "two thirds of its time are over"
     } else if !stored.marked {
         "its Secret lacks our label"

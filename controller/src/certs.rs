@@ -27,6 +27,8 @@ pub const LEAF_LIFE: Duration = Duration::from_secs(24 * 3600);
 pub const WEBHOOK_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
 /// Certificates begin this much before they are made: clocks of nodes differ.
 pub const BACKDATE: Duration = Duration::from_secs(3600);
+/// The shortest time between two renewals of the controller's own.
+const RENEW_PAUSE: Duration = Duration::from_secs(30);
 
 /// What went wrong with a key or certificate.
 #[derive(Debug, thiserror::Error)]
@@ -355,7 +357,9 @@ impl Identity {
         config.alpn_protocols = vec![b"h2".to_vec()];
         // Each connection shall look at the daemon's certificate.
         config.resumption = Resumption::disabled();
-        let renew_at = server.cert.validity.renew_at().min(client.cert.validity.renew_at());
+        // A CA about to run out clips what it signs; nobody shall go round in circles for that.
+        let renew_at =
+            server.cert.validity.renew_at().min(client.cert.validity.renew_at()).max(now + RENEW_PAUSE);
         Ok(Identity { ca, server: Arc::new(server.certified_key()?), client: Arc::new(config), renew_at })
     }
 }

@@ -141,7 +141,8 @@ impl Candidate {
     /// Until the lease is ours.
     async fn follow(&self) -> Held {
         'watching: loop {
-            let stream = watcher::watch_object(self.api.clone(), names::LEASE).default_backoff();
+            let stream =
+                watcher::watch_object(self.api.clone(), names::LEASE).backoff(crate::retry::Retry::new());
             tokio::pin!(stream);
             let mut seen: Option<(Option<Lease>, Instant)> = None;
             let mut retry_at: Option<Instant> = None;

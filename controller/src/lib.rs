@@ -20,5 +20,6 @@ pub mod metrics;
 pub mod nodes;
 pub mod observe;
 pub mod reconcile;
+pub mod retry;
 pub mod tell;
 pub mod world;

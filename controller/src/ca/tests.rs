@@ -271,3 +271,16 @@ fn without_webhook_configurations_the_rest_is_still_made() {
     cluster.settle(start());
     assert_eq!(cluster.take_log(), ["make", "publish", "issue"]);
 }
+
+#[test]
+fn a_ca_in_its_last_second_makes_nobody_go_round_in_circles() {
+    let mut cluster = Cluster::default();
+    cluster.settle(start());
+    let ends = start() + DAY * 365;
+    cluster.seen.webhook = None;
+    // Nothing was rotated in time: nobody led.
+    let staged = cluster.settle(ends - Duration::from_secs(1));
+    assert_eq!(staged, Some(ends));
+    cluster.settle(ends);
+    assert!(cluster.log.contains(&"promote"));
+}
