@@ -52,22 +52,22 @@ pub struct Request<'a> {
     /// Names this question.
     pub uid: String,
     /// What kind the object is.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub kind: GroupVersionKind,
     /// Empty for the object itself.
     #[serde(default)]
     pub sub_resource: Option<String>,
     /// The object's name; empty if it is still to be generated.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub name: String,
     /// The object's namespace.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub namespace: String,
     /// CREATE, UPDATE, DELETE or CONNECT.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub operation: String,
     /// Who asks.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub user_info: UserInfo,
     /// The object as it is to be.
     #[serde(borrow, default)]
@@ -81,13 +81,13 @@ pub struct Request<'a> {
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct GroupVersionKind {
     /// Group; empty for the core.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub group: String,
     /// Version.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub version: String,
     /// Kind.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub kind: String,
 }
 
@@ -112,16 +112,16 @@ impl std::fmt::Display for GroupVersionKind {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserInfo {
     /// Name.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub username: String,
     /// UID, if there is one.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "String::is_empty")]
     pub uid: String,
     /// Groups.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
     /// What the authenticator adds.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "BTreeMap::is_empty")]
     pub extra: BTreeMap<String, Vec<String>>,
 }
 
@@ -136,6 +136,13 @@ impl<'a> Request<'a> {
         let request = request.ok_or(ReviewError::NoRequest)?;
         serde_json::from_str(request.get()).map_err(ReviewError::Malformed)
     }
+}
+
+/// Null means the same as nothing, as in Go.
+fn or_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(
+    from: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
 /// What is answered.

@@ -9,12 +9,13 @@ use std::time::Duration;
 use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 /// Someone who connects and says nothing is hung up on.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -35,6 +36,7 @@ pub async fn serve(
     let acceptor = TlsAcceptor::from(tls);
     let graceful = GracefulShutdown::new();
     let connections = Arc::new(Semaphore::new(CONNECTIONS));
+    let (leave, leaving) = watch::channel(());
     let mut stop = std::pin::pin!(stop);
     loop {
         let accepted = async {
@@ -55,37 +57,44 @@ pub async fn serve(
                 continue;
             }
         };
-        let (acceptor, app, watcher) = (acceptor.clone(), app.clone(), graceful.watcher());
+        let (acceptor, app) = (acceptor.clone(), app.clone());
+        let (watcher, mut leaving) = (graceful.watcher(), leaving.clone());
         tokio::spawn(async move {
             let _permit = permit;
-            connection(stream, acceptor, app, watcher).await;
+            // Whoever hasn't shaken hands when we leave has not asked anything yet.
+            let stream = tokio::select! {
+                stream = handshake(stream, acceptor) => stream,
+                _ = leaving.changed() => None,
+            };
+            if let Some(stream) = stream {
+                connection(stream, app, watcher).await;
+            }
         });
     }
     drop(listener);
+    drop(leave);
     if tokio::time::timeout(DRAIN, graceful.shutdown()).await.is_err() {
         tracing::warn!("connections were still busy when we left");
     }
 }
 
-async fn connection(
-    stream: TcpStream,
-    acceptor: TlsAcceptor,
-    app: Router,
-    watcher: hyper_util::server::graceful::Watcher,
-) {
+async fn handshake(stream: TcpStream, acceptor: TlsAcceptor) -> Option<TlsStream<TcpStream>> {
     // Answers are small and somebody waits for them. A failure costs some latency only.
     let _ = stream.set_nodelay(true);
-    let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
+    match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => Some(stream),
         Ok(Err(error)) => {
             tracing::debug!(%error, "no handshake");
-            return;
+            None
         }
         Err(_) => {
             tracing::debug!("no handshake in time");
-            return;
+            None
         }
-    };
+    }
+}
+
+async fn connection(stream: TlsStream<TcpStream>, app: Router, watcher: Watcher) {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(128);
