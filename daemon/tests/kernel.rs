@@ -6,6 +6,7 @@
 
 mod kernel {
     pub mod cases;
+    pub mod node;
     pub mod sandbox;
     pub mod target;
 }
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
     };
     let mut passed_in_all = 0;
     let mut failed = Vec::new();
-    for (name, case) in kernel::cases::ALL.iter().filter(|(name, _)| wanted(name)) {
+    for (name, case) in kernel::cases::ALL.iter().chain(kernel::node::ALL).filter(|(name, _)| wanted(name)) {
         if arguments.iter().any(|argument| argument == "--list") {
             println!("{name}: test");
             continue;

@@ -17,11 +17,14 @@ use squall_daemon::{
 
 use super::sandbox::{Sandbox, Target, stranger, tools, until};
 
-type Case = fn() -> Pin<Box<dyn Future<Output = ()>>>;
+/// A case.
+pub type Case = fn() -> Pin<Box<dyn Future<Output = ()>>>;
 
+/// Lists the cases of a file by their names.
+#[macro_export]
 macro_rules! cases {
     ($($name:ident),* $(,)?) => {
-        pub const ALL: &[(&str, Case)] = &[$((stringify!($name), || Box::pin($name()))),*];
+        pub const ALL: &[(&str, $crate::kernel::cases::Case)] = &[$((stringify!($name), || Box::pin($name()))),*];
     };
 }
 

@@ -1,0 +1,303 @@
+//! Orders to the node, from the whole desired state to the report: armed, fired once, remembered, and let go of.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant, SystemTime},
+};
+
+use squall_daemon::{
+    journal::{Journal, Progress},
+    kill::Tools,
+    node::{ApplyError, Node},
+    order::{Desired, Kill, Order, Scope, Stage},
+    report::{Evidence, FaultReport, Generation, Reason, State},
+    runtime::{ContainerInfo, Runtime, RuntimeError, Runtimes},
+};
+use tempfile::TempDir;
+use tokio::sync::broadcast::Receiver;
+
+use super::sandbox::{Sandbox, Target, tools, until};
+
+crate::cases![
+    an_armed_kill_is_fired_when_ordered_and_only_once,
+    what_is_no_longer_ordered_is_disarmed,
+    an_order_that_is_not_renewed_expires_and_disarms,
+    an_order_that_is_renewed_stays,
+    thirty_containers_die_together,
+    a_daemon_that_died_after_the_signal_does_not_send_it_again,
+    a_daemon_that_died_before_the_signal_sends_it_when_ordered_again,
+    a_daemon_that_died_while_the_target_died_reports_it_done,
+    an_order_for_another_pod_is_refused,
+];
+
+/// Knows the sandboxes as a runtime knows its containers.
+#[derive(Default)]
+struct Sandboxes(Mutex<BTreeMap<String, ContainerInfo>>);
+
+#[async_trait::async_trait]
+impl Runtime for Sandboxes {
+    fn scheme(&self) -> &'static str {
+        "test"
+    }
+
+    fn socket(&self) -> String {
+        String::new()
+    }
+
+    async fn check(&self) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+
+    async fn container(&self, id: &str) -> Result<ContainerInfo, RuntimeError> {
+        let known = self.0.lock().expect("the sandboxes").get(id).cloned();
+        known.ok_or_else(|| RuntimeError::Gone { id: id.to_owned(), why: "unknown".into() })
+    }
+
+    async fn exit_code(&self, _: &str) -> Result<i32, RuntimeError> {
+        std::future::pending().await
+    }
+}
+
+struct Rig {
+    dir: TempDir,
+    tools: Tools,
+    node: Arc<Node>,
+    reports: Receiver<FaultReport>,
+    counter: u64,
+}
+
+impl Rig {
+    fn new(targets: &[(&Sandbox, &Target)]) -> Self {
+        let sandboxes = Sandboxes::default();
+        for (sandbox, target) in targets {
+            let order = sandbox.order();
+            let info = ContainerInfo {
+                init_pid: target.pid(),
+                namespace: Some(order.namespace),
+                pod: Some(order.pod),
+                pod_uid: Some(order.pod_uid),
+                name: Some(order.name),
+            };
+            sandboxes.0.lock().expect("the sandboxes").insert(order.id, info);
+        }
+        let tools = Tools { runtimes: Runtimes::new(vec![Arc::new(sandboxes)]), ..tools() };
+        let dir = tempfile::tempdir().expect("a directory");
+        let (node, reports) = start(&tools, dir.path());
+        Self { dir, tools, node, reports, counter: 0 }
+    }
+
+    fn order(&mut self, faults: Vec<Order>) {
+        self.counter += 1;
+        let generation = Generation { term: 1, counter: self.counter };
+        self.node.apply(Desired { generation, node: "n".into(), faults }).expect("accepted");
+    }
+
+    async fn report(&mut self) -> FaultReport {
+        tokio::time::timeout(Duration::from_secs(5), self.reports.recv())
+            .await
+            .expect("a report")
+            .expect("reports")
+    }
+
+    async fn outcome(&mut self) -> FaultReport {
+        loop {
+            let report = self.report().await;
+            if report.state.is_final() {
+                return report;
+            }
+        }
+    }
+
+    /// A new daemon that finds in the journal what `written` left there.
+    fn restart(&mut self, written: impl FnOnce(&mut Journal)) {
+        self.node.shut_down();
+        // The old one may hold its lock for a moment longer; a kill -9 would not.
+        self.dir = tempfile::tempdir().expect("a directory");
+        written(&mut Journal::open(self.dir.path()).expect("a journal"));
+        (self.node, self.reports) = start(&self.tools, self.dir.path());
+        // Orders of the new one start anew, too.
+        self.counter += 1;
+    }
+}
+
+fn start(tools: &Tools, dir: &Path) -> (Arc<Node>, Receiver<FaultReport>) {
+    let node = Node::new("n".into(), tools.clone(), Journal::open(dir).expect("a journal"));
+    let keeper = Arc::clone(&node);
+    tokio::spawn(async move { keeper.keep_written().await });
+    let (_, _, reports) = node.watch();
+    (node, reports)
+}
+
+fn fault(sandbox: &Sandbox, stage: Stage, signal: i32) -> Order {
+    Order {
+        id: sandbox.id.clone(),
+        experiment: "ns/x".into(),
+        container: sandbox.order(),
+        stage,
+        ttl: Duration::from_secs(30),
+        kill: Some(Kill { signal, scope: Scope::Init }),
+    }
+}
+
+async fn an_armed_kill_is_fired_when_ordered_and_only_once() {
+    let mut sandbox = Sandbox::new();
+    let target = sandbox.start("count");
+    let mut rig = Rig::new(&[(&sandbox, &target)]);
+    rig.order(vec![fault(&sandbox, Stage::Arm, libc::SIGTERM)]);
+    let armed = rig.report().await;
+    assert_eq!((armed.state, armed.message.as_str()), (State::Armed, ""));
+    for _ in 0..3 {
+        rig.order(vec![fault(&sandbox, Stage::Fire, libc::SIGTERM)]);
+    }
+    let fired = rig.report().await;
+    assert_eq!(fired.state, State::Fired, "{fired:?}");
+    let receipt = fired.receipt.expect("a receipt");
+    let took = receipt.fired.expect("fired").duration_since(receipt.ordered).expect("in order");
+    assert!(took < Duration::from_millis(3), "{took:?}");
+    let done = rig.outcome().await;
+    assert_eq!(done.state, State::Done, "{done:?}");
+    let receipt = done.receipt.expect("a receipt");
+    assert_eq!((receipt.evidence, receipt.processes[0].exit_code), (Evidence::Ebpf, Some(1)));
+    target.wait().await;
+    // Ordered again: the outcome stands, and nothing is signalled.
+    rig.order(vec![fault(&sandbox, Stage::Fire, libc::SIGTERM)]);
+    let (_, known, _) = rig.node.watch();
+    assert_eq!((known.len(), known[0].state), (1, State::Done));
+    let generation = Generation { term: 1, counter: 1 };
+    let stale = rig.node.apply(Desired { generation, node: "n".into(), faults: vec![] });
+    assert!(matches!(stale, Err(ApplyError::Stale { .. })));
+}
+
+async fn what_is_no_longer_ordered_is_disarmed() {
+    let mut sandbox = Sandbox::new();
+    let mut target = sandbox.start("busy");
+    let mut rig = Rig::new(&[(&sandbox, &target)]);
+    rig.order(vec![fault(&sandbox, Stage::Arm, libc::SIGKILL)]);
+    assert_eq!(rig.report().await.state, State::Armed);
+    assert!(rig.tools.engine.is_loaded());
+    rig.order(vec![]);
+    let engine = Arc::clone(&rig.tools.engine);
+    until(Duration::from_secs(2), "the programs are gone", || !engine.is_loaded()).await;
+    assert!(target.runs());
+    assert!(rig.node.watch().1.is_empty());
+}
+
+async fn an_order_that_is_not_renewed_expires_and_disarms() {
+    let mut sandbox = Sandbox::new();
+    let mut target = sandbox.start("busy");
+    let mut rig = Rig::new(&[(&sandbox, &target)]);
+    rig.order(vec![Order { ttl: Duration::from_millis(300), ..fault(&sandbox, Stage::Arm, libc::SIGKILL) }]);
+    let expired = rig.outcome().await;
+    assert_eq!(expired.state, State::Failed(Reason::Expired), "{expired:?}");
+    let engine = Arc::clone(&rig.tools.engine);
+    until(Duration::from_secs(2), "the programs are gone", || !engine.is_loaded()).await;
+    assert!(target.runs());
+}
+
+async fn an_order_that_is_renewed_stays() {
+    let mut sandbox = Sandbox::new();
+    let target = sandbox.start("sleep");
+    let mut rig = Rig::new(&[(&sandbox, &target)]);
+    let short = |stage| Order { ttl: Duration::from_millis(400), ..fault(&sandbox, stage, libc::SIGKILL) };
+    for _ in 0..6 {
+        rig.order(vec![short(Stage::Arm)]);
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    rig.order(vec![short(Stage::Fire)]);
+    assert_eq!(rig.outcome().await.state, State::Done);
+    target.wait().await;
+}
+
+async fn thirty_containers_die_together() {
+    let mut sandboxes: Vec<Sandbox> = (0..30).map(|_| Sandbox::new()).collect();
+    let targets: Vec<Target> = sandboxes.iter_mut().map(|sandbox| sandbox.start("sleep")).collect();
+    let pairs: Vec<_> = sandboxes.iter().zip(&targets).collect();
+    let mut rig = Rig::new(&pairs);
+    // Without arming first: the worst case.
+    let start = Instant::now();
+    rig.order(sandboxes.iter().map(|sandbox| fault(sandbox, Stage::Fire, libc::SIGKILL)).collect());
+    let mut evidence = BTreeMap::new();
+    for _ in 0..30 {
+        let done = rig.outcome().await;
+        assert_eq!(done.state, State::Done, "{done:?}");
+        let receipt = done.receipt.expect("a receipt");
+        *evidence.entry(format!("{:?} {}", receipt.evidence, receipt.evidence_error)).or_insert(0) += 1;
+    }
+    let took = start.elapsed();
+    println!("  last report after {took:?}: {evidence:?}");
+    assert!(took < Duration::from_millis(500), "{took:?}");
+    for target in targets {
+        target.wait().await;
+    }
+}
+
+fn fired(sandbox: &Sandbox) -> FaultReport {
+    FaultReport { id: sandbox.id.clone(), state: State::Fired, message: String::new(), receipt: None }
+}
+
+fn start_of(target: &Target) -> u64 {
+    squall_daemon::process::start_time(Path::new("/proc"), target.pid()).expect("its start")
+}
+
+async fn a_daemon_that_died_after_the_signal_does_not_send_it_again() {
+    let mut sandbox = Sandbox::new();
+    let mut target = sandbox.start("sleep");
+    let (pid, start) = (target.pid(), start_of(&target));
+    let mut rig = Rig::new(&[(&sandbox, &target)]);
+    let report = fired(&sandbox);
+    rig.restart(|journal| journal.note(&sandbox.id, Progress::Fired { pid, start, report }).expect("noted"));
+    rig.order(vec![Order { ttl: Duration::from_millis(500), ..fault(&sandbox, Stage::Fire, libc::SIGKILL) }]);
+    let outcome = rig.outcome().await;
+    assert_eq!(outcome.state, State::Failed(Reason::SignalIgnored), "{outcome:?}");
+    assert!(target.runs(), "it was signalled a second time");
+}
+
+async fn a_daemon_that_died_before_the_signal_sends_it_when_ordered_again() {
+    let mut sandbox = Sandbox::new();
+    let target = sandbox.start("sleep");
+    let (pid, start) = (target.pid(), start_of(&target));
+    let mut rig = Rig::new(&[(&sandbox, &target)]);
+    rig.restart(|journal| journal.note(&sandbox.id, Progress::Intended { pid, start }).expect("noted"));
+    rig.order(vec![fault(&sandbox, Stage::Fire, libc::SIGKILL)]);
+    assert_eq!(rig.outcome().await.state, State::Done);
+    target.wait().await;
+}
+
+async fn a_daemon_that_died_while_the_target_died_reports_it_done() {
+    let mut sandbox = Sandbox::new();
+    let mut target = sandbox.start("sleep");
+    let (pid, start) = (target.pid(), start_of(&target));
+    let mut rig = Rig::new(&[(&sandbox, &target)]);
+    target.0.kill().expect("killing the target");
+    target.wait().await;
+    let mut report = fired(&sandbox);
+    report.receipt = Some(squall_daemon::report::Receipt {
+        evidence: Evidence::Ebpf,
+        evidence_error: String::new(),
+        signal: 9,
+        ordered: SystemTime::now(),
+        fired: Some(SystemTime::now()),
+        processes: vec![],
+        lost: 0,
+    });
+    for progress in [Progress::Intended { pid, start }, Progress::Fired { pid, start, report }] {
+        rig.restart(|journal| journal.note(&sandbox.id, progress).expect("noted"));
+        rig.order(vec![fault(&sandbox, Stage::Fire, libc::SIGKILL)]);
+        let outcome = rig.outcome().await;
+        assert_eq!(outcome.state, State::Done, "{outcome:?}");
+    }
+}
+
+async fn an_order_for_another_pod_is_refused() {
+    let mut sandbox = Sandbox::new();
+    let mut target = sandbox.start("sleep");
+    let mut rig = Rig::new(&[(&sandbox, &target)]);
+    let mut order = fault(&sandbox, Stage::Fire, libc::SIGKILL);
+    order.container.pod_uid = "another".into();
+    rig.order(vec![order]);
+    let outcome = rig.outcome().await;
+    assert_eq!(outcome.state, State::Refused(Reason::ContainerMismatch), "{outcome:?}");
+    assert!(target.runs() && rig.dir.path().exists());
+}
