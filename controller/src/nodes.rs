@@ -6,7 +6,7 @@
 //! Nothing here knows of experiments, or decides what a node shall have.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -136,8 +136,8 @@ impl Nodes {
     }
 
     /// The desired states are complete: every experiment that may have ordered something before this replica
-    /// led has been looked at. Until then nothing is sent, for a state that lacks a fault would end it, and
-    /// one that lists it again later would carry it out twice. Call it once in each term.
+    /// led has been looked at. Until then no daemon is sent a state that lacks a fault which it knows of, for
+    /// that would end it, and listing it again later would carry it out twice. Call it once in each term.
     pub fn complete(&self) {
         let Some(mut state) = self.shared.leading() else { return };
         if !state.complete {
@@ -182,12 +182,19 @@ struct Node {
     /// Rises with every change of `faults`.
     version: u64,
     reports: HashMap<String, grpc::FaultReport>,
+    /// The faults that the daemon knew of when it was first connected in this term.
+    journal: Option<HashSet<String>>,
     /// `None` while there is no daemon.
     presence: Option<Presence>,
     wake: Arc<Notify>,
 }
 
 impl Node {
+    /// Whether sending the state as it is ends or forgets nothing that may still be wanted.
+    fn is_whole(&self) -> bool {
+        self.journal.as_ref().is_some_and(|ids| ids.iter().all(|id| self.faults.contains_key(id)))
+    }
+
     fn change(&mut self) {
         self.version += 1;
         self.wake.notify_one();
@@ -233,19 +240,25 @@ impl Shared {
         self.leading().filter(|state| state.term == Some(term))
     }
 
-    /// The node's desired state and its version, if it may be sent.
-    fn desired(&self, term: u64, node: &str) -> Option<(u64, Vec<grpc::Fault>)> {
-        let mut state = self.in_term(term)?;
-        if !state.complete {
-            return None;
-        }
-        let node = state.nodes.entry(node.to_owned()).or_default();
-        Some((node.version, node.faults.values().cloned().collect()))
+    /// The node's desired state, if it may be sent.
+    fn desired(&self, term: u64, node: &str) -> Option<Vec<grpc::Fault>> {
+        let state = self.in_term(term)?;
+        let node = state.nodes.get(node).filter(|node| state.complete || node.is_whole())?;
+        Some(node.faults.values().cloned().collect())
     }
 
+    /// The version of the node's desired state, if it may be sent.
     fn version(&self, term: u64, node: &str) -> Option<u64> {
         let state = self.in_term(term)?;
-        state.complete.then(|| state.nodes.get(node).map_or(0, |node| node.version))
+        let node = state.nodes.get(node).filter(|node| state.complete || node.is_whole())?;
+        Some(node.version)
+    }
+
+    /// What the daemon knows of, as it told on connecting.
+    fn set_journal(&self, term: u64, node: &str, reports: &[grpc::FaultReport]) {
+        let Some(mut state) = self.in_term(term) else { return };
+        let node = state.nodes.entry(node.to_owned()).or_default();
+        node.journal.get_or_insert_with(|| reports.iter().map(|report| report.id.clone()).collect());
     }
 
     fn waker(&self, term: u64, node: &str) -> Option<Arc<Notify>> {

@@ -139,6 +139,7 @@ impl Task {
         info!(node = self.node, version, term = base.0, counter = base.1, "connected to the daemon");
         self.newest = Some(base);
         self.connected = Some(Instant::now());
+        self.shared.set_journal(self.term, &self.node, &faults);
         for report in faults {
             self.shared.add_report(self.term, &self.node, report);
         }
@@ -161,13 +162,13 @@ impl Task {
         let mut again: Option<Instant> = None;
         loop {
             let due = again.is_some_and(|at| at <= Instant::now());
-            let changed = self.shared.version(self.term, &self.node).is_some_and(|now| sent != Some(now));
-            if (changed || due)
+            let version = self.shared.version(self.term, &self.node).filter(|now| due || sent != Some(*now));
+            if version.is_some()
                 && under_way.len() < UNDER_WAY
-                && let Some((version, faults)) = self.shared.desired(self.term, &self.node)
+                && let Some(faults) = self.shared.desired(self.term, &self.node)
             {
                 let generation = self.next_generation();
-                sent = Some(version);
+                sent = version;
                 again = (!faults.is_empty()).then(|| Instant::now() + RENEW);
                 under_way.push(apply(client.clone(), self.node.clone(), generation, faults));
                 // Below, to have it polled: that is what sends it.

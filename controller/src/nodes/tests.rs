@@ -300,16 +300,37 @@ async fn several_in_one_tick_go_out_as_one_and_nobody_waits_for_an_answer() {
 }
 
 #[tokio::test]
-async fn nothing_is_sent_before_the_states_are_complete() {
+async fn what_the_daemon_knows_of_is_not_ended_before_the_states_are_complete() {
     let mut house = House::new().await;
-    house.journal.known.lock().unwrap().push(FaultReport { id: "old".into(), ..FaultReport::default() });
+    for id in ["old", "older"] {
+        let report = FaultReport { id: id.into(), ..FaultReport::default() };
+        house.journal.known.lock().unwrap().push(report);
+    }
     house.serve(&house.ca.clone(), Profile::Daemon("node-a".into())).await;
     house.presence(|presence| matches!(presence, Presence::Ready { .. })).await;
     assert!(house.nodes.report("node-a", "old").is_some(), "the snapshot tells of what is about to be set");
+    house.nodes.set("node-a", fault("new"));
+    house.silence().await;
     house.nodes.set("node-a", fault("old"));
     house.silence().await;
     house.nodes.complete();
-    assert_eq!(ids(&house.next().await), ["old"]);
+    assert_eq!(ids(&house.next().await), ["new", "old"]);
+}
+
+#[tokio::test]
+async fn a_state_with_all_that_the_daemon_knows_of_need_not_wait() {
+    let mut house = House::new().await;
+    house.journal.known.lock().unwrap().push(FaultReport { id: "old".into(), ..FaultReport::default() });
+    house.serve(&house.ca.clone(), Profile::Daemon("node-a".into())).await;
+    house.nodes.set("node-a", fault("new"));
+    house.silence().await;
+    house.nodes.set("node-a", fault("old"));
+    assert_eq!(ids(&house.next().await), ["new", "old"]);
+    // Until the states are complete, taking it out again has to wait as well.
+    house.nodes.remove("node-a", "old");
+    house.silence().await;
+    house.nodes.complete();
+    assert_eq!(ids(&house.next().await), ["new"]);
 }
 
 #[tokio::test]
@@ -375,7 +396,6 @@ async fn who_no_longer_leads_forgets_and_sends_nothing() {
     assert_eq!(house.nodes.counts(), (0, 0));
     house.leadership.send_replace(Leadership::Leader { term: 9 });
     house.nodes.set("node-a", fault("c"));
-    house.silence().await;
     house.nodes.complete();
     let state = house.next().await;
     assert_eq!((ids(&state), generation(&state)), (vec!["c"], (9, 1)));
