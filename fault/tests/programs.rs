@@ -78,3 +78,10 @@ fn crash_fails_at_once() {
     let status = Command::new(env!("CARGO_BIN_EXE_crash")).status().unwrap();
     assert_eq!(status.code(), Some(1));
 }
+
+#[test]
+fn both_end_well_when_they_only_prove_that_the_image_is_there() {
+    for program in [env!("CARGO_BIN_EXE_pause"), env!("CARGO_BIN_EXE_crash")] {
+        assert!(Command::new(program).arg("--squall-image-present").status().unwrap().success());
+    }
+}

@@ -204,6 +204,12 @@ impl Cluster {
         Ok(())
     }
 
+    /// The names of all images that containerd has for pods.
+    pub fn image_names(&self) -> Result<Vec<String>> {
+        let names = sh::output(&mut self.ctr(&["images", "ls", "-q"]))?;
+        Ok(names.lines().map(str::to_owned).collect())
+    }
+
     /// Tells a process (a test) by environment variables where the cluster is.
     pub fn export(&self, command: &mut Process) {
         command

@@ -5,12 +5,14 @@
 use std::{
     fs,
     fs::File,
+    os::fd::{BorrowedFd, RawFd},
     path::PathBuf,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
+use rustix::io::FdFlags;
 
 use super::Cluster;
 use crate::sh;
@@ -107,6 +109,19 @@ impl Cluster {
         let last = lines[lines.len().saturating_sub(TAIL)..].join("\n  ");
         format!("its log is {}, and ends:\n  {last}", path.display())
     }
+}
+
+/// Makes the processes started from here on let go of what our own caller left open: a pipe that they held would
+/// keep its reader waiting for as long as the cluster runs.
+pub fn let_go_of_descriptors() -> Result<()> {
+    let entries = fs::read_dir("/proc/self/fd").context("can't read /proc/self/fd")?;
+    let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok());
+    for number in numbers.filter(|number| *number > 2).collect::<Vec<_>>() {
+        // SAFETY: borrowed for this call only; one that is closed by now (the directory's own) gives an error.
+        let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
+        let _ = rustix::io::fcntl_setfd(descriptor, FdFlags::CLOEXEC);
+    }
+    Ok(())
 }
 
 /// The arguments of a process. In the middle of an exec they are empty for a moment, on a busy machine for a long one; a

@@ -14,7 +14,7 @@ use rustix::process::{Resource, getrlimit};
 use super::{
     Cluster, components,
     config::{self, IP, Identity, NODE, PORT},
-    down, kubernetes, need_root, node, pki, prereq, status,
+    down, kubernetes, need_root, node, pki, prereq, process, status,
 };
 use crate::{
     image::{self, Config, Content, Files},
@@ -30,6 +30,7 @@ pub fn up(cluster: &Cluster) -> Result<()> {
     cluster.check_is_ours()?;
     let _lock = cluster.lock()?;
     let began = Instant::now();
+    process::let_go_of_descriptors()?;
     prepare(cluster, &program)?;
     let step = Step::begin(format!("starting the cluster {}", cluster.name()));
     node::make_cgroups(cluster)?;
