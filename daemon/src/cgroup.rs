@@ -106,6 +106,27 @@ impl Memberships {
             .map(|membership| membership.path.as_str())
     }
 
+    /// The same, but where a path goes on below the component that contains `id`, it ends there: a container with an
+    /// init system of its own has its first process in a cgroup below the container's.
+    fn cut_to(&self, id: &str) -> Self {
+        let cut = |path: &str| {
+            let mut end = 0;
+            for part in path.split('/') {
+                end += part.len();
+                if !id.is_empty() && part.contains(id) {
+                    return path[..end].to_owned();
+                }
+                end += 1;
+            }
+            path.to_owned()
+        };
+        let memberships = self.0.iter().map(|membership| Membership {
+            subsystems: membership.subsystems.clone(),
+            path: cut(&membership.path),
+        });
+        Self(memberships.collect())
+    }
+
     /// Whether a path component of any hierarchy contains `id`: runtimes name the cgroup after the container, some with
     /// a prefix and a suffix.
     pub fn mention(&self, id: &str) -> bool {
@@ -197,20 +218,33 @@ impl CgroupRoot {
 
     /// Finds the cgroup of `pid` on the host.
     pub fn target(&self, pid: i32) -> Result<Target, CgroupError> {
-        let memberships = Memberships::of(&self.proc, pid)?;
-        let v2 = match (&self.v2, memberships.v2()) {
-            (Some(root), Some(path)) => Some(self.v2_cgroup(root, path, pid)?),
-            (None, _) | (_, None) => None,
+        self.container(pid, "")
+    }
+
+    /// Finds the cgroup of the container `id`, whose process is `pid`.
+    pub fn container(&self, pid: i32, id: &str) -> Result<Target, CgroupError> {
+        let whole = Memberships::of(&self.proc, pid)?;
+        let memberships = whole.cut_to(id);
+        let v2 = match (&self.v2, whole.v2(), memberships.v2()) {
+            (Some(root), Some(path), Some(cut)) => {
+                let depth = |path: &str| path.split('/').filter(|part| !part.is_empty()).count();
+                Some(self.v2_cgroup(root, path, pid, depth(path) - depth(cut))?)
+            }
+            (None, _, _) | (_, None, _) | (_, _, None) => None,
         };
         let perf =
             match self.v1.iter().find(|(subsystems, _)| subsystems.iter().any(|name| name == "perf_event")) {
-                Some((_, mount)) => memberships.v1("perf_event").map(|path| join(mount, path)),
+                // The root of that hierarchy would be the whole machine.
+                Some((_, mount)) => {
+                    memberships.v1("perf_event").filter(|path| *path != "/").map(|path| join(mount, path))
+                }
                 None => v2.as_ref().map(|cgroup| cgroup.dir.clone()),
             };
         Ok(Target { memberships, v2, perf, root: self.clone() })
     }
 
-    fn v2_cgroup(&self, root: &Path, path: &str, pid: i32) -> Result<V2Cgroup, CgroupError> {
+    /// The directory that holds `pid`, or the one so many levels above it.
+    fn v2_cgroup(&self, root: &Path, path: &str, pid: i32, above: usize) -> Result<V2Cgroup, CgroupError> {
         let holds = |dir: &Path| procs_of(dir).contains(&pid);
         let mut dir = join(root, path);
         if !holds(&dir) {
@@ -223,6 +257,9 @@ impl CgroupRoot {
                 cgroup: path.to_owned(),
                 mount: self.mount.clone(),
             })?;
+        }
+        for _ in 0..above {
+            dir.pop();
         }
         let id = fs::metadata(&dir).map_err(|source| CgroupError::Read { path: dir.clone(), source })?.ino();
         let below = dir.strip_prefix(root).unwrap_or(Path::new(""));
@@ -383,6 +420,16 @@ mod tests {
         let v2 = Memberships::parse("0::/../../kubepods.slice/cri-containerd-abc.scope (deleted)\n").unwrap();
         assert_eq!(v2.v2(), Some("/../../kubepods.slice/cri-containerd-abc.scope"));
         assert!(v2.mention("abc"));
+    }
+
+    #[test]
+    fn a_containers_cgroup_is_the_one_that_bears_its_id() {
+        let text =
+            "3:pids:/kube/cri-abc.scope/init.scope\n2:cpu:/elsewhere\n0::/kube/cri-abc.scope/init.scope\n";
+        let cut = Memberships::parse(text).unwrap().cut_to("abc");
+        assert_eq!((cut.v2(), cut.v1("pids")), (Some("/kube/cri-abc.scope"), Some("/kube/cri-abc.scope")));
+        assert_eq!(cut.v1("cpu"), Some("/elsewhere"));
+        assert_eq!(cut.cut_to(""), cut);
     }
 
     #[test]

@@ -145,7 +145,10 @@ pub fn prepare_process(
     let id = || container.id.clone();
     let init = Process::open(tools.cgroups.proc(), init_pid)
         .map_err(|source| KillError::Process { id: id(), source })?;
-    let target = tools.cgroups.target(init_pid).map_err(|source| KillError::Cgroup { id: id(), source })?;
+    let target = tools
+        .cgroups
+        .container(init_pid, &container.id)
+        .map_err(|source| KillError::Cgroup { id: id(), source })?;
     let mismatch = |why: String| KillError::Mismatch { id: id(), why };
     // The runtime says which process it is; the kernel says whose cgroup that process is in.
     if !target.memberships.mention(&container.id) {

@@ -189,6 +189,9 @@ pub fn key_of(record: &Record) -> Key {
 }
 
 fn note(process: &Process, signal: i32) -> Option<Note> {
+    if signal == libc::SIGKILL {
+        return None;
+    }
     match process.disposition(signal).ok()? {
         Disposition::Default | Disposition::Caught => None,
         Disposition::Ignored => Some(Note::Ignored),

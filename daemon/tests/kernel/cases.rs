@@ -38,6 +38,7 @@ cases![
     an_armed_watch_has_no_effect,
     scope_init_leaves_the_others_alone,
     processes_of_sub_cgroups_count,
+    a_container_with_an_init_system_is_hit_as_a_whole,
     an_ignored_signal_is_reported_as_ignored,
     a_blocked_signal_is_reported_as_blocked,
     an_exit_code_is_the_process_own,
@@ -264,6 +265,16 @@ async fn processes_of_sub_cgroups_count() {
     }
 }
 
+async fn a_container_with_an_init_system_is_hit_as_a_whole() {
+    let (tools, mut sandbox) = (tools(), Sandbox::new());
+    let (first, second) = (sandbox.below("init.scope"), sandbox.below("system.slice"));
+    let (init, service) = (sandbox.start_in("sleep", &first), sandbox.start_in("busy", &second));
+    let outcome = fire(&tools, &sandbox, init.pid(), libc::SIGKILL, Scope::All).await;
+    assert_eq!((outcome.state, outcome.receipt.processes.len()), (State::Done, 2), "{outcome:?}");
+    init.wait().await;
+    service.wait().await;
+}
+
 async fn not_ended(duty: &str, note: Note) {
     let (tools, mut sandbox) = (tools(), Sandbox::new());
     let mut target = sandbox.start(duty);
@@ -386,8 +397,13 @@ async fn arming_is_quick_up_to_the_perf_events() {
         what();
         start.elapsed()
     };
-    let first = time(&mut || tools.engine.probe().expect("eBPF works here"));
-    let loading = time(&mut || tools.engine.probe().expect("eBPF works here"));
+    let mut held = None;
+    let mut arm = || held = Some(tools.engine.arm(&cgroup, spec).expect("arming"));
+    let first = time(&mut arm);
+    let unloading = time(&mut || drop(held.take()));
+    let mut arm = || held = Some(tools.engine.arm(&cgroup, spec).expect("arming"));
+    let loading = time(&mut arm);
+    drop(held);
     let (armed, _records) = tools.engine.arm(&cgroup, spec).expect("arming");
     let attaching = time(&mut || armed.attach().expect("attaching"));
     let mut second = Sandbox::new();
@@ -395,7 +411,7 @@ async fn arming_is_quick_up_to_the_perf_events() {
     let cgroup = tools.cgroups.target(other.pid()).expect("its cgroup");
     let entering = time(&mut || drop(tools.engine.arm(&cgroup, spec).expect("arming")));
     println!(
-        "  first load {first:?}, load and unload {loading:?}, perf events {attaching:?}, one more watch {entering:?}"
+        "  first load {first:?}, unloading {unloading:?}, load {loading:?}, perf events {attaching:?}, one more watch {entering:?}"
     );
     assert!(entering < Duration::from_millis(10), "{entering:?}");
 }
