@@ -23,9 +23,11 @@ use crate::{certs::Identity, lease::Leadership};
 
 mod connect;
 mod pods;
+mod roll_call;
 mod session;
 
 pub use connect::ConnectError;
+pub use roll_call::RollCall;
 
 /// Where a node's daemon is.
 #[derive(Debug, Clone, PartialEq, Eq)]
