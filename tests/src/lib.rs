@@ -1,1 +1,31 @@
+//! The harness of the end-to-end tests, which are in `tests/`, one file a surface.
+//!
+//! They run against a real cluster on which Squall is installed: `cargo xtask test` makes both and says by
+//! environment variables where they are. Without them a test fails; none is skipped. Each test has namespaces
+//! of its own, waits on what it can read (it never sleeps and hopes), and is followed by the check that Squall
+//! left nothing behind.
 
+mod builders;
+mod cluster;
+mod dump;
+mod experiment;
+mod namespace;
+mod pods;
+mod residue;
+mod system;
+mod wait;
+
+pub use builders::{
+    BUSYBOX, SLEEPER, STUBBORN, container, deployment, from_json, pod, pod_of, stateful_set, unschedulable,
+};
+pub use cluster::{
+    Ran, client, client_as, containers_processes, kubectl, kubectl_stdin, runtime, spawn_kubectl,
+};
+pub use experiment::{ExperimentExt, experiment, target_of};
+pub use namespace::{Ns, OptIn, with_ns};
+pub use pods::PodExt;
+pub use system::{
+    Disruption, delete_lease, leader, patch_daemon_set, pods_of_component, restart_now, scale, settled,
+    sigkill,
+};
+pub use wait::{LIMIT, PAUSE, holds_for, until, until_within};

@@ -1,0 +1,53 @@
+//! What Squall may have left on a pod.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::Pod;
+use squall_api::names;
+
+use crate::builders::BUSYBOX;
+use crate::pods::PodExt as _;
+
+/// Labels, annotations and images on `pod` that are neither the tests' own nor among `keys` and `images`.
+pub fn on(pod: &Pod, keys: &BTreeSet<String>, images: &BTreeSet<String>) -> Vec<String> {
+    let prefix = format!("{}/", names::GROUP);
+    let labels = pod.metadata.labels.iter().flatten();
+    let annotations = pod.metadata.annotations.iter().flatten();
+    let mut left: Vec<String> = labels
+        .chain(annotations)
+        .filter(|(key, _)| key.starts_with(&prefix) && !keys.contains(*key))
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    left.extend(
+        pod.images()
+            .into_iter()
+            .filter(|(_, image)| image != BUSYBOX && !images.contains(image))
+            .map(|(container, image)| format!("image of {container}: {image}")),
+    );
+    left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::builders::pod;
+
+    #[test]
+    fn a_plain_pod_has_none_and_a_failed_one_has_all_three() {
+        let none = BTreeSet::new();
+        let mut pod = pod("web");
+        assert_eq!(on(&pod, &none, &none), Vec::<String>::new());
+        pod.metadata.labels.get_or_insert_default().insert(names::FAULT.into(), names::POD_FAILURE.into());
+        pod.metadata.annotations.get_or_insert_default().insert(names::HELD_BY.into(), "[]".into());
+        pod.spec.as_mut().unwrap().containers[0].image = Some("other".into());
+        assert_eq!(on(&pod, &none, &none).len(), 3);
+    }
+
+    #[test]
+    fn what_the_test_wrote_itself_is_not_counted() {
+        let mut pod = pod("web");
+        pod.metadata.labels.get_or_insert_default().insert(names::PROTECT.into(), "true".into());
+        let keys = BTreeSet::from([names::PROTECT.to_owned()]);
+        assert_eq!(on(&pod, &keys, &BTreeSet::new()), Vec::<String>::new());
+    }
+}
