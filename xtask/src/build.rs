@@ -3,11 +3,13 @@
 use std::{
     collections::BTreeMap,
     env,
+    io::{BufRead as _, BufReader, Read as _},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
+    thread,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use crate::{progress::Step, sh};
 
@@ -46,10 +48,35 @@ pub fn static_binaries(packages: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
     let mut flags = env::var("RUSTFLAGS").unwrap_or_default();
     flags.push_str(" -C target-feature=+crt-static");
     command.env("RUSTFLAGS", flags.trim()).env_remove("CARGO_ENCODED_RUSTFLAGS");
-    let step = Step::begin(format!("building {} (static)", packages.join(", ")));
-    let messages = sh::output(&mut command)?;
-    step.done();
+    let messages = watched(&mut command, Step::begin(format!("building {} (static)", packages.join(", "))))?;
     Ok(executables(&messages))
+}
+
+/// Runs cargo while the step tells what it says; the error shows the compiler's own words.
+fn watched(command: &mut Command, mut step: Step) -> Result<String> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("can't start {}", sh::show(command)))?;
+    let stdout = child.stdout.take();
+    let messages = thread::spawn(move || {
+        let mut text = String::new();
+        stdout.map_or(Ok(0), |mut stdout| stdout.read_to_string(&mut text)).map(|_| text)
+    });
+    let mut said = String::new();
+    for line in child.stderr.take().into_iter().flat_map(|stderr| BufReader::new(stderr).lines()) {
+        let line = line.context("can't read what cargo says")?;
+        if !line.is_empty() {
+            step.at(line.trim());
+        }
+        said.push_str(&line);
+        said.push('\n');
+    }
+    let status = child.wait()?;
+    let messages = messages.join().ok().context("the reader of cargo's messages panicked")??;
+    if !status.success() {
+        bail!("{} ended with {status}:\n{said}", sh::show(command));
+    }
+    step.done();
+    Ok(messages)
 }
 
 /// The executables that cargo's JSON messages name.

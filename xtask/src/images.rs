@@ -42,7 +42,8 @@ pub enum Kind {
     /// The local cluster of `cargo xtask cluster`.
     Local,
     /// A kind cluster (`KIND_CLUSTER_NAME` names another than the default).
-    Kind,
+    #[value(name = "kind")]
+    KubernetesInDocker,
     /// The default k3d cluster.
     K3d,
 }
@@ -97,7 +98,7 @@ pub fn run(args: Args) -> Result<()> {
     match (push, args.load) {
         (Some((registry, pusher)), _) => push_all(&images, registry, &pusher),
         (None, Kind::Local) => load_local(&images),
-        (None, Kind::Kind) => load_with("kind", &["load", "image-archive"], &images),
+        (None, Kind::KubernetesInDocker) => load_with("kind", &["load", "image-archive"], &images),
         (None, Kind::K3d) => load_with("k3d", &["image", "import"], &images),
     }
 }
@@ -117,7 +118,7 @@ fn check_target(kind: Kind) -> Result<()> {
             );
             return Ok(());
         }
-        Kind::Kind => ("kind", "version"),
+        Kind::KubernetesInDocker => ("kind", "version"),
         Kind::K3d => ("k3d", "version"),
     };
     ensure!(
