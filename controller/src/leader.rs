@@ -19,9 +19,10 @@ use crate::apply::Applier;
 use crate::interest::Interests;
 use crate::janitor::{Janitor, PodKey};
 use crate::metrics::Metrics;
-use crate::nodes::{NodeEvent, Nodes};
+use crate::nodes::{NodeEvent, Nodes, RollCall};
 use crate::observe::{Change, Observer};
 use crate::reconcile::{Context, after_error, reconcile};
+use crate::retry::Retry;
 use crate::tell::Teller;
 
 /// Experiments that take their turns at once.
@@ -131,13 +132,17 @@ pub async fn lead(parts: Parts, router: Router) {
     *router.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(routes);
     let _unroute = Unroute(router);
 
+    // Until every experiment has had its turn, what the daemons shall have is not known in full.
+    let roll = Arc::new(RollCall::new(nodes.clone()));
     let (experiments, writer) = reflector::store();
     let gone = {
         let observer = observer.clone();
+        let roll = roll.clone();
         move |event: &Event<PodChaos>| {
             if let Event::Delete(chaos) = event
                 && let Some(uid) = &chaos.metadata.uid
             {
+                roll.seen(uid);
                 let index = observer.read();
                 for pod in index.held_by(uid) {
                     let _ = chores.send((pod.namespace.clone(), pod.name.clone()));
@@ -147,7 +152,7 @@ pub async fn lead(parts: Parts, router: Router) {
     };
     let trigger = watcher(Api::<PodChaos>::all(client.clone()), watcher::Config::default())
         .map_ok(|event| event.modify(|chaos| chaos.metadata.managed_fields = None))
-        .default_backoff()
+        .backoff(Retry::new())
         .reflect(writer)
         .inspect_ok(gone)
         .touched_objects();
@@ -166,6 +171,7 @@ pub async fn lead(parts: Parts, router: Router) {
         interests,
         teller,
         metrics,
+        roll: roll.clone(),
         memories: Mutex::new(HashMap::new()),
     });
     let turns = Controller::for_stream(trigger, experiments.clone())
@@ -180,6 +186,7 @@ pub async fn lead(parts: Parts, router: Router) {
     let rounds = async {
         // Without the list of experiments every holder would look like one that is no more.
         if experiments.wait_until_ready().await.is_ok() {
+            roll.expect(experiments.state().iter().filter_map(|chaos| chaos.metadata.uid.clone()));
             janitor.run(choring).await;
         }
     };

@@ -1,6 +1,6 @@
 //! The controller: wires its parts, and nothing else.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
@@ -36,7 +36,9 @@ struct Options {
 async fn main() -> Result<()> {
     let options = Options::parse();
     tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
+        .with_env_filter(
+            EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_client=off")),
+        )
         .with_ansi(false)
         .with_writer(std::io::stderr)
         .init();
@@ -56,7 +58,12 @@ async fn run(options: Options) -> Result<()> {
     };
     let identity = ca::keep::start(client.clone(), leadership.clone(), settings);
     let reviewer = Arc::new(enrol::ApiReviewer::new(client.clone()));
-    let everywhere = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    // A node may have no IPv6 at all.
+    let address = match std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)) {
+        Ok(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+        Err(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+    };
+    let everywhere = |port| SocketAddr::from((address, port));
     let enrolment = enrol::serve(everywhere(names::ENROLMENT_PORT), identity.clone(), reviewer);
 
     let router = leader::Router::default();

@@ -15,6 +15,8 @@ use kube_runtime::watcher::{self, Event, watcher};
 use squall_model::pod::{NamespaceView, PodView};
 use tokio::sync::{mpsc, watch};
 
+use crate::retry::Retry;
+
 /// Something changed that an experiment may depend on.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
@@ -122,7 +124,7 @@ async fn feed<K, V>(
     let kind = kind();
     let mut listed: Vec<V> = Vec::new();
     let mut first = true;
-    let mut events = std::pin::pin!(events.default_backoff());
+    let mut events = std::pin::pin!(events.backoff(Retry::new()));
     while let Some(event) = events.next().await {
         let event = match event {
             Ok(event) => event,

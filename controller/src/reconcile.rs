@@ -20,7 +20,7 @@ use squall_model::plan::{Effect, Input, Order, Outcome, Outcomes, Plan, notes, p
 use crate::apply::{Applier, ApplyError};
 use crate::interest::{Interest, Interests};
 use crate::metrics::Metrics;
-use crate::nodes::Nodes;
+use crate::nodes::{Nodes, RollCall};
 use crate::observe::Observer;
 use crate::tell::Teller;
 use crate::world::Cluster;
@@ -71,6 +71,8 @@ pub struct Context {
     pub teller: Teller,
     /// Figures.
     pub metrics: Arc<Metrics>,
+    /// Who has had a turn in this term.
+    pub roll: Arc<RollCall>,
     /// What is remembered of each experiment, by UID. Taken out for a turn, put back after it.
     pub memories: Mutex<HashMap<String, Memory>>,
 }
@@ -96,6 +98,7 @@ pub async fn reconcile(chaos: Arc<PodChaos>, context: Arc<Context>) -> Result<Ac
     let begun = Instant::now();
     let result = context.turn(&chaos, &uid, &mut memory).await;
     context.metrics.reconciled(begun.elapsed());
+    context.roll.seen(&uid);
     match result {
         Ok(Next::Gone) => {
             context.order(&chaos, &mut memory, Vec::new());
@@ -150,11 +153,9 @@ impl Context {
         for _ in 0..ROUNDS {
             let plan = self.plan(chaos, memory);
             self.order(chaos, memory, plan.orders);
-            if !plan.effects.is_empty() {
+            let due = !plan.effects.is_empty();
+            if due {
                 self.carry_out(chaos, memory, plan.effects).await;
-                if !plan.drop_finalizer {
-                    continue;
-                }
             }
             let experiment =
                 format!("PodChaos {}/{}", chaos.namespace().unwrap_or_default(), chaos.name_any());
@@ -168,6 +169,9 @@ impl Context {
             if plan.drop_finalizer {
                 self.drop_finalizer(chaos).await?;
                 return Ok(Next::Gone);
+            }
+            if due {
+                continue;
             }
             self.interests.set(uid, interest(chaos, &memory.status));
             if !changed {

@@ -255,8 +255,15 @@ impl Sim {
                 }
                 self.carry_out(&effect);
             }
+            if self.status != plan.status {
+                if !survives() {
+                    self.outcomes = Outcomes::default();
+                    return;
+                }
+                self.status = plan.status;
+            }
         }
-        panic!("a turn does not come to rest: {:?}", self.plan());
+        panic!("a turn does not come to rest: {:?}", self.plan().effects);
     }
 
     fn carry_out(&mut self, effect: &Effect) {

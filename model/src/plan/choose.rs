@@ -5,6 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use sha2::{Digest, Sha256};
 use squall_api::podchaos::{Phase, Target, TargetPhase};
 
+use super::status::targets as counted;
 use super::{MAX_TARGETS, Order, PodRef, Step, World, order_id, seconds};
 use crate::pod::{ContainerView, NamespaceView, PodView};
 use crate::select::{Ineligible, count, draw, eligible};
@@ -80,9 +81,9 @@ impl Step<'_> {
         }
         status.phase = Some(Phase::Injecting);
         status.message = Some(if not_hit == 0 {
-            format!("{hit} targets chosen")
+            format!("{} chosen", counted(hit))
         } else {
-            format!("{hit} targets chosen; {not_hit} selected pods are not hit, see the targets' reasons")
+            format!("{} chosen; {not_hit} selected pods are not hit, see the targets' reasons", counted(hit))
         });
         self.arm(spec);
     }

@@ -11,7 +11,7 @@ use squall_api::podchaos::{Phase, Scope, Target, TargetPhase};
 use super::choose::{as_nodes, of_pod, order, whole_seconds};
 use super::kill::fail;
 use super::outcomes::injection_limit;
-use super::status::count;
+use super::status::{count, targets};
 use super::{
     Effect, Ident, Input, MAX_TARGETS, Note, NoteKind, Outcome, PodRef, Step, Verb, later, seconds, view,
 };
@@ -173,6 +173,9 @@ impl Step<'_> {
             Some(Outcome::Refused { reason, message }) => fail(target, reason, message),
             Some(Outcome::Retry { message, .. }) if ordered + injection_limit() <= now => {
                 fail(target, "NotInjected", message);
+            }
+            None if ordered + injection_limit() <= now => {
+                fail(target, "NotInjected", "it was not injected within 60 s");
             }
             Some(Outcome::Retry { at, .. }) if *at > now => {
                 let at = *at;
@@ -346,16 +349,16 @@ impl Step<'_> {
         });
         let (phase, message) = if wanted && (selected > 0 || injected > 0 || replaceable) {
             if selected > 0 {
-                (Phase::Injecting, format!("{selected} targets are still to be injected"))
+                (Phase::Injecting, format!("{} still to be injected", targets(selected)))
             } else {
                 let until = match (&status.ends_at, spec.duration) {
                     (Some(at), Some(_)) => format!("until {}", at.0.strftime("%Y-%m-%dT%H:%M:%SZ")),
                     (Some(_) | None, _) => "until it is deleted or paused".to_owned(),
                 };
-                (Phase::Injected, format!("{injected} targets are failed, {until}"))
+                (Phase::Injected, format!("{} failed, {until}", targets(injected)))
             }
         } else if recovering > 0 || held > 0 {
-            (Phase::Recovering, format!("{} targets are being put back", recovering.max(held)))
+            (Phase::Recovering, format!("{} being put back", targets(recovering.max(held))))
         } else if self.ident.paused && !expired {
             (Phase::Paused, "recovered for as long as the pause annotation is there".to_owned())
         } else {

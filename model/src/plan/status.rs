@@ -48,10 +48,10 @@ impl Step<'_> {
             self.complete(
                 Phase::Failed,
                 "Failed",
-                &format!("{failed} of {} targets failed; {why}", failed + hit + released),
+                &format!("{failed} of {} failed; {why}", targets(failed + hit + released)),
             );
         } else if hit > 0 {
-            self.complete(Phase::Completed, "Succeeded", &format!("{hit} targets hit, all of them over"));
+            self.complete(Phase::Completed, "Succeeded", &format!("{} hit, and over", targets(hit)));
         } else if released > 0 {
             self.complete(
                 Phase::Failed,
@@ -85,7 +85,7 @@ impl Step<'_> {
             "Selected",
             selected && chosen > 0,
             if selected { "TargetsChosen" } else { "NoTargets" },
-            &if selected { format!("{chosen} targets chosen") } else { message.clone() },
+            &if selected { format!("{} chosen", targets(chosen)) } else { message.clone() },
             now,
             generation,
         );
@@ -101,7 +101,7 @@ impl Step<'_> {
             }
             Phase::Failed | Phase::Halted => (false, "Ended"),
         };
-        set(status, "Injected", injected, why, &format!("{hit} of {chosen} targets hit"), now, generation);
+        set(status, "Injected", injected, why, &format!("{hit} of {} hit", targets(chosen)), now, generation);
         let open = [TargetPhase::Selected, TargetPhase::Injected, TargetPhase::Recovering]
             .into_iter()
             .map(|phase| count(status, phase))
@@ -113,7 +113,7 @@ impl Step<'_> {
             "Recovered",
             recovered,
             if recovered { "AllRecovered" } else { "NotRecovered" },
-            &format!("{back} targets recovered, {open} open"),
+            &format!("{} recovered, {open} open", targets(back)),
             now,
             generation,
         );
@@ -146,6 +146,11 @@ impl Step<'_> {
         );
         self.plan
     }
+}
+
+/// `1 target`, `2 targets`.
+pub(super) fn targets(count: usize) -> String {
+    format!("{count} target{}", if count == 1 { "" } else { "s" })
 }
 
 /// How many targets are in `phase`.
