@@ -38,7 +38,7 @@ fn main() -> ExitCode {
                 let start = Instant::now();
                 let request = Request::parse(&body).expect("it is a review");
                 let answer = pods.review(&request, &world, Timestamp::now());
-                let text = answer.write(&request.uid).expect("an answer can be written");
+                let text = answer.write(&request).expect("an answer can be written");
                 let took = start.elapsed();
                 assert!(text.len() > 100);
                 took

@@ -24,18 +24,18 @@ const TOGETHER: usize = 16;
 /// Ask everything.
 pub async fn allowed(client: &Client, ask: &Ask) -> Result<(), Denied> {
     let all = async {
-        // Names are cloned: a stream of futures that borrow from it can't be sent between threads.
+        let mut questions = Vec::new();
         if let Some(user) = &ask.user {
-            let questions = ask
-                .namespaces
-                .iter()
-                .cloned()
-                .map(async |namespace| may(client, user, ask, &namespace).await);
-            each(questions.collect()).await?;
+            for namespace in &ask.namespaces {
+                questions.push(may(client, user, ask, namespace));
+            }
         }
-        let questions =
-            ask.opted_in.iter().cloned().map(async |namespace| takes_part(client, &namespace).await);
-        each(questions.collect()).await
+        each(questions).await?;
+        let mut questions = Vec::new();
+        for namespace in &ask.opted_in {
+            questions.push(takes_part(client, namespace));
+        }
+        each(questions).await
     };
     match tokio::time::timeout(PATIENCE, all).await {
         Ok(answer) => answer,

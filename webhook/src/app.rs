@@ -126,7 +126,7 @@ impl App {
         async {
             let answer = self.decide(path, &request).await;
             let outcome = told(&request, &answer);
-            let body = answer.write(&request.uid).map_err(|error| Rejected {
+            let body = answer.write(&request).map_err(|error| Rejected {
                 status: StatusCode::INTERNAL_SERVER_ERROR,
                 outcome: "unwritable",
                 message: format!("the answer can't be written: {error}"),

@@ -228,6 +228,10 @@ struct Status<'a> {
 
 #[derive(Serialize)]
 struct Details<'a> {
+    // Where there is a kind, kubectl says which object is invalid, and lists the causes below it.
+    kind: &'a str,
+    name: &'a str,
+    group: &'a str,
     causes: Vec<Cause<'a>>,
 }
 
@@ -239,8 +243,8 @@ struct Cause<'a> {
 }
 
 impl Answer {
-    /// The answer to the question `uid`, on the wire.
-    pub fn write(&self, uid: &str) -> Result<Vec<u8>, serde_json::Error> {
+    /// The answer to `request`, on the wire.
+    pub fn write(&self, request: &Request<'_>) -> Result<Vec<u8>, serde_json::Error> {
         let Self { patch, warnings, denied } = self;
         let patch = match patch {
             Some(patch) if denied.is_none() && !patch.0.is_empty() => {
@@ -254,6 +258,9 @@ impl Answer {
             reason,
             message,
             details: (!causes.is_empty()).then(|| Details {
+                kind: &request.kind.kind,
+                name: &request.name,
+                group: &request.kind.group,
                 causes: causes
                     .iter()
                     .map(|error| Cause {
@@ -268,7 +275,7 @@ impl Answer {
             api_version: API_VERSION,
             kind: KIND,
             response: Response {
-                uid,
+                uid: &request.uid,
                 allowed: denied.is_none(),
                 status,
                 patch_type: patch.is_some().then_some("JSONPatch"),
@@ -280,5 +287,6 @@ impl Answer {
 }
 
 fn shortened(warning: &str) -> &str {
-    &warning[..warning.floor_char_boundary(LONGEST_WARNING)]
+    let cut = (0..=LONGEST_WARNING.min(warning.len())).rev().find(|at| warning.is_char_boundary(*at));
+    &warning[..cut.unwrap_or_default()]
 }
