@@ -30,12 +30,16 @@ pub fn target() -> String {
     format!("{}-unknown-linux-gnu", env::consts::ARCH)
 }
 
-/// Builds all binaries of these packages statically, and says where each is, by its name.
-///
-/// The target directory is one of its own: with other flags in the usual one, each build would undo the other's.
+/// Builds all binaries of these packages statically, for images, and says where each is, by its name.
 pub fn static_binaries(packages: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
+    static_binaries_in("target/static", packages)
+}
+
+/// The same, in a target directory of the checkout that is not the usual one: there, with other flags, each build would
+/// undo the other's.
+pub fn static_binaries_in(directory: &str, packages: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
     let root = checkout()?;
-    let directory = root.join("target/static");
+    let directory = root.join(directory);
     let mut command = cargo();
     command
         .current_dir(&root)

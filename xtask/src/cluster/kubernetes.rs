@@ -1,5 +1,9 @@
 //! Kubernetes itself: one Go program that is every component, built once from `xtask/kubernetes` and cached in the user's
 //! cache directory, so that a fresh clone finds it.
+//!
+//! To move to another version: k8s.io/kubernetes requires its staging modules as v0.0.0, replaced by directories that its
+//! module lacks. `go.mod` there replaces each by the v0.X.Y published beside v1.X.Y, sample-cli-plugin and
+//! sample-controller left out; change them all, then `go mod tidy`.
 
 use std::{
     env, fs,

@@ -40,7 +40,8 @@ const SYSCTLS: [(&str, &str); 6] = [
 /// Starts the holder unless it lives. What was left of an older one is gone by then.
 pub fn ensure(cluster: &Cluster) -> Result<()> {
     if !cluster.is_alive(HOLDER) {
-        let pause = build::static_binaries(&["squall-fault"])?;
+        // A directory of its own: the cluster does not wait for a build of images.
+        let pause = build::static_binaries_in("target/node", &["squall-fault"])?;
         let pause = pause.get("pause").context("squall-fault has no program called pause")?;
         copy(pause, &cluster.state.join("bin/pause"))?;
         copy(Path::new("/proc/self/exe"), &cluster.state.join("bin/xtask"))?;
