@@ -118,6 +118,8 @@ fn units(kubectl: Option<&Kubectl>, filter: Option<&str>) -> Result<Count> {
 /// The end-to-end tests, with Squall installed.
 fn end_to_end(kubectl: &Kubectl, filter: Option<&str>) -> Result<Count> {
     let mut command = cargo_test(&["-p", END_TO_END], filter, &["--include-ignored"])?;
+    // They wait for the cluster far more than they use the processor; those that take Squall apart lock each other out.
+    command.env("RUST_TEST_THREADS", std::env::var("RUST_TEST_THREADS").unwrap_or_else(|_| "6".to_owned()));
     kubectl.export(&mut command)?;
     counted(&mut command)
 }

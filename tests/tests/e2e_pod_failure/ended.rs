@@ -1,0 +1,104 @@
+//! Ends in the middle of it.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use futures::future::try_join_all;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::Api;
+use kube::api::DeleteParams;
+use squall_api::names;
+use squall_api::podchaos::{Mode, PodChaos, TargetPhase};
+use squall_tests::{Ns, OptIn, pod, target_of, unschedulable, until_within, with_ns};
+
+use super::*;
+
+#[test]
+fn deletion_in_the_middle_of_the_injection_puts_everything_back() {
+    with_ns("fail-mid", OptIn::Yes, async |ns| {
+        let pods: Vec<Pod> = (0..15).map(|n| unschedulable(&format!("web-{n}"), "web")).collect();
+        try_join_all(pods.iter().map(|pod| ns.create(pod))).await?;
+        ns.create(&failure("down", Mode::All, |_| ())).await?;
+        // As soon as the first is failed, and not when the last is.
+        ns.pods_until("web", "one is failed", |pods| failed(pods) > 0).await?;
+        ns.end_chaos("down").await?;
+        let left = failed(&ns.pods("web").await?);
+        assert_eq!(left, 0, "the object went before its pods were whole");
+        ns.all_whole("web").await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn the_objects_namespace_is_deleted_during_the_fault() {
+    with_ns("fail-home-gone", OptIn::Yes, async |ns| {
+        let home = ns.another("fail-home-gone-b", OptIn::Yes).await?;
+        ns.create(&unschedulable("web", "web")).await?;
+        let chaos = failure("down", Mode::All, |spec| spec.selector.namespaces = vec![ns.name.clone()]);
+        home.create(&chaos).await?;
+        home.condition("down", "Injected").await?;
+        namespace_goes(ns, &home.name).await?;
+        ns.whole("web").await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn the_targets_namespace_is_deleted_during_the_fault() {
+    with_ns("fail-ns-gone", OptIn::Yes, async |ns| {
+        let far = ns.another("fail-ns-gone-b", OptIn::Yes).await?;
+        far.ready_pod(&pod("web")).await?;
+        let chaos = failure("down", Mode::All, |spec| spec.selector.namespaces = vec![far.name.clone()]);
+        ns.create(&chaos).await?;
+        ns.condition("down", "Injected").await?;
+        namespace_goes(ns, &far.name).await?;
+        ns.chaos_until("down", "its target is gone", |chaos| {
+            target_of(chaos, "web").is_some_and(|target| target.phase == TargetPhase::Gone)
+        })
+        .await?;
+        ns.end_chaos("down").await
+    });
+}
+
+async fn namespace_goes(ns: &Ns, name: &str) -> Result<()> {
+    let api: Api<Namespace> = Api::all(ns.client.clone());
+    api.delete(name, &DeleteParams::background()).await?;
+    until_within(Duration::from_secs(60), &format!("the namespace {name} is gone"), async || {
+        Ok(match api.get_opt(name).await? {
+            None => Ok(()),
+            Some(namespace) => Err(format!("{:?}", namespace.status)),
+        })
+    })
+    .await
+}
+
+#[test]
+fn a_forced_clean_up_lets_the_object_go() {
+    with_ns("fail-forced", OptIn::Yes, async |ns| {
+        ns.create(&unschedulable("web", "web")).await?;
+        ns.create(&failure("down", Mode::All, |_| ())).await?;
+        ns.condition("down", "Injected").await?;
+        ns.annotate::<PodChaos>("down", names::CLEANUP, Some(names::CLEANUP_FORCED)).await?;
+        ns.end_chaos("down").await?;
+        ns.whole("web").await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_target_that_goes_by_itself_holds_nothing_up() {
+    with_ns("fail-gone", OptIn::Yes, async |ns| {
+        ns.create(&unschedulable("web", "web")).await?;
+        ns.create(&unschedulable("other", "web")).await?;
+        ns.create(&failure("down", Mode::All, |_| ())).await?;
+        ns.condition("down", "Injected").await?;
+        ns.api::<Pod>().delete("web", &DeleteParams::default()).await?;
+        ns.chaos_until("down", "the pod that went is told of", |chaos| {
+            target_of(chaos, "web").is_some_and(|target| target.phase == TargetPhase::Gone)
+        })
+        .await?;
+        ns.end_chaos("down").await?;
+        ns.whole("other").await?;
+        Ok(())
+    });
+}
