@@ -18,6 +18,7 @@ mod janitor;
 mod kill;
 mod notes;
 mod outcomes;
+mod size;
 mod status;
 
 use std::collections::BTreeMap;

@@ -5,6 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use sha2::{Digest, Sha256};
 use squall_api::podchaos::{Phase, Target, TargetPhase};
 
+use super::size::fits;
 use super::status::targets as counted;
 use super::{MAX_TARGETS, Order, PodRef, Step, World, order_id, seconds};
 use crate::pod::{ContainerView, NamespaceView, PodView};
@@ -59,6 +60,14 @@ impl Step<'_> {
             }
         }
         others.extend(skipped.iter().map(|(pod, why)| left_out(pod, why.reason(), &why.to_string())));
+        if targets.len() > MAX_TARGETS || !fits(&targets) {
+            let message = format!(
+                "nothing was hit: {} targets are too many for one experiment; narrow the selector or lower the value",
+                targets.len()
+            );
+            self.complete(Phase::Failed, "TooManyTargets", &message);
+            return;
+        }
         targets.sort_by(|a, b| (&a.namespace, &a.pod).cmp(&(&b.namespace, &b.pod)));
         others.sort_by(|a, b| (&a.namespace, &a.pod).cmp(&(&b.namespace, &b.pod)));
         let not_hit = others.len();

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
 use squall_api::podchaos::{Phase, PodChaosStatus, TargetPhase};
 
+use super::size::shorten;
 use super::{Plan, Step};
 
 impl Step<'_> {
@@ -72,6 +73,7 @@ impl Step<'_> {
         let now = self.input.now;
         let generation = self.ident.generation;
         let status = &mut self.plan.status;
+        shorten(status);
         let phase = status.phase.unwrap_or_default();
         let chosen = chosen(status);
         let hit = hit(status);
