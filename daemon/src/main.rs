@@ -72,6 +72,7 @@ fn main() -> Result<()> {
     let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).init();
     raise_descriptor_limit();
+    keep_memory_small();
     // One thread: the daemon waits nearly always, and memory is what it is measured by. What blocks gets a thread of
     // its own for a moment.
     let runtime =
@@ -101,6 +102,7 @@ async fn run(args: Args) -> Result<()> {
         runtimes: Runtimes::new(vec![Arc::new(Containerd::new(containerd_socket, "/".as_ref()))]),
     };
     let readiness = Readiness::find(tools.clone()).await;
+    give_memory_back();
     let node = Node::new(name.clone(), tools, journal);
 
     let current = Arc::new(Current::default());
@@ -150,6 +152,27 @@ fn controller_service() -> String {
         format!("[{host}]:{}", names::ENROLMENT_PORT)
     } else {
         format!("{host}:{}", names::ENROLMENT_PORT)
+    }
+}
+
+/// One arena for all threads, and big pieces (the kernel's type information is one) by mmap, so that they go back to
+/// the system when they are freed.
+fn keep_memory_small() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: before any other thread is there.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 128 * 1024);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 128 * 1024);
+    }
+}
+
+/// What the look at the node needed is not needed again.
+fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: may be called at any time.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 
