@@ -387,6 +387,9 @@ pub enum TargetPhase {
 pub struct Receipt {
     /// `ebpf` or `pidfd`: what the receipt rests on.
     pub evidence: String,
+    /// Why the evidence is not `ebpf`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evidence_error: Option<String>,
     /// The signal's number.
     pub signal: i32,
     /// The processes that were signalled, the init process first; shortened when there are many.

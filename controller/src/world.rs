@@ -90,6 +90,7 @@ fn receipt(receipt: grpc::Receipt) -> podchaos::Receipt {
     let total = i32::try_from(receipt.processes.len()).unwrap_or(i32::MAX);
     podchaos::Receipt {
         evidence: receipt.evidence,
+        evidence_error: (!receipt.evidence_error.is_empty()).then_some(receipt.evidence_error),
         signal: receipt.signal,
         processes: receipt.processes.into_iter().take(NAMED_PROCESSES).map(process).collect(),
         total,
