@@ -1,0 +1,289 @@
+//! The figures, on a real cluster: from the response to the create call until the effect is seen from outside.
+//!
+//! What is measured includes the bench's own watch, so a figure is an upper bound. It prints median, p90 and n of
+//! each, and exits with 1 when one is above its limit times `--slack`. Run by `cargo xtask bench`.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::{DeleteParams, PostParams, WatchEvent, WatchParams};
+use squall_api::podchaos::{Action, Mode, Phase, PodChaos};
+use squall_tests::{
+    ExperimentExt as _, Ns, OptIn, PodExt as _, containers_processes, deployment, experiment,
+    pods_of_component, runtime, with_ns,
+};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+
+/// Pods of the large cases.
+const MANY: usize = 30;
+/// The longest that anything may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn main() -> Result<()> {
+    let mut slack = 1.0;
+    let mut rounds = 10;
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let value = arguments.next().with_context(|| format!("{argument} needs a value"))?;
+        match argument.as_str() {
+            "--slack" => slack = value.parse().context("--slack takes a number")?,
+            "--rounds" => rounds = value.parse().context("--rounds takes a whole number")?,
+            other => bail!("unknown argument {other}; there are --slack and --rounds"),
+        }
+    }
+    let mut table = Table { slack, missed: 0 };
+    println!(
+        "{:<44} {:>9} {:>9} {:>9} {:>4}",
+        "from the response to the create call", "median", "p90", "limit", "n"
+    );
+    table.memory()?;
+    with_ns("bench-few", OptIn::Yes, async |ns| {
+        ns.create(&deployment("web", 3, false)).await?;
+        ns.ready_pods("web", 3).await?;
+        // What is done for the first time, such as connecting, isn't measured.
+        container_kill(ns, Mode::One, 3).await?;
+        let mut times = Vec::new();
+        for _ in 0..rounds {
+            times.push(pod_kill(ns, Mode::One, 3).await?);
+        }
+        table.row("pod-kill: deletion mark", &times, 20.0, None);
+        times.clear();
+        let mut back = Vec::new();
+        for _ in 0..rounds {
+            let (there, restored) = pod_failure(ns, Mode::One, 3).await?;
+            times.push(there);
+            back.push(restored);
+        }
+        table.row("pod-failure: images substituted", &times, 24.0, None);
+        table.row("pod-failure: image restored after deletion", &back, f64::INFINITY, None);
+        times.clear();
+        for _ in 0..rounds {
+            times.push(container_kill(ns, Mode::One, 3).await?);
+        }
+        table.row("container-kill: process gone", &times, 20.0, Some(40.0));
+        Ok(())
+    });
+    with_ns("bench-many", OptIn::Yes, async |ns| {
+        ns.create(&deployment("web", 30, false)).await?;
+        ns.ready_pods("web", MANY).await?;
+        let few = (rounds / 3).max(2);
+        let (mut there, mut back) = (Vec::new(), Vec::new());
+        for _ in 0..few {
+            let (injected, restored) = pod_failure(ns, Mode::All, MANY).await?;
+            there.push(injected);
+            back.push(restored);
+        }
+        table.row("pod-failure: 30 pods, last one substituted", &there, 300.0, None);
+        table.row("pod-failure: 30 pods, last one restored", &back, 300.0, None);
+        let mut times = Vec::new();
+        for _ in 0..few {
+            times.push(container_kill(ns, Mode::All, MANY).await?);
+        }
+        table.row("container-kill: 30 containers, last one gone", &times, 250.0, None);
+        times.clear();
+        for _ in 0..few {
+            times.push(pod_kill(ns, Mode::All, MANY).await?);
+        }
+        table.row("pod-kill: 30 pods, last deletion mark", &times, 300.0, None);
+        Ok(())
+    });
+    ensure!(table.missed == 0, "{} figures are above {slack} times their limit", table.missed);
+    Ok(())
+}
+
+struct Table {
+    slack: f64,
+    missed: usize,
+}
+
+impl Table {
+    fn row(&mut self, what: &str, times: &[Duration], limit: f64, p90_limit: Option<f64>) {
+        let mut sorted: Vec<f64> = times.iter().map(|time| time.as_secs_f64() * 1000.0).collect();
+        sorted.sort_by(f64::total_cmp);
+        let at = |part: usize| sorted[(sorted.len() * part / 100).min(sorted.len() - 1)];
+        let (median, p90) = (at(50), at(90));
+        let missed = median > limit * self.slack || p90_limit.is_some_and(|limit| p90 > limit * self.slack);
+        self.missed += usize::from(missed);
+        let limit = if limit.is_finite() { format!("{limit:.0} ms") } else { "-".to_owned() };
+        println!(
+            "{what:<44} {median:>6.1} ms {p90:>6.1} ms {limit:>9} {:>4}{}",
+            sorted.len(),
+            if missed { "  MISSED" } else { "" }
+        );
+    }
+
+    /// Resident memory of each component, idle.
+    fn memory(&mut self) -> Result<()> {
+        let rows = runtime().block_on(async {
+            let client = squall_tests::client().await?;
+            let mut rows = Vec::new();
+            for component in ["squall-webhook", "squall-controller", "squall-daemon"] {
+                for pod in pods_of_component(&client, component).await? {
+                    let status = pod.status.unwrap_or_default();
+                    for container in status.container_statuses.unwrap_or_default() {
+                        let id = container.container_id.context("a component has no container ID")?;
+                        for process in containers_processes(&id)? {
+                            rows.push((component, resident(process)?));
+                        }
+                    }
+                }
+            }
+            anyhow::Ok(rows)
+        })?;
+        for (component, mebibytes) in rows {
+            let missed = mebibytes > 20.0 * self.slack;
+            self.missed += usize::from(missed);
+            println!(
+                "{:<44} {mebibytes:>5.1} MiB {:>9} {:>9} {:>4}{}",
+                format!("memory, idle: {component}"),
+                "",
+                "20 MiB",
+                1,
+                if missed { "  MISSED" } else { "" }
+            );
+        }
+        Ok(())
+    }
+}
+
+fn resident(process: i32) -> Result<f64> {
+    let status =
+        std::fs::read_to_string(format!("/proc/{process}/status")).context("reading a process's status")?;
+    let line =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("a process without VmRSS")?;
+    let kibibytes: f64 = line.trim().trim_end_matches(" kB").parse().context("VmRSS isn't a number")?;
+    Ok(kibibytes / 1024.0)
+}
+
+/// The pods of the namespace as they change, from now on.
+async fn watch(ns: &Ns) -> Result<mpsc::UnboundedReceiver<(Instant, Pod)>> {
+    let api: Api<Pod> = ns.api();
+    let version = api.list(&Default::default()).await?.metadata.resource_version.unwrap_or_default();
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let mut events = api.watch(&WatchParams::default().timeout(200), &version).await?.boxed();
+    tokio::spawn(async move {
+        while let Some(Ok(event)) = events.next().await {
+            if let WatchEvent::Added(pod) | WatchEvent::Modified(pod) | WatchEvent::Deleted(pod) = event
+                && sender.send((Instant::now(), pod)).is_err()
+            {
+                return;
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+/// When `count` different pods had come to `wanted`, counted from `since`.
+async fn nth(
+    events: &mut mpsc::UnboundedReceiver<(Instant, Pod)>,
+    since: Instant,
+    count: usize,
+    wanted: impl Fn(&Pod) -> bool,
+) -> Result<Duration> {
+    let mut seen = HashSet::new();
+    let all = async {
+        while let Some((at, pod)) = events.recv().await {
+            if wanted(&pod) && seen.insert(pod.metadata.uid.unwrap_or_default()) && seen.len() == count {
+                return Ok(at.saturating_duration_since(since));
+            }
+        }
+        bail!("the watch ended")
+    };
+    tokio::time::timeout(PATIENCE, all).await.context("it did not happen within a minute")?
+}
+
+async fn create(ns: &Ns, chaos: &PodChaos) -> Result<(String, Instant)> {
+    let made = ns.api::<PodChaos>().create(&PostParams::default(), chaos).await?;
+    Ok((made.metadata.name.unwrap_or_default(), Instant::now()))
+}
+
+fn fault(action: Action, mode: Mode) -> PodChaos {
+    let mut chaos = experiment("", action, mode, |_| {});
+    chaos.metadata.name = None;
+    chaos.metadata.generate_name = Some("bench-".to_owned());
+    chaos
+}
+
+fn hit(mode: Mode) -> usize {
+    if mode == Mode::All { MANY } else { 1 }
+}
+
+async fn pod_kill(ns: &Ns, mode: Mode, pods: usize) -> Result<Duration> {
+    let mut events = watch(ns).await?;
+    let (name, made) = create(ns, &fault(Action::PodKill, mode)).await?;
+    let took = nth(&mut events, made, hit(mode), |pod| pod.metadata.deletion_timestamp.is_some()).await?;
+    ns.completed(&name).await?;
+    ns.end_chaos(&name).await?;
+    ns.ready_pods("web", pods).await?;
+    Ok(took)
+}
+
+async fn pod_failure(ns: &Ns, mode: Mode, pods: usize) -> Result<(Duration, Duration)> {
+    let foreign = |pod: &Pod| pod.image("app") != squall_tests::BUSYBOX;
+    let mut events = watch(ns).await?;
+    let (name, made) = create(ns, &fault(Action::PodFailure, mode)).await?;
+    let there = nth(&mut events, made, hit(mode), foreign).await?;
+    ns.phase(&name, Phase::Injected).await?;
+    let mut events = watch(ns).await?;
+    ns.api::<PodChaos>().delete(&name, &DeleteParams::default()).await?;
+    let deleted = Instant::now();
+    let back = nth(&mut events, deleted, hit(mode), |pod| !foreign(pod)).await?;
+    ns.chaos_gone(&name).await?;
+    ns.ready_pods("web", pods).await?;
+    Ok((there, back))
+}
+
+async fn container_kill(ns: &Ns, mode: Mode, pods: usize) -> Result<Duration> {
+    // Which one is drawn is not known beforehand, so all are watched.
+    let mut gone = watch_processes(ns).await?;
+    let (name, made) = create(ns, &fault(Action::ContainerKill, mode)).await?;
+    let count = hit(mode);
+    let all = async {
+        let mut left = count;
+        while let Some(at) = gone.recv().await {
+            left -= 1;
+            if left == 0 {
+                return Ok(at.saturating_duration_since(made));
+            }
+        }
+        bail!("no process is watched any more")
+    };
+    let took = tokio::time::timeout(PATIENCE, all).await.context("it did not happen within a minute")??;
+    let chaos = ns.completed(&name).await?;
+    ensure!(chaos.phase() == Phase::Completed, "{}", chaos.shown());
+    ns.end_chaos(&name).await?;
+    ns.ready_pods("web", pods).await?;
+    Ok(took)
+}
+
+/// When each init process of the namespace's containers exits, by its pidfd.
+async fn watch_processes(ns: &Ns) -> Result<mpsc::UnboundedReceiver<Instant>> {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    for pod in ns.pods("web").await? {
+        if pod.metadata.deletion_timestamp.is_some() {
+            continue;
+        }
+        let status = pod.status.unwrap_or_default();
+        for container in status.container_statuses.unwrap_or_default() {
+            let Some(id) = container.container_id else { continue };
+            let Some(&init) = containers_processes(&id)?.first() else { continue };
+            let pid = rustix::process::Pid::from_raw(init).context("a process without a PID")?;
+            let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::NONBLOCK)?;
+            // SAFETY: the pidfd is owned by the AsyncFd and never closed behind its back.
+            let pidfd = unsafe { AsyncFd::register(pidfd) }?;
+            let sender = sender.clone();
+            tokio::spawn(async move {
+                if pidfd.readable().await.is_ok() {
+                    // The receiver goes when enough have exited.
+                    let _ = sender.send(Instant::now());
+                }
+            });
+        }
+    }
+    Ok(receiver)
+}
