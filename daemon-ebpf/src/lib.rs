@@ -14,7 +14,7 @@ pub const PROGRAMS_RAW_TRACEPOINT: [(&str, &str); 3] = [
 ];
 /// Map: cgroup id → [`Watch`].
 pub const MAP_WATCHES: &str = "WATCHES";
-/// Map: one mask of the cgroup levels at which something is watched.
+/// Map: one [`Levels`].
 pub const MAP_LEVELS: &str = "LEVELS";
 /// Map: [`ProcessKey`] → [`Claim`]; who inserts with `BPF_NOEXIST` sends the signal.
 pub const MAP_CLAIMS: &str = "CLAIMS";
@@ -29,8 +29,9 @@ pub const GLOBAL_OFFSETS: &str = "OFFSETS";
 pub const MAX_WATCHES: u32 = 1024;
 /// How many processes can be claimed and alive at the same time.
 pub const MAX_CLAIMS: u32 = 16384;
-/// The deepest cgroup level that can be watched (the root has level 0).
-pub const MAX_LEVEL: u32 = 30;
+/// At how many levels of the cgroup tree something can be watched at the same time. Pods of one node lie at two or
+/// three; a small number is quick to verify and to run.
+pub const MAX_LEVELS: usize = 8;
 /// Size of the ring buffer.
 pub const RECORDS_BYTES: u32 = 512 * 1024;
 
@@ -82,6 +83,11 @@ pub struct Watch {
     /// Keeps the size a multiple of eight without padding.
     pub reserved: u32,
 }
+
+/// The cgroup levels at which something is watched; the root, level 0, ends the list.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Levels(pub [u32; MAX_LEVELS]);
 
 /// A process for all time: its id together with the time it started.
 #[repr(C)]
@@ -177,6 +183,7 @@ pub struct Offsets {
 }
 
 const _: () = assert!(size_of::<Watch>() == 32);
+const _: () = assert!(size_of::<Levels>() == 32);
 const _: () = assert!(size_of::<ProcessKey>() == 16);
 const _: () = assert!(size_of::<Claim>() == 16);
 const _: () = assert!(size_of::<Record>() == 64);
@@ -186,6 +193,7 @@ const _: () = assert!(size_of::<Offsets>() == 32);
 #[cfg(feature = "user")]
 mod user {
     unsafe impl aya::Pod for super::Watch {}
+    unsafe impl aya::Pod for super::Levels {}
     unsafe impl aya::Pod for super::ProcessKey {}
     unsafe impl aya::Pod for super::Claim {}
     unsafe impl aya::Pod for super::Offsets {}

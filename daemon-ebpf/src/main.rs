@@ -33,7 +33,7 @@ use squall_daemon_ebpf::*;
 #[map]
 static WATCHES: HashMap<u64, Watch> = HashMap::with_max_entries(MAX_WATCHES, 0);
 #[map]
-static LEVELS: Array<u32> = Array::with_max_entries(1, 0);
+static LEVELS: Array<Levels> = Array::with_max_entries(1, 0);
 #[map]
 static CLAIMS: HashMap<ProcessKey, Claim> = HashMap::with_max_entries(MAX_CLAIMS, 0);
 #[map]
@@ -168,21 +168,17 @@ fn exited(ctx: &RawTracePointContext) -> Option<()> {
 /// The watch that the current task is under, if it has been fired.
 #[inline(always)]
 fn watch_of_current() -> Option<(u64, Watch)> {
-    let levels = *LEVELS.get(0)?;
-    let mut level = 1;
-    while level <= MAX_LEVEL {
-        if levels & (1 << level) != 0 {
-            // SAFETY: no pointer is passed.
-            let id = unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) };
-            if id == 0 {
-                return None;
-            }
-            // SAFETY: the daemon replaces the value as a whole, and it is copied at once.
-            if let Some(watch) = unsafe { WATCHES.get(id) } {
-                return if watch.fire != 0 { Some((id, *watch)) } else { None };
-            }
+    let levels = LEVELS.get(0)?;
+    for level in levels.0 {
+        if level == 0 {
+            return None;
         }
-        level += 1;
+        // SAFETY: no pointer is passed. The answer is 0 where the cgroup does not lie that deep.
+        let id = unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) };
+        // SAFETY: the daemon replaces the value as a whole, and it is copied at once.
+        if let Some(watch) = unsafe { WATCHES.get(id) } {
+            return if watch.fire != 0 { Some((id, *watch)) } else { None };
+        }
     }
     None
 }

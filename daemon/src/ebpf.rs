@@ -35,15 +35,12 @@ pub enum EbpfError {
     /// The container has no v2 cgroup, and so no id that the programs could know it by.
     #[error("the container has no version 2 cgroup")]
     NoCgroupId,
-    /// The cgroup lies deeper than the programs look.
-    #[error(
-        "the cgroup lies {level} levels deep; the programs look no deeper than {}",
-        squall_daemon_ebpf::MAX_LEVEL
-    )]
-    TooDeep {
-        /// Its level.
-        level: u32,
-    },
+    /// The root of the hierarchy is the whole machine.
+    #[error("the process is in the root cgroup")]
+    Root,
+    /// Watches lie at more levels of the tree than the programs look at.
+    #[error("cgroups at more than {} levels of the tree would be watched", squall_daemon_ebpf::MAX_LEVELS)]
+    TooManyLevels,
     /// Another fault watches this cgroup.
     #[error("another fault watches this cgroup")]
     Busy,
@@ -131,8 +128,8 @@ impl Engine {
     /// Blocks; needs a tokio runtime around it.
     pub fn arm(&self, target: &Target, spec: WatchSpec) -> Result<(Armed, Records), EbpfError> {
         let cgroup = target.v2.as_ref().ok_or(EbpfError::NoCgroupId)?;
-        if cgroup.level == 0 || cgroup.level > squall_daemon_ebpf::MAX_LEVEL {
-            return Err(EbpfError::TooDeep { level: cgroup.level });
+        if cgroup.level == 0 {
+            return Err(EbpfError::Root);
         }
         let loaded = self.load()?;
         let watch = Watch {

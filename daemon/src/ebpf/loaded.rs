@@ -3,7 +3,7 @@
 //! Lives as long as somebody holds it. Refuses nothing and decides nothing.
 
 use std::{
-    collections::HashMap as StdHashMap,
+    collections::{BTreeMap, HashMap as StdHashMap},
     fmt, io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::{
@@ -18,8 +18,8 @@ use aya::{
     programs::{PerfEvent, RawTracePoint},
 };
 use squall_daemon_ebpf::{
-    COUNTER_LOST, COUNTER_UNCLAIMED, Claim, GLOBAL_OFFSETS, MAP_CLAIMS, MAP_COUNTERS, MAP_LEVELS,
-    MAP_RECORDS, MAP_WATCHES, MAX_LEVEL, Offsets, PROGRAM_SIGNAL_TASKS, PROGRAMS_RAW_TRACEPOINT, ProcessKey,
+    COUNTER_LOST, COUNTER_UNCLAIMED, Claim, GLOBAL_OFFSETS, Levels, MAP_CLAIMS, MAP_COUNTERS, MAP_LEVELS,
+    MAP_RECORDS, MAP_WATCHES, MAX_LEVELS, Offsets, PROGRAM_SIGNAL_TASKS, PROGRAMS_RAW_TRACEPOINT, ProcessKey,
     Record, Watch,
 };
 use tokio::{
@@ -53,9 +53,9 @@ pub struct Loaded {
 
 struct Watches {
     by_cgroup: HashMap<MapData, u64, Watch>,
-    mask: Array<MapData, u32>,
+    mask: Array<MapData, Levels>,
     /// How many watches there are at each level.
-    levels: [u32; MAX_LEVEL as usize + 1],
+    levels: BTreeMap<u32, u32>,
 }
 
 impl fmt::Debug for Loaded {
@@ -69,6 +69,8 @@ impl Loaded {
     pub fn load(offsets: &Offsets, log_level: u8) -> Result<Self, EbpfError> {
         let load = |error: Box<dyn std::error::Error + Send + Sync>| EbpfError::Load(error);
         let mut object = EbpfLoader::new()
+            // No program needs relocation by it, and reading it takes longer than all the rest.
+            .btf(None)
             .override_global(GLOBAL_OFFSETS, offsets, true)
             .override_global(aya_log::LEVEL, &log_level, true)
             .load(OBJECT)
@@ -84,7 +86,7 @@ impl Loaded {
         let watches = Watches {
             by_cgroup: take(&mut object, MAP_WATCHES)?,
             mask: take(&mut object, MAP_LEVELS)?,
-            levels: [0; MAX_LEVEL as usize + 1],
+            levels: BTreeMap::new(),
         };
         let claims = take(&mut object, MAP_CLAIMS)?;
         let counters = take(&mut object, MAP_COUNTERS)?;
@@ -140,7 +142,7 @@ impl Loaded {
             .map_err(|error| if exists(&error) { EbpfError::Busy } else { map_error(MAP_WATCHES)(error) })?;
         let (sender, receiver) = unbounded_channel();
         lock(&self.routes).insert(watch.slot, sender);
-        watches.levels[level as usize] += 1;
+        *watches.levels.entry(level).or_default() += 1;
         if let Err(error) = watches.write_mask() {
             drop(watches);
             self.leave(cgroup, level, watch.slot);
@@ -160,7 +162,12 @@ impl Loaded {
         if let Err(error) = watches.by_cgroup.remove(&cgroup) {
             tracing::warn!(cgroup, %error, "could not remove a watch");
         }
-        watches.levels[level as usize] = watches.levels[level as usize].saturating_sub(1);
+        if let Some(count) = watches.levels.get_mut(&level) {
+            *count -= 1;
+            if *count == 0 {
+                watches.levels.remove(&level);
+            }
+        }
         if let Err(error) = watches.write_mask() {
             tracing::warn!(%error, "could not narrow the levels that are watched");
         }
@@ -209,9 +216,14 @@ impl Drop for Loaded {
 
 impl Watches {
     fn write_mask(&mut self) -> Result<(), EbpfError> {
-        let used = self.levels.iter().enumerate().filter(|(_, count)| **count > 0);
-        let mask = used.fold(0u32, |mask, (level, _)| mask | 1 << level);
-        self.mask.set(0, mask, BPF_ANY).map_err(map_error(MAP_LEVELS))
+        let mut used = Levels::default();
+        if self.levels.len() > MAX_LEVELS {
+            return Err(EbpfError::TooManyLevels);
+        }
+        for (slot, level) in used.0.iter_mut().zip(self.levels.keys()) {
+            *slot = *level;
+        }
+        self.mask.set(0, used, BPF_ANY).map_err(map_error(MAP_LEVELS))
     }
 }
 
