@@ -16,10 +16,8 @@ use squall_api::names;
 
 use crate::{build, image, images, kubectl, kubectl::Kubectl, progress::Step};
 
-/// Annotation on our pods' templates: the hash of the program.
+/// Annotation on our pods' templates: the hash of the image.
 const CONTENT: &str = "squall.dev/content";
-/// The packages whose programs go into images.
-const PACKAGES: [&str; 4] = ["squall-controller", "squall-webhook", "squall-daemon", "squall-fault"];
 /// The images, without `squall-`.
 const IMAGES: [&str; 5] = ["controller", "webhook", "daemon", "pause", "crash"];
 /// How long the workloads may take: the first time a node pulls five images.
@@ -81,13 +79,15 @@ pub fn install(kubectl: &Kubectl, registry: Option<&str>) -> Result<()> {
     reached(kubectl)
 }
 
-/// The hash of each program by its name.
+/// The hash of each workload's image by the workload's name, from the archives that were just built.
 fn hashes() -> Result<BTreeMap<String, String>> {
-    build::static_binaries(&PACKAGES)?
-        .into_iter()
-        .map(|(name, path)| {
+    let archives = build::checkout()?.join("target/images");
+    WORKLOADS
+        .iter()
+        .map(|Workload { name, .. }| {
+            let path = archives.join(format!("{name}.tar"));
             let bytes = fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
-            Ok((name, image::hex_digest(&bytes)[..16].to_owned()))
+            Ok(((*name).to_owned(), image::hex_digest(&bytes)[..16].to_owned()))
         })
         .collect()
 }
