@@ -17,7 +17,7 @@ use squall_api::names;
 use crate::error::FieldError;
 use crate::pod::{NamespaceView, PodView};
 use crate::select::Ineligible;
-use crate::substitute::record::{Record, StandIns, annotation};
+use crate::substitute::record::{KeptMap, Record, StandIns, annotation};
 use crate::substitute::{
     FaultImages, Holder, MANUAL, PODCHAOS, Refusal, clean, is_switched_on, remove, restore_images, settle,
     switch, take_over, would_recover,
@@ -100,6 +100,9 @@ pub fn pod_create(pod: &Pod, births: &[Holder], setting: &Setting<'_>) -> Verdic
     // asks twice. Either way its images are known, and its holders are found anew.
     let mut record = fresh(&new, None);
     let mut births = births;
+    if !is_the_hands(&new) {
+        remove(&mut new.metadata.labels, &[names::FAULT], record.extra.kept.contains(&KeptMap::Labels));
+    }
     match switch(&new) {
         None => {}
         Some(names::POD_FAILURE) => match hand::holder(&new, End::Asked, setting) {
@@ -291,6 +294,16 @@ fn switch_on(old: &Pod, pod: &Pod, stored: Option<Record>, setting: &Setting<'_>
             Verdict { pod: changed(pod, new), warnings, deny: None }
         }
     }
+}
+
+/// Whether the switch, if it is on at birth, was set by the owner: beside a record that doesn't name the hand it
+/// came with that record. (The hand isn't named either where what it asked for made no sense: that is noted.)
+fn is_the_hands(pod: &Pod) -> bool {
+    let holders = Record::read_what_there_is(pod).map(|record| record.holders).unwrap_or_default();
+    !is_switched_on(pod)
+        || holders.is_empty()
+        || annotation(pod, names::LAST_ERROR).is_some()
+        || holders.iter().any(|holder| holder.uid == MANUAL)
 }
 
 /// A record without holders to begin with: from what is stored, else from what the pod carries.

@@ -255,6 +255,9 @@ pub(crate) fn settle(pod: &mut Pod, mut record: Record, images: &FaultImages) {
                     let stand_in = images.of(style);
                     container.image = Some(stand_in.to_owned());
                     extra.stand_ins.add(stand_in, style);
+                } else if !extra.stand_ins.fits(&image, style) {
+                    // Put in by an answer that was given a moment ago, and of which this record knows nothing.
+                    extra.stand_ins.add(&image, style);
                 }
                 let original = match saved {
                     Some(saved) if is_ours => saved,

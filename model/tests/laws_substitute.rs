@@ -144,7 +144,7 @@ fn keys_of_ours(pod: &Pod) -> Vec<String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn inject_then_release_is_identity(pod in pod(), asked in holder()) {
