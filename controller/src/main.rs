@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
-use kube::Client;
 use squall_api::names;
 use squall_controller::lease::{Election, Leadership};
-use squall_controller::{apply, ca, enrol, health, leader, metrics, nodes, observe, tell};
+use squall_controller::{apply, ca, client, enrol, health, leader, metrics, nodes, observe, tell};
 use squall_model::substitute::FaultImages;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -46,7 +45,11 @@ async fn main() -> Result<()> {
 }
 
 async fn run(options: Options) -> Result<()> {
-    let client = Client::try_default().await.context("finding the API server")?;
+    let mut config = kube::Config::infer().await.context("finding the API server")?;
+    // What fails is told, and tried again by who asked for it. kube would try by itself behind our back, and wait as long
+    // as the server says: an eviction that a budget blocks, 10 s a time, for two and a half minutes.
+    config.default_retry = false;
+    let client = Client::try_from(config).context("making a client for the API server")?;
     let images = FaultImages { pause: options.pause_image, crash: options.crash_image };
     let figures = Arc::new(metrics::Metrics::new());
 

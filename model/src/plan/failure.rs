@@ -264,11 +264,6 @@ impl Step<'_> {
             .iter()
             .filter(|target| matches!(target.phase, TargetPhase::Selected | TargetPhase::Injected))
             .count();
-        let mut vacant: Vec<String> = targets
-            .iter()
-            .filter(|target| target.phase == TargetPhase::Gone && target.replacement.is_none())
-            .filter_map(|target| target.owner.clone())
-            .collect();
         let mut room = match spec.mode {
             Mode::All => MAX_TARGETS.saturating_sub(live),
             Mode::One | Mode::Fixed(_) | Mode::FixedPercent(_) | Mode::RandomMaxPercent(_) => {
@@ -276,21 +271,12 @@ impl Step<'_> {
             }
         };
         for (pod, held) in born {
-            let owner = pod.owner.as_ref().map(|owner| &owner.uid);
-            let successor = vacant.iter().position(|gone| Some(gone) == owner);
-            let adopt = room > 0 && (spec.mode == Mode::All || successor.is_some());
+            let left = targets.iter_mut().find(|target| replaces(pod, held, target));
+            let adopt = room > 0 && (spec.mode == Mode::All || left.is_some());
             if adopt {
                 room -= 1;
-                if let Some(index) = successor {
-                    let gone = vacant.swap_remove(index);
-                    let left = targets.iter_mut().find(|target| {
-                        target.phase == TargetPhase::Gone
-                            && target.replacement.is_none()
-                            && target.owner.as_ref() == Some(&gone)
-                    });
-                    if let Some(left) = left {
-                        left.replacement = Some(pod.name.clone());
-                    }
+                if let Some(left) = left {
+                    left.replacement = Some(pod.name.clone());
                 }
                 targets.push(Target { born: Some(true), was_ready: Some(true), ..of_pod(pod) });
             } else if held {
@@ -368,6 +354,23 @@ impl Step<'_> {
         self.plan.status.phase = Some(phase);
         self.plan.status.message = Some(message);
     }
+}
+
+/// Whether `pod` may be what took the place of the target `gone`.
+///
+/// Its owner may have been scaled out long before: such a pod replaces nothing. Creation times have whole
+/// seconds, and that the target went is seen a little later than the replacement is made.
+fn replaces(pod: &PodView, held: bool, gone: &Target) -> bool {
+    let owner = pod.owner.as_ref().map(|owner| &owner.uid);
+    let came_after = || {
+        let times = pod.created.zip(gone.gone_at.as_ref());
+        times.is_some_and(|(created, at)| created >= whole_seconds(at.0) - seconds(2))
+    };
+    gone.phase == TargetPhase::Gone
+        && gone.replacement.is_none()
+        && owner.is_some()
+        && owner == gone.owner.as_ref()
+        && (held || pod.name == gone.pod || came_after())
 }
 
 /// Someone took the fault back, or forbade it.
