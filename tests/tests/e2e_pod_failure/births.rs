@@ -99,6 +99,16 @@ fn with_mode_one_a_scale_out_fails_no_more_and_a_replacement_is_failed_again() {
             "{:?}",
             ten.iter().map(|pod| (pod.name(), pod.images())).collect::<Vec<_>>()
         );
+        // Creation times have whole seconds: so that it can be told which pod came last, one later than these.
+        until("the ten are two seconds old", async || {
+            let age = |pod: &Pod| {
+                let created = pod.metadata.creation_timestamp.as_ref().map(|at| at.0);
+                created.map_or(0, |at| jiff::Timestamp::now().duration_since(at).as_secs())
+            };
+            let youngest = ten.iter().map(age).min().unwrap_or_default();
+            Ok(if youngest > 3 { Ok(()) } else { Err(format!("{youngest} s")) })
+        })
+        .await?;
         // The one that is failed goes, and another takes its place: it is failed too, and no other.
         ns.api::<Pod>().delete(&hit.pod, &DeleteParams::default().grace_period(0)).await?;
         let after = ns
