@@ -15,13 +15,11 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use squall_daemon_ebpf::{
-    BY_PIDFD, Claim, Offsets, ProcessKey, Record, SCOPE_ALL, SCOPE_INIT, SCOPE_OBSERVE, Watch,
-};
+use squall_daemon_ebpf::{BY_PIDFD, Claim, ProcessKey, Record, SCOPE_ALL, SCOPE_INIT, SCOPE_OBSERVE, Watch};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::{cgroup::Target, clock::BootClock};
-use loaded::Loaded;
+use loaded::{Loaded, Loader};
 
 /// What keeps eBPF from working.
 #[derive(Debug, thiserror::Error)]
@@ -107,7 +105,7 @@ pub struct WatchSpec {
 pub struct Engine {
     /// 0: no debug output of the programs.
     log_level: u8,
-    offsets: Mutex<Option<Offsets>>,
+    loader: Mutex<Option<Loader>>,
     loaded: Mutex<Weak<Loaded>>,
 }
 
@@ -115,7 +113,7 @@ impl Engine {
     /// An engine with nothing loaded; `debug` turns on the programs' own log.
     pub fn new(debug: bool) -> Self {
         let log_level = if debug { aya_log::Level::Debug as u8 } else { 0 };
-        Self { log_level, offsets: Mutex::new(None), loaded: Mutex::new(Weak::new()) }
+        Self { log_level, loader: Mutex::new(None), loaded: Mutex::new(Weak::new()) }
     }
 
     /// Loads and attaches everything once, and lets go of it again: says whether eBPF works here.
@@ -172,14 +170,12 @@ impl Engine {
             return Ok(loaded);
         }
         first_pid_namespace()?;
-        let offsets = {
-            let mut known = lock(&self.offsets);
-            match *known {
-                Some(offsets) => offsets,
-                None => *known.insert(btf::offsets()?),
-            }
+        let mut kept = lock(&self.loader);
+        let loader = match &mut *kept {
+            Some(loader) => loader,
+            None => kept.insert(Loader::new(btf::offsets()?, self.log_level)),
         };
-        let loaded = Arc::new(Loaded::load(&offsets, self.log_level)?);
+        let loaded = Arc::new(Loaded::load(loader)?);
         *slot = Arc::downgrade(&loaded);
         Ok(loaded)
     }

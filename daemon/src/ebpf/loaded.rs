@@ -38,6 +38,34 @@ static OBJECT: &[u8] =
 
 type Routes = Arc<Mutex<StdHashMap<u32, UnboundedSender<Record>>>>;
 
+/// What the object is loaded with. It is kept, because aya reads all of the kernel's BTF for each new one, and that
+/// takes longer than everything else.
+pub struct Loader {
+    loader: EbpfLoader<'static>,
+    log_level: u8,
+}
+
+impl Loader {
+    /// Loads with these globals.
+    pub fn new(offsets: Offsets, log_level: u8) -> Self {
+        // A few bytes for the life of the one engine of the process: the loader wants to borrow them.
+        let (kept_offsets, kept_level) = (Box::leak(Box::new(offsets)), Box::leak(Box::new(log_level)));
+        let mut loader = EbpfLoader::new();
+        loader.btf(None).override_global(GLOBAL_OFFSETS, &*kept_offsets, true).override_global(
+            aya_log::LEVEL,
+            &*kept_level,
+            true,
+        );
+        Self { loader, log_level }
+    }
+}
+
+impl fmt::Debug for Loader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loader").finish_non_exhaustive()
+    }
+}
+
 /// Programs and maps in the kernel.
 pub struct Loaded {
     /// Last to be looked at, first to be dropped: its links detach the tracepoints.
@@ -66,15 +94,11 @@ impl fmt::Debug for Loaded {
 
 impl Loaded {
     /// Loads the object, attaches the tracepoints and starts reading.
-    pub fn load(offsets: &Offsets, log_level: u8) -> Result<Self, EbpfError> {
+    pub fn load(loader: &mut Loader) -> Result<Self, EbpfError> {
         let load = |error: Box<dyn std::error::Error + Send + Sync>| EbpfError::Load(error);
-        let mut object = EbpfLoader::new()
-            // No program needs relocation by it, and reading it takes longer than all the rest.
-            .btf(None)
-            .override_global(GLOBAL_OFFSETS, offsets, true)
-            .override_global(aya_log::LEVEL, &log_level, true)
-            .load(OBJECT)
-            .map_err(|error| load(error.into()))?;
+        let Loader { loader, log_level } = loader;
+        let log_level = *log_level;
+        let mut object = loader.load(OBJECT).map_err(|error| load(error.into()))?;
 
         let mut readers = Vec::new();
         if log_level > 0 {
