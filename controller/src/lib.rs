@@ -10,6 +10,7 @@
 pub mod apply;
 pub mod ca;
 pub mod certs;
+pub mod client;
 pub mod enrol;
 pub mod health;
 pub mod interest;

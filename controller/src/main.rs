@@ -45,11 +45,7 @@ async fn main() -> Result<()> {
 }
 
 async fn run(options: Options) -> Result<()> {
-    let mut config = kube::Config::infer().await.context("finding the API server")?;
-    // What fails is told, and tried again by who asked for it. kube would try by itself behind our back, and wait as long
-    // as the server says: an eviction that a budget blocks, 10 s a time, for two and a half minutes.
-    config.default_retry = false;
-    let client = Client::try_from(config).context("making a client for the API server")?;
+    let client = client::client().await?;
     let images = FaultImages { pause: options.pause_image, crash: options.crash_image };
     let figures = Arc::new(metrics::Metrics::new());
 
