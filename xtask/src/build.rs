@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{progress::Step, sh};
+use crate::{cluster::prereq, progress::Step, sh};
 
 /// The root of the checkout that this xtask was built from, without symbolic links.
 pub fn checkout() -> Result<PathBuf> {
@@ -38,6 +38,9 @@ pub fn static_binaries(packages: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
 /// The same, in a target directory of the checkout that is not the usual one: there, with other flags, each build would
 /// undo the other's.
 pub fn static_binaries_in(directory: &str, packages: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
+    if packages.contains(&"squall-daemon") {
+        prereq::ensure_build()?;
+    }
     let root = checkout()?;
     let directory = root.join(directory);
     let mut command = cargo();

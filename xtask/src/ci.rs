@@ -6,7 +6,7 @@ use std::{env, process::Command, time::Instant};
 
 use anyhow::{Context as _, Result};
 
-use crate::{build, sh};
+use crate::{build, cluster::prereq, sh};
 
 /// Arguments of `cargo xtask ci`.
 #[derive(clap::Args)]
@@ -21,6 +21,7 @@ pub struct Args {
 
 /// Does it.
 pub fn run(args: Args) -> Result<()> {
+    prereq::ensure_build()?;
     let began = Instant::now();
     let mut took = Vec::new();
     for mut step in steps(&args)? {

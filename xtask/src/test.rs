@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{build, cluster, deploy, kubectl::Kubectl, sh};
+use crate::{build, cluster, cluster::prereq, deploy, kubectl::Kubectl, sh};
 
 /// The crate whose tests need Squall installed.
 const END_TO_END: &str = "squall-tests";
@@ -62,6 +62,7 @@ impl Count {
 
 /// Does it.
 pub fn run(args: Args) -> Result<()> {
+    prereq::ensure_build()?;
     let filter = args.filter.as_deref();
     let mut total = Count::default();
     let mut broken = Vec::new();

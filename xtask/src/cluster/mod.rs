@@ -11,7 +11,7 @@ mod forward;
 mod kubernetes;
 mod node;
 mod pki;
-mod prereq;
+pub mod prereq;
 mod process;
 mod status;
 mod up;

@@ -41,6 +41,20 @@ const NEEDS: [Need; 9] = [
     Need { what: "setsid", package: "util-linux", found: || find("setsid").is_some() },
 ];
 
+/// What the build needs beside Rust: the contracts of containerd's client are compiled by it.
+const BUILD_NEEDS: [Need; 2] = [
+    Need { what: "protoc", package: "protobuf-compiler", found: || find("protoc").is_some() },
+    Need { what: "the well-known types of protoc", package: "libprotobuf-dev", found: well_known_types },
+];
+
+/// protoc looks for them beside itself.
+fn well_known_types() -> bool {
+    find("protoc")
+        .and_then(|protoc| protoc.canonicalize().ok())
+        .and_then(|protoc| Some(protoc.parent()?.parent()?.join("include/google/protobuf/any.proto")))
+        .is_some_and(|file| file.exists())
+}
+
 /// Directories of system programs that a user's PATH may lack.
 const SYSTEM: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -52,28 +66,38 @@ pub fn search_path() -> String {
     }
 }
 
-/// Makes sure that everything is there.
+/// Makes sure that everything is there that the cluster needs.
 pub fn ensure() -> Result<()> {
-    if missing().is_empty() {
-        return Ok(());
-    }
-    let packages = packages(&missing());
-    if find("apt-get").is_none() || !rustix::process::geteuid().is_root() {
-        bail!("{}", explain(&missing()));
-    }
-    eprintln!("installing with apt-get: {}", packages.join(" "));
     let containerd_is_new = find("containerd").is_none();
-    if !install(&packages) {
-        apt(&["update"]).context("can't refresh apt's lists")?;
-        if !install(&packages) {
-            bail!("apt-get could not install {}; {}", packages.join(" "), explain(&missing()));
-        }
-    }
+    provide("the local cluster", &NEEDS)?;
     if containerd_is_new {
         stop_system_containerd()?;
     }
-    if !missing().is_empty() {
-        bail!("{}", explain(&missing()));
+    Ok(())
+}
+
+/// Makes sure that everything is there that a build of all of Squall needs.
+pub fn ensure_build() -> Result<()> {
+    provide("the build", &BUILD_NEEDS)
+}
+
+fn provide(who: &str, needs: &[Need]) -> Result<()> {
+    if missing(needs).is_empty() {
+        return Ok(());
+    }
+    let packages = packages(&missing(needs));
+    if find("apt-get").is_none() || !rustix::process::geteuid().is_root() {
+        bail!("{}", explain(who, &missing(needs)));
+    }
+    eprintln!("installing with apt-get: {}", packages.join(" "));
+    if !install(&packages) {
+        apt(&["update"]).context("can't refresh apt's lists")?;
+        if !install(&packages) {
+            bail!("apt-get could not install {}; {}", packages.join(" "), explain(who, &missing(needs)));
+        }
+    }
+    if !missing(needs).is_empty() {
+        bail!("{}", explain(who, &missing(needs)));
     }
     Ok(())
 }
@@ -92,8 +116,8 @@ pub fn busybox() -> Option<PathBuf> {
         .find(|path| fs::read(path).is_ok_and(|program| is_static(&program)))
 }
 
-fn missing() -> Vec<&'static Need> {
-    NEEDS.iter().filter(|need| !(need.found)()).collect()
+fn missing(needs: &[Need]) -> Vec<&Need> {
+    needs.iter().filter(|need| !(need.found)()).collect()
 }
 
 fn packages(needs: &[&Need]) -> Vec<&'static str> {
@@ -102,10 +126,10 @@ fn packages(needs: &[&Need]) -> Vec<&'static str> {
     packages
 }
 
-fn explain(needs: &[&Need]) -> String {
+fn explain(who: &str, needs: &[&Need]) -> String {
     let list: Vec<_> =
         needs.iter().map(|need| format!("  {} (Debian: {})", need.what, need.package)).collect();
-    format!("the local cluster needs, and this machine lacks:\n{}", list.join("\n"))
+    format!("{who} needs, and this machine lacks:\n{}", list.join("\n"))
 }
 
 fn apt(args: &[&str]) -> Result<()> {
@@ -181,7 +205,7 @@ mod tests {
     #[test]
     fn the_list_names_each_thing_and_its_package_once() {
         let all: Vec<_> = NEEDS.iter().collect();
-        let text = explain(&all);
+        let text = explain("the local cluster", &all);
         assert!(NEEDS.iter().all(|need| text.contains(need.what)), "{text}");
         let packages = packages(&all);
         assert_eq!(packages.iter().filter(|package| **package == "containerd").count(), 1);
