@@ -81,7 +81,9 @@ impl Janitor {
             let Some(pod) = index.pod(&key.0, &key.1) else { return Ok(None) };
             let unknown = NamespaceView::default();
             let namespace = index.namespace(&pod.namespace).unwrap_or(&unknown);
-            (PodRef::of_view(pod), chore(pod, namespace, |holder| self.exists(holder), Timestamp::now()))
+            let due =
+                chore(pod, namespace, |holder| self.exists(holder), index.is_leaving(), Timestamp::now());
+            (PodRef::of_view(pod), due)
         };
         match due {
             Chore::None => Ok(None),

@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::{StreamExt, TryStreamExt};
 use kube::{Api, Client};
 use kube_runtime::controller::Config;
-use kube_runtime::reflector::{self, ObjectRef};
+use kube_runtime::reflector::{self, ObjectRef, Store};
 use kube_runtime::watcher::{self, Event, watcher};
 use kube_runtime::{Controller, WatchStreamExt};
+use squall_api::names;
 use squall_api::podchaos::PodChaos;
 use squall_model::pod::PodView;
 use tokio::sync::mpsc;
@@ -54,6 +55,7 @@ struct Routes {
     turns: mpsc::UnboundedSender<ObjectRef<PodChaos>>,
     chores: mpsc::UnboundedSender<PodKey>,
     observer: Observer,
+    experiments: Store<PodChaos>,
 }
 
 impl Router {
@@ -71,7 +73,11 @@ impl Router {
             Change::Namespace(name) => {
                 routes.wake(routes.interests.of_namespace(&name));
                 let index = routes.observer.read();
-                for pod in index.all_held().filter(|pod| pod.namespace == name) {
+                let ours = name == names::NAMESPACE;
+                if ours && index.is_leaving() {
+                    routes.wake(routes.experiments.state().iter().map(|chaos| ObjectRef::from_obj(&**chaos)));
+                }
+                for pod in index.all_held().filter(|pod| ours || pod.namespace == name) {
                     routes.pod(pod);
                 }
             }
@@ -127,14 +133,18 @@ pub async fn lead(parts: Parts, router: Router) {
     let interests = Interests::default();
     let (turns, turned) = mpsc::unbounded_channel();
     let (chores, choring) = mpsc::unbounded_channel();
-    let routes =
-        Routes { interests: interests.clone(), turns, chores: chores.clone(), observer: observer.clone() };
-    *router.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(routes);
-    let _unroute = Unroute(router);
-
     // Until every experiment has had its turn, what the daemons shall have is not known in full.
     let roll = Arc::new(RollCall::new(nodes.clone()));
     let (experiments, writer) = reflector::store();
+    let routes = Routes {
+        interests: interests.clone(),
+        turns,
+        chores: chores.clone(),
+        observer: observer.clone(),
+        experiments: experiments.clone(),
+    };
+    *router.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(routes);
+    let _unroute = Unroute(router);
     let gone = {
         let observer = observer.clone();
         let roll = roll.clone();

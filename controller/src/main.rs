@@ -2,10 +2,14 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
+use kube::api::ListParams;
+use kube::{Api, Client, ResourceExt as _};
 use squall_api::names;
+use squall_api::podchaos::PodChaos;
 use squall_controller::lease::{Election, Leadership};
 use squall_controller::{apply, ca, client, enrol, health, leader, metrics, nodes, observe, tell};
 use squall_model::substitute::FaultImages;
@@ -106,6 +110,7 @@ async fn run(options: Options) -> Result<()> {
         });
     let health = health::serve(everywhere(names::HEALTH_PORT), checks, figures.clone());
 
+    let (observer_of_the_end, api) = (observer.clone(), client.clone());
     let parts = leader::Parts {
         teller: tell::Teller::start(client.clone(), options.pod_name),
         applier: apply::Applier::new(client.clone(), images),
@@ -144,9 +149,27 @@ async fn run(options: Options) -> Result<()> {
         result = health => result.context("serving health and metrics")?,
         () = routing => {}
         () = terms => {}
-        _ = terminated.recv() => tracing::info!("told to stop"),
+        () = async { terminated.recv().await; farewell(&observer_of_the_end, &api).await } => {}
         _ = interrupted.recv() => tracing::info!("told to stop"),
     }
     election.release().await;
     Ok(())
+}
+
+/// Stop at once; but where Squall itself is being removed, put everything back first, for as long as a pod is given.
+async fn farewell(observer: &observe::Observer, client: &Client) {
+    tracing::info!("told to stop");
+    let until = Instant::now() + Duration::from_secs(25);
+    while observer.read().is_leaving() && Instant::now() < until {
+        let held = observer.read().all_held().count();
+        let experiments = Api::<PodChaos>::all(client.clone()).list_metadata(&ListParams::default()).await;
+        let waiting = experiments.map_or(0, |list| {
+            list.iter().filter(|chaos| chaos.finalizers().iter().any(|name| name == names::FINALIZER)).count()
+        });
+        if held == 0 && waiting == 0 {
+            return;
+        }
+        tracing::info!(held, waiting, "Squall is being removed; putting everything back first");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
 }

@@ -12,6 +12,7 @@ use kube::api::PartialObjectMeta;
 use kube::{Api, Client};
 use kube_runtime::WatchStreamExt;
 use kube_runtime::watcher::{self, Event, watcher};
+use squall_api::names;
 use squall_model::pod::{NamespaceView, PodView};
 use tokio::sync::{mpsc, watch};
 
@@ -176,6 +177,11 @@ impl Index {
     /// A namespace.
     pub fn namespace(&self, name: &str) -> Option<&NamespaceView> {
         self.namespaces.get(name)
+    }
+
+    /// Squall itself is being removed: its namespace has a deletion mark.
+    pub fn is_leaving(&self) -> bool {
+        self.namespace(names::NAMESPACE).is_some_and(|namespace| namespace.terminating)
     }
 
     /// A node's labels.

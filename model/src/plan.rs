@@ -279,7 +279,9 @@ struct Step<'a> {
 pub fn plan(input: Input<'_>) -> Plan {
     let ident = Ident::of(input.chaos);
     let mut step = Step { input, ident, plan: Plan { status: input.status.clone(), ..Plan::default() } };
-    if step.ident.deleted {
+    // Squall being removed means the same: put everything back, and hold nobody up.
+    let leaving = input.world.namespace(names::NAMESPACE).is_some_and(|namespace| namespace.terminating);
+    if step.ident.deleted || leaving {
         step.deleted();
         return step.plan;
     }

@@ -21,11 +21,12 @@ pub enum Chore {
 }
 
 /// What is to be done about `pod`. `active` tells whether the experiment that holds it
-/// exists, by UID.
+/// exists, by UID. `leaving`: Squall itself is being removed.
 pub fn chore(
     pod: &PodView,
     namespace: &NamespaceView,
     active: impl Fn(&Holder) -> bool,
+    leaving: bool,
     now: Timestamp,
 ) -> Chore {
     let recorded =
@@ -34,6 +35,9 @@ pub fn chore(
         return Chore::None;
     }
     let labelled = pod.labels.get(names::FAULT).map(String::as_str) == Some(names::POD_FAILURE);
+    if leaving {
+        return Chore::Restore("Squall is being removed");
+    }
     if !namespace.opted_in {
         return Chore::Restore("the namespace isn't opted in any more");
     }
