@@ -50,7 +50,7 @@ fn shows() -> [Show; 3] {
         Show {
             title: "pod-failure: every pod of the Deployment web fails for 5 s, in place",
             name: "demo-pod-failure",
-            spec: json!({"action": "pod-failure", "mode": "all", "duration": "5s", "fast": true, "selector": on("web")}),
+            spec: json!({"action": "pod-failure", "mode": "all", "duration": "5s", "selector": on("web")}),
         },
         Show {
             title: "pod-kill: the pod of the StatefulSet db is deleted, with its grace period",
@@ -267,15 +267,21 @@ fn of_target(action: Action, target: &Target) -> Vec<(Timestamp, String)> {
     at(&target.injected_at, format!("{pod}: {injected}{code}"));
     at(&target.gone_at, format!("{pod}: gone"));
     at(&target.recovered_at, format!("{pod}: own images back"));
-    at(&target.restarted_at, format!("{pod}: container started again"));
+    // The kubelet writes whole seconds: it can't have been before the process was gone.
+    let restarted = target.restarted_at.as_ref().map(|time| {
+        let least = target.injected_at.as_ref().map_or(time.0, |gone| gone.0);
+        k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime(time.0.max(least))
+    });
+    at(&restarted, format!("{pod}: container started again (to the second)"));
     let again = target.replacement.as_deref().map(|name| format!("replacement {name}"));
     at(&target.ready_at, format!("{}: Ready", again.unwrap_or_else(|| pod.clone())));
     for receipt in target.receipt.iter() {
+        let why = receipt.evidence_error.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
         for process in &receipt.processes {
             let who = format!("process {} ({})", process.pid, process.comm);
             at(
                 &process.sent,
-                format!("{pod}: signal {} sent to {who}, evidence {}", receipt.signal, receipt.evidence),
+                format!("{pod}: signal {} sent to {who}, evidence {}{why}", receipt.signal, receipt.evidence),
             );
             at(&process.delivered, format!("{pod}: signal delivered to {who}"));
             let code = process.exit_code.map(|code| format!(" with {code}")).unwrap_or_default();
