@@ -4,17 +4,19 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use squall_api::names;
+use squall_api::podchaos::{Action, Mode, PodChaos};
 
 use crate::cluster::containers_processes;
+use crate::experiment::experiment;
 use crate::pods::PodExt as _;
 use crate::wait::until;
 
@@ -68,6 +70,7 @@ pub async fn settled(client: &Client) -> Result<()> {
         Ok(if ready { Ok(()) } else { Err(format!("{status:?}")) })
     })
     .await?;
+    reachable(client).await?;
     until("a replica of the controller leads", async || {
         let leads = leader(client).await?;
         let pods = pods_of_component(client, names::CONTROLLER).await?;
@@ -75,6 +78,26 @@ pub async fn settled(client: &Client) -> Result<()> {
             Some(holder) if pods.iter().any(|pod| pod.name() == holder) => Ok(()),
             other => Err(format!("held by {other:?}")),
         })
+    })
+    .await
+}
+
+/// Waits until the API server reaches the webhook, which is a moment after its pods are Ready. Which of them answers is
+/// chance, so it is asked some times.
+async fn reachable(client: &Client) -> Result<()> {
+    let api: Api<PodChaos> = Api::namespaced(client.clone(), names::NAMESPACE);
+    let chaos =
+        experiment("is-the-webhook-there", Action::PodKill, Mode::One, |spec| spec.dry_run = Some(true));
+    let params = PostParams { dry_run: true, ..PostParams::default() };
+    let mut answered = 0;
+    until("the API server reaches the webhook", async || {
+        // In a protected namespace: being refused by the webhook is an answer too.
+        let error = match api.create(&params, &chaos).await {
+            Ok(_) => bail!("an experiment in {} was accepted", names::NAMESPACE),
+            Err(error) => error.to_string(),
+        };
+        answered = if error.contains("failed calling webhook") { 0 } else { answered + 1 };
+        Ok(if answered >= 6 { Ok(()) } else { Err(error) })
     })
     .await
 }

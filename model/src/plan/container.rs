@@ -9,7 +9,7 @@ use super::choose::order;
 use super::kill::fail;
 use super::{Daemon, Input, ReportState, Step, later, order_id, seconds, view};
 use crate::pod::ContainerState;
-use crate::select::eligible;
+use crate::select::{Ineligible, eligible};
 use crate::spec::{Signal, Spec};
 
 impl Step<'_> {
@@ -82,11 +82,16 @@ impl Step<'_> {
                 return;
             };
             let namespace = world.namespace(&target.namespace).cloned().unwrap_or_default();
-            if let Err(why) = eligible(spec, pod, &namespace) {
-                target.phase = TargetPhase::Skipped;
-                target.reason = Some(why.reason().to_owned());
-                target.message = Some(why.to_string());
-                return;
+            match eligible(spec, pod, &namespace) {
+                Ok(_) => {}
+                // Perhaps it does not run because it was hit: only the daemon knows whether that was our doing.
+                Err(Ineligible::NotRunning) if target.ordered_at.is_some() => {}
+                Err(why) => {
+                    target.phase = TargetPhase::Skipped;
+                    target.reason = Some(why.reason().to_owned());
+                    target.message = Some(why.to_string());
+                    return;
+                }
             }
         }
         if now >= give_up {
