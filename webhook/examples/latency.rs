@@ -40,7 +40,7 @@ fn main() -> ExitCode {
                 let answer = pods.review(&request, &world, Timestamp::now());
                 let text = answer.write(&request).expect("an answer can be written");
                 let took = start.elapsed();
-                assert!(text.len() > 100);
+                assert!(!text.is_empty());
                 took
             })
             .collect();

@@ -2,11 +2,13 @@
 //!
 //! In doubt the pod passes unchanged with a warning. It makes no call.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 use squall_model::admission::{Actor, Denial, Setting, Verdict, newborn, pod_create, pod_update};
 use squall_model::substitute::FaultImages;
 
@@ -29,8 +31,6 @@ enum Doubt {
     Unreadable(&'static str, serde_json::Error),
     #[error("the {0} is missing")]
     Missing(&'static str),
-    #[error("the change can't be written: {0}")]
-    Unwritable(serde_json::Error),
 }
 
 impl Pods {
@@ -91,15 +91,46 @@ fn answer(before: &Pod, verdict: Verdict) -> Result<Answer, Doubt> {
         return Ok(Answer { patch: None, warnings, denied: Some(denied) });
     }
     let patch = match pod {
-        Some(after) => {
-            // Both sides are typed: a field that this version doesn't know is in neither, and so stays as it is.
-            let before = serde_json::to_value(before).map_err(Doubt::Unwritable)?;
-            let after = serde_json::to_value(after).map_err(Doubt::Unwritable)?;
-            Some(json_patch::diff(&before, &after))
-        }
+        Some(after) => Some(json_patch::diff(&skeleton(before), &skeleton(&after))),
         None => None,
     };
     Ok(Answer { patch, warnings, denied: None })
+}
+
+/// What of a pod an answer may change: labels, annotations, images. Comparing nothing else is quick, and a field
+/// that this version doesn't know can't get lost.
+fn skeleton(pod: &Pod) -> Value {
+    let map = |entries: &Option<BTreeMap<String, String>>| entries.as_ref().map(|entries| json!(entries));
+    let images = |containers: &[Container]| {
+        let image = |container: &Container| container.image.as_ref().map(|image| ("image", json!(image)));
+        containers.iter().map(|container| object(image(container))).collect::<Value>()
+    };
+    let spec = pod.spec.as_ref();
+    object([
+        (
+            "metadata",
+            object(
+                [("labels", map(&pod.metadata.labels)), ("annotations", map(&pod.metadata.annotations))]
+                    .into_iter()
+                    .filter_map(|(key, value)| Some((key, value?))),
+            ),
+        ),
+        (
+            "spec",
+            object(
+                [
+                    ("containers", spec.map(|spec| images(&spec.containers))),
+                    ("initContainers", spec.and_then(|spec| spec.init_containers.as_deref().map(images))),
+                ]
+                .into_iter()
+                .filter_map(|(key, value)| Some((key, value?))),
+            ),
+        ),
+    ])
+}
+
+fn object(entries: impl IntoIterator<Item = (&'static str, Value)>) -> Value {
+    Value::Object(entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
 }
 
 fn read(what: &'static str, raw: Option<&RawValue>) -> Result<Pod, Doubt> {
