@@ -63,7 +63,7 @@ impl Pods {
             manual_limit: self.manual_limit,
             namespace: namespace.as_ref(),
         };
-        answer(&pod, pod_create(&pod, &births, &setting))
+        Ok(answer(&pod, pod_create(&pod, &births, &setting)))
     }
 
     fn update(&self, request: &Request<'_>, world: &World, now: Timestamp) -> Result<Answer, Doubt> {
@@ -76,11 +76,11 @@ impl Pods {
             manual_limit: self.manual_limit,
             namespace: namespace.as_ref(),
         };
-        answer(&pod, pod_update(&old, &pod, Actor::of(&request.user_info.username), &setting))
+        Ok(answer(&pod, pod_update(&old, &pod, Actor::of(&request.user_info.username), &setting)))
     }
 }
 
-fn answer(before: &Pod, verdict: Verdict) -> Result<Answer, Doubt> {
+fn answer(before: &Pod, verdict: Verdict) -> Answer {
     let Verdict { pod, warnings, deny } = verdict;
     if let Some(why) = deny {
         let denied = match why {
@@ -88,13 +88,10 @@ fn answer(before: &Pod, verdict: Verdict) -> Result<Answer, Doubt> {
             Denial::Refusal(refusal) => Denied::forbidden(refusal.to_string()),
             Denial::Ineligible(_) => Denied::forbidden(why.to_string()),
         };
-        return Ok(Answer { patch: None, warnings, denied: Some(denied) });
+        return Answer { patch: None, warnings, denied: Some(denied) };
     }
-    let patch = match pod {
-        Some(after) => Some(json_patch::diff(&skeleton(before), &skeleton(&after))),
-        None => None,
-    };
-    Ok(Answer { patch, warnings, denied: None })
+    let patch = pod.map(|after| json_patch::diff(&skeleton(before), &skeleton(&after)));
+    Answer { patch, warnings, denied: None }
 }
 
 /// What of a pod an answer may change: labels, annotations, images. Comparing nothing else is quick, and a field
