@@ -1,8 +1,6 @@
 //! The one place that changes pods. An effect says what; this module does it, once, and says what came of it.
 //! It makes no choices: which pod, which incarnation and for whom are all in the effect.
 
-use std::collections::BTreeMap;
-
 use jiff::Timestamp;
 use json_patch::jsonptr::PointerBuf;
 use json_patch::{Patch as JsonPatch, PatchOperation, TestOperation};
@@ -213,22 +211,21 @@ impl Applier {
     }
 }
 
-/// `held-by` with `holder` in it.
+/// `held-by` with `holder` in it. What else the entries carry is left as it is.
 fn with_holder(held_by: Option<&str>, holder: &Holder) -> Result<String, Refusal> {
     let unreadable = |error: serde_json::Error| Refusal::BadRecord {
         annotation: names::HELD_BY,
         error: error.to_string(),
     };
-    let mut holders: BTreeMap<String, Holder> = match held_by {
-        Some(text) => serde_json::from_str::<Vec<Holder>>(text)
-            .map_err(unreadable)?
-            .into_iter()
-            .map(|holder| (holder.uid.clone(), holder))
-            .collect(),
-        None => BTreeMap::new(),
-    };
-    holders.insert(holder.uid.clone(), holder.clone());
-    serde_json::to_string(&holders.into_values().collect::<Vec<_>>()).map_err(unreadable)
+    let mut entries: Vec<serde_json::Map<String, serde_json::Value>> =
+        held_by.map_or(Ok(Vec::new()), serde_json::from_str).map_err(unreadable)?;
+    let entry = serde_json::to_value(holder).map_err(unreadable)?;
+    let entry = entry.as_object().cloned().unwrap_or_default();
+    match entries.iter_mut().find(|old| old.get("uid") == entry.get("uid")) {
+        Some(old) => old.extend(entry),
+        None => entries.push(entry),
+    }
+    serde_json::to_string(&entries).map_err(unreadable)
 }
 
 fn difference(pod: &PodRef, live: &Pod, wanted: &Pod) -> Result<JsonPatch, ApplyError> {
@@ -306,6 +303,9 @@ mod tests {
         let twice = with_holder(Some(&once), &holder).expect("valid");
         assert_eq!(once, twice);
         assert!(with_holder(Some("junk"), &holder).is_err());
+        let more =
+            with_holder(Some(r#"[{"kind":"Manual","uid":"manual","standIns":{}}]"#), &holder).expect("valid");
+        assert_eq!(more, r#"[{"kind":"Manual","standIns":{},"uid":"manual"},{"kind":"PodChaos","uid":"x"}]"#);
     }
 
     #[test]

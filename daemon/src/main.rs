@@ -71,6 +71,12 @@ struct Args {
 fn main() -> Result<()> {
     let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).init();
+    // A task that died would leave a daemon that looks alive; a new one begins with the journal.
+    let told = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        told(panic);
+        std::process::abort();
+    }));
     raise_descriptor_limit();
     keep_memory_small();
     // One thread: the daemon waits nearly always, and memory is what it is measured by. What blocks gets a thread of
