@@ -117,6 +117,11 @@ fn prepare(kubectl: &Kubectl, image: &str) -> Result<()> {
         "--timeout=60s",
         "--request-timeout=90s",
     ])?;
+    // Fresh pods: the kubelet remembers for ten minutes which containers failed, and starts those later and later.
+    let old = ["deployment/web", "statefulset/db", "pod/solo"];
+    let delete = ["delete", "-n", NAMESPACE, "--ignore-not-found", "--cascade=foreground", "--timeout=60s"];
+    kubectl
+        .output(&delete.iter().chain(&old).chain(&["--request-timeout=90s"]).copied().collect::<Vec<_>>())?;
     let step = Step::begin("a Deployment, a StatefulSet and a bare pod in the namespace squall-demo");
     kubectl.feed(&["apply", "-f", "-"], &workloads(image).to_string())?;
     all_ready(kubectl)?;
@@ -151,7 +156,7 @@ fn workloads(image: &str) -> Value {
 fn all_ready(kubectl: &Kubectl) -> Result<()> {
     let mut missing = String::new();
     let done = kubectl::wait(READY, || {
-        let pods = kubectl.items(&["pods", "-n", NAMESPACE])?;
+        let pods = kubectl.items(&["pods", "-n", NAMESPACE, "-l", "app in (web, db, solo)"])?;
         let ready = pods.iter().filter(|pod| is_ready(pod)).count();
         missing = format!("{ready} of {} Ready", pods.len());
         Ok((ready == 5 && pods.len() == 5).then_some(()))
