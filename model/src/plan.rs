@@ -291,6 +291,7 @@ pub fn plan(input: Input<'_>) -> Plan {
             let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
             step.complete(Phase::Failed, "InvalidSpec", &format!("nothing was hit: {}", errors.join("; ")));
             step.release_unwanted(|_| false);
+            step.plan.status.observed_generation = Some(step.ident.generation);
         }
     }
     step.finish()

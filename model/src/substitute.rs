@@ -149,8 +149,17 @@ pub(crate) fn inject_into(
 }
 
 /// Let the holder `uid` go. With the last holder the originals return and no key of ours is left.
+///
+/// A record that can't be read names no holder to keep, and would never be read later: the pod is made whole.
 pub fn release(pod: &mut Pod, uid: &str, images: &FaultImages) -> Result<(), Refusal> {
-    let Some(mut record) = Record::read(pod)? else { return Ok(()) };
+    let mut record = match Record::read(pod) {
+        Ok(Some(record)) => record,
+        Ok(None) => return Ok(()),
+        Err(_) => {
+            restore(pod);
+            return Ok(());
+        }
+    };
     record.holders.retain(|holder| holder.uid != uid);
     settle(pod, record, images);
     Ok(())

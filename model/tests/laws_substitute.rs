@@ -143,6 +143,24 @@ fn keys_of_ours(pod: &Pod) -> Vec<String> {
         .collect()
 }
 
+#[test]
+fn a_record_that_can_not_be_read_is_let_go_of_whole() {
+    let container = Container {
+        name: "main".to_owned(),
+        image: Some("registry.example/web:1".to_owned()),
+        ..Container::default()
+    };
+    let whole =
+        Pod { spec: Some(PodSpec { containers: vec![container], ..PodSpec::default() }), ..Pod::default() };
+    let holder = Holder { kind: "PodChaos".to_owned(), uid: "u".to_owned(), ..Holder::default() };
+    let mut failed = whole.clone();
+    inject(&mut failed, &holder, &images()).unwrap();
+    let annotations = failed.metadata.annotations.get_or_insert_default();
+    annotations.insert(names::HELD_BY.to_owned(), "nonsense".to_owned());
+    release(&mut failed, "u", &images()).unwrap();
+    assert_eq!(failed, whole);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
 

@@ -74,23 +74,31 @@ impl Step<'_> {
                 }
             }
         };
-        if !underway {
-            let Some(pod) = view(world, target) else {
+        // What was done to it before is known only once its daemon has told.
+        let unsure =
+            underway || target.ordered_at.is_some() || matches!(world.daemon(&node), Daemon::Unreachable(_));
+        match view(world, target) {
+            None if unsure && now < give_up => {}
+            None => {
                 target.phase = TargetPhase::Skipped;
                 target.reason = Some("Gone".to_owned());
                 target.message = Some("the pod was gone before its container was hit".to_owned());
                 return;
-            };
-            let namespace = world.namespace(&target.namespace).cloned().unwrap_or_default();
-            match eligible(spec, pod, &namespace) {
-                Ok(_) => {}
-                // Perhaps it does not run because it was hit: only the daemon knows whether that was our doing.
-                Err(Ineligible::NotRunning) if target.ordered_at.is_some() => {}
-                Err(why) => {
-                    target.phase = TargetPhase::Skipped;
-                    target.reason = Some(why.reason().to_owned());
-                    target.message = Some(why.to_string());
-                    return;
+            }
+            Some(pod) => {
+                let namespace = world.namespace(&target.namespace).cloned().unwrap_or_default();
+                match eligible(spec, pod, &namespace) {
+                    Ok(_) => {}
+                    // Perhaps it does not run because it was hit: only the daemon knows whether that was our doing.
+                    Err(Ineligible::NotRunning | Ineligible::Completed | Ineligible::Terminating)
+                        if unsure => {}
+                    Err(_) if underway => {}
+                    Err(why) => {
+                        target.phase = TargetPhase::Skipped;
+                        target.reason = Some(why.reason().to_owned());
+                        target.message = Some(why.to_string());
+                        return;
+                    }
                 }
             }
         }
@@ -103,7 +111,7 @@ impl Step<'_> {
             fail(target, "TimedOut", &message);
             return;
         }
-        if matches!(world.daemon(&node), Daemon::None) && !underway {
+        if matches!(world.daemon(&node), Daemon::None) && !underway && target.ordered_at.is_none() {
             let limit = selected + seconds(8);
             if limit <= now {
                 fail(
@@ -115,6 +123,10 @@ impl Step<'_> {
                 );
             } else {
                 self.wake(limit);
+                // It stays listed, or a daemon that is being replaced would forget what it did.
+                if !self.ident.paused {
+                    self.plan.orders.extend(order(self.ident.uid, target, signal.number(), scope, false));
+                }
             }
             return;
         }

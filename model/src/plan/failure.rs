@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use squall_api::names;
 use squall_api::podchaos::{Phase, Scope, Target, TargetPhase};
@@ -39,9 +39,10 @@ impl Step<'_> {
 
         // Ended targets stay ended whatever happens; a resumed experiment takes up the recovered ones.
         let narrowed = self.plan.status.observed_generation.is_some_and(|seen| seen < self.ident.generation);
+        let asked = Asked { wanted, expired, fast, narrowed };
         let mut targets = std::mem::take(&mut self.plan.status.targets);
         for target in &mut targets {
-            self.fail_one(spec, fast, target, wanted, narrowed);
+            self.fail_one(spec, target, asked);
         }
         if wanted {
             self.births(spec, &mut targets);
@@ -58,7 +59,8 @@ impl Step<'_> {
     }
 
     /// One target's next step.
-    fn fail_one(&mut self, spec: &Spec, fast: bool, target: &mut Target, wanted: bool, narrowed: bool) {
+    fn fail_one(&mut self, spec: &Spec, target: &mut Target, asked: Asked) {
+        let Asked { wanted, expired, fast, narrowed } = asked;
         let Input { now, world, outcomes, images, .. } = self.input;
         match target.phase {
             TargetPhase::Selected | TargetPhase::Injected | TargetPhase::Recovering => {}
@@ -73,26 +75,35 @@ impl Step<'_> {
                     ..target.clone()
                 };
             }
-            TargetPhase::Recovered
-            | TargetPhase::Killed
+            TargetPhase::Recovered => {
+                // Its successor may be born while the experiment is paused.
+                if view(world, target).is_none_or(|pod| pod.terminating) {
+                    went_away(target, now);
+                } else if narrowed {
+                    self.narrow(spec, target);
+                }
+                return;
+            }
+            TargetPhase::Killed
             | TargetPhase::Skipped
             | TargetPhase::Failed
             | TargetPhase::Released
             | TargetPhase::Gone => return,
         }
         let Some(pod) = view(world, target).filter(|pod| !pod.terminating) else {
-            target.phase = TargetPhase::Gone;
-            target.gone_at = Some(MicroTime(now));
-            target.message = Some("the pod went away during the fault".to_owned());
+            went_away(target, now);
             return;
         };
-        let held = outcomes.holds(pod, self.ident.uid);
-        if target.phase == TargetPhase::Recovering || !wanted {
-            self.recover_one(target, pod, held);
+        if narrowed && self.narrow(spec, target) {
             return;
         }
-        if narrowed && !spec.selector.matches(pod, as_nodes(world)) {
-            release(target, now, "Narrowed", "the selector was changed and leaves it out");
+        let held = outcomes.holds(pod, self.ident.uid);
+        if expired && target.phase == TargetPhase::Selected && target.ordered_at.is_some() {
+            fail(target, "NotInjected", "its time was over before it was injected; it was recovered");
+            return;
+        }
+        if target.phase == TargetPhase::Recovering || !wanted {
+            self.recover_one(target, pod, held);
             return;
         }
         let namespace = world.namespace(&target.namespace).cloned().unwrap_or_default();
@@ -114,6 +125,22 @@ impl Step<'_> {
                 );
             }
             TargetPhase::Injected => {}
+            // The switch is on, and the images aren't there: not seen yet, or only the label came through.
+            TargetPhase::Selected if held && substituted(pod).next().is_none() => {
+                match outcomes.get(Verb::Inject, &target.uid) {
+                    Some(Outcome::Done { .. }) => {
+                        let limit = target.ordered_at.get_or_insert(MicroTime(now)).0 + injection_limit();
+                        if limit <= now {
+                            fail(target, "NotInjected", "its images were not substituted; it was recovered");
+                        } else {
+                            self.wake(limit);
+                        }
+                    }
+                    Some(Outcome::Refused { .. } | Outcome::Retry { .. }) | None => {
+                        self.inject_one(spec, target, pod, now);
+                    }
+                }
+            }
             TargetPhase::Selected if held => {
                 let answered = match outcomes.get(Verb::Inject, &target.uid) {
                     Some(Outcome::Done { at, .. }) => *at,
@@ -137,7 +164,11 @@ impl Step<'_> {
                     );
                 } else {
                     self.wake(ordered + injection_limit());
-                    if fast {
+                    // The kubelet first has to know that the old containers go, or it starts them again.
+                    let kubelet_knows = ordered + SignedDuration::from_millis(500);
+                    if fast && kubelet_knows > now {
+                        self.wake(kubelet_knows);
+                    } else if fast {
                         for container in original {
                             let old = Target {
                                 container: Some(container.name.clone()),
@@ -158,6 +189,16 @@ impl Step<'_> {
             | TargetPhase::Released
             | TargetPhase::Gone => {}
         }
+    }
+
+    /// Release the target if the changed selector leaves it out.
+    fn narrow(&mut self, spec: &Spec, target: &mut Target) -> bool {
+        let Input { now, world, .. } = self.input;
+        let out = view(world, target).is_some_and(|pod| !spec.selector.matches(pod, as_nodes(world)));
+        if out {
+            release(target, now, "Narrowed", "the selector was changed and leaves it out");
+        }
+        out
     }
 
     fn inject_one(&mut self, spec: &Spec, target: &mut Target, pod: &PodView, now: Timestamp) {
@@ -270,6 +311,7 @@ impl Step<'_> {
                 usize::try_from(self.plan.status.drawn.unwrap_or(0)).unwrap_or(0).saturating_sub(live)
             }
         };
+        room = room.min(MAX_TARGETS.saturating_sub(targets.len()));
         for (pod, held) in born {
             let left = targets.iter_mut().find(|target| replaces(pod, held, target));
             let adopt = room > 0 && (spec.mode == Mode::All || left.is_some());
@@ -371,6 +413,25 @@ fn replaces(pod: &PodView, held: bool, gone: &Target) -> bool {
         && owner.is_some()
         && owner == gone.owner.as_ref()
         && (held || pod.name == gone.pod || came_after())
+}
+
+/// What is asked of every target now.
+#[derive(Clone, Copy)]
+struct Asked {
+    /// The fault shall be there.
+    wanted: bool,
+    /// Its time is over.
+    expired: bool,
+    /// The daemon ends the old processes.
+    fast: bool,
+    /// The selector was changed since the last look.
+    narrowed: bool,
+}
+
+fn went_away(target: &mut Target, now: Timestamp) {
+    target.phase = TargetPhase::Gone;
+    target.gone_at = Some(MicroTime(now));
+    target.message = Some("the pod went away during the fault".to_owned());
 }
 
 /// Someone took the fault back, or forbade it.

@@ -1,6 +1,6 @@
 //! pod-kill: each target is deleted or evicted once, by UID; afterwards its replacement is followed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -8,6 +8,7 @@ use squall_api::podchaos::{Phase, Target, TargetPhase};
 
 use super::choose::whole_seconds;
 use super::{Effect, Input, Outcome, PodRef, Step, Verb, later, seconds, view};
+use crate::pod::PodView;
 use crate::select::eligible;
 use crate::spec::Spec;
 
@@ -124,10 +125,13 @@ impl Step<'_> {
             return;
         }
         let Input { now, world, .. } = self.input;
+        let selected = self.plan.status.selected_at.as_ref().map(|at| whole_seconds(at.0));
         let mut targets = std::mem::take(&mut self.plan.status.targets);
-        let mut taken: BTreeSet<String> =
+        let taken: BTreeSet<String> =
             targets.iter().filter_map(|target| target.replacement.clone()).collect();
         let ours: BTreeSet<String> = targets.iter().map(|target| target.uid.clone()).collect();
+        // The newcomers of each workload, looked up once, oldest first.
+        let mut newcomers: BTreeMap<String, Vec<&PodView>> = BTreeMap::new();
         for target in &mut targets {
             let (TargetPhase::Killed, None, Some(owner)) = (target.phase, &target.ready_at, &target.owner)
             else {
@@ -135,15 +139,21 @@ impl Step<'_> {
             };
             let since = target.injected_at.as_ref().map_or(now, |at| whole_seconds(at.0));
             if target.replacement.is_none() {
-                let newcomer = world
-                    .owned_by(owner)
-                    .filter(|pod| pod.namespace == target.namespace && !pod.terminating)
-                    .filter(|pod| !ours.contains(&pod.uid) && pod.created.is_some_and(|at| at >= since))
-                    .filter(|pod| !taken.contains(&pod.name) || pod.name == target.pod)
-                    .min_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
-                if let Some(pod) = newcomer {
-                    taken.insert(pod.name.clone());
-                    target.replacement = Some(pod.name.clone());
+                let pods = newcomers.entry(owner.clone()).or_insert_with(|| {
+                    let mut pods: Vec<&PodView> = world
+                        .owned_by(owner)
+                        .filter(|pod| {
+                            !pod.terminating && !ours.contains(&pod.uid) && !taken.contains(&pod.name)
+                        })
+                        .filter(|pod| pod.created >= selected)
+                        .collect();
+                    pods.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
+                    pods
+                });
+                let fits = |pod: &&PodView| pod.namespace == target.namespace && pod.created >= Some(since);
+                let namesake = pods.iter().position(|pod| fits(pod) && pod.name == target.pod);
+                if let Some(index) = namesake.or_else(|| pods.iter().position(fits)) {
+                    target.replacement = Some(pods.remove(index).name.clone());
                 }
             }
             let replacement =

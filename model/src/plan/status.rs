@@ -20,7 +20,12 @@ impl Step<'_> {
         let generation = self.ident.generation;
         let success = phase == Phase::Completed;
         let status = &mut self.plan.status;
-        set(status, "Completed", true, reason, message, now, generation);
+        // Of the end there are five kinds; what went wrong in particular stands in Failed.
+        let kind = match reason {
+            "Succeeded" | "Failed" | "Halted" | "NoTargets" | "Aborted" => reason,
+            _ => "Failed",
+        };
+        set(status, "Completed", true, kind, message, now, generation);
         set(status, "Failed", !success, if success { "Succeeded" } else { reason }, message, now, generation);
     }
 
@@ -28,7 +33,22 @@ impl Step<'_> {
     pub(super) fn complete_by_targets(&mut self) {
         let count = |phase| count(&self.plan.status, phase);
         let failed = count(TargetPhase::Failed);
-        let hit = count(TargetPhase::Killed) + count(TargetPhase::Recovered) + count(TargetPhase::Gone);
+        let hit = self
+            .plan
+            .status
+            .targets
+            .iter()
+            .filter(|target| match target.phase {
+                TargetPhase::Killed => true,
+                TargetPhase::Recovered | TargetPhase::Gone => target.injected_at.is_some(),
+                TargetPhase::Selected
+                | TargetPhase::Injected
+                | TargetPhase::Recovering
+                | TargetPhase::Skipped
+                | TargetPhase::Failed
+                | TargetPhase::Released => false,
+            })
+            .count();
         let released = count(TargetPhase::Released);
         if failed > 0 {
             let why = self
@@ -171,11 +191,12 @@ fn hit(status: &PodChaosStatus) -> usize {
         .targets
         .iter()
         .filter(|target| match target.phase {
-            TargetPhase::Injected
-            | TargetPhase::Killed
-            | TargetPhase::Recovering
-            | TargetPhase::Recovered => true,
-            TargetPhase::Released | TargetPhase::Gone | TargetPhase::Failed => target.injected_at.is_some(),
+            TargetPhase::Injected | TargetPhase::Killed => true,
+            TargetPhase::Recovering
+            | TargetPhase::Recovered
+            | TargetPhase::Released
+            | TargetPhase::Gone
+            | TargetPhase::Failed => target.injected_at.is_some(),
             TargetPhase::Selected | TargetPhase::Skipped => false,
         })
         .count()
