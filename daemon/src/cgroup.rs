@@ -4,6 +4,8 @@
 //! Reads only. Nothing here is assumed of where pods have their cgroups: the path always comes from a process.
 
 pub mod hierarchy;
+#[cfg(test)]
+mod scoping;
 
 use std::{
     fs, io,
@@ -106,23 +108,23 @@ impl Memberships {
             .map(|membership| membership.path.as_str())
     }
 
-    /// The same, but where a path goes on below the component that contains `id`, it ends there: a container with an
-    /// init system of its own has its first process in a cgroup below the container's.
-    fn cut_to(&self, id: &str) -> Self {
+    /// Only what names the container `id`, and each path of that ends with the component that does: a container with an
+    /// init system of its own has its first process in a cgroup below the container's. A hierarchy in which the runtime
+    /// made no cgroup for it shows the one that the runtime itself is in, or the root: that is not the container's.
+    fn naming(&self, id: &str) -> Self {
         let cut = |path: &str| {
             let mut end = 0;
             for part in path.split('/') {
                 end += part.len();
-                if !id.is_empty() && part.contains(id) {
-                    return path[..end].to_owned();
+                if part.contains(id) {
+                    return Some(path[..end].to_owned());
                 }
                 end += 1;
             }
-            path.to_owned()
+            None
         };
-        let memberships = self.0.iter().map(|membership| Membership {
-            subsystems: membership.subsystems.clone(),
-            path: cut(&membership.path),
+        let memberships = self.0.iter().filter_map(|Membership { subsystems, path }| {
+            Some(Membership { subsystems: subsystems.clone(), path: cut(path)? })
         });
         Self(memberships.collect())
     }
@@ -218,13 +220,26 @@ impl CgroupRoot {
 
     /// Finds the cgroup of `pid` on the host.
     pub fn target(&self, pid: i32) -> Result<Target, CgroupError> {
-        self.container(pid, "")
+        let whole = Memberships::of(&self.proc, pid)?;
+        self.resolve(pid, &whole, whole.clone())
     }
 
-    /// Finds the cgroup of the container `id`, whose process is `pid`.
+    /// Finds the cgroup of the container `id`, whose process is `pid`. Hierarchies whose path does not name the
+    /// container are left out, so a target without memberships is that of a process which is not the container's.
     pub fn container(&self, pid: i32, id: &str) -> Result<Target, CgroupError> {
         let whole = Memberships::of(&self.proc, pid)?;
-        let memberships = whole.cut_to(id);
+        // Every path contains the empty name: then it is nobody's.
+        let ours = if id.is_empty() { Memberships::default() } else { whole.naming(id) };
+        self.resolve(pid, &whole, ours)
+    }
+
+    /// `memberships` are what of `whole` counts.
+    fn resolve(
+        &self,
+        pid: i32,
+        whole: &Memberships,
+        memberships: Memberships,
+    ) -> Result<Target, CgroupError> {
         let v2 = match (&self.v2, whole.v2(), memberships.v2()) {
             (Some(root), Some(path), Some(cut)) => {
                 let depth = |path: &str| path.split('/').filter(|part| !part.is_empty()).count();
@@ -426,10 +441,9 @@ mod tests {
     fn a_containers_cgroup_is_the_one_that_bears_its_id() {
         let text =
             "3:pids:/kube/cri-abc.scope/init.scope\n2:cpu:/elsewhere\n0::/kube/cri-abc.scope/init.scope\n";
-        let cut = Memberships::parse(text).unwrap().cut_to("abc");
+        let cut = Memberships::parse(text).unwrap().naming("abc");
         assert_eq!((cut.v2(), cut.v1("pids")), (Some("/kube/cri-abc.scope"), Some("/kube/cri-abc.scope")));
-        assert_eq!(cut.v1("cpu"), Some("/elsewhere"));
-        assert_eq!(cut.cut_to(""), cut);
+        assert_eq!(cut.v1("cpu"), None);
     }
 
     #[test]

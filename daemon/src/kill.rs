@@ -152,8 +152,8 @@ pub fn prepare_process(
     let mismatch = |why: String| KillError::Mismatch { id: id(), why };
     // The runtime says which process it is; the kernel says whose cgroup that process is in.
     if !target.memberships.mention(&container.id) {
-        let path = target.memberships.v2().or(target.memberships.0.first().map(|one| one.path.as_str()));
-        let path = path.unwrap_or("none");
+        let found = init.memberships().unwrap_or_default();
+        let path = found.v2().or(found.0.first().map(|one| one.path.as_str())).unwrap_or("none");
         return Err(mismatch(format!("the cgroup of its process {init_pid} is {path}")));
     }
     let now = init.memberships().map_err(|source| KillError::Process { id: id(), source })?;
