@@ -9,7 +9,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, pidfd_open},
+};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::cgroup::{CgroupError, Memberships};
@@ -163,7 +166,12 @@ impl Process {
             )
         };
         if result == 0 {
-            return Ok(());
+            // A zombie takes every signal, and nothing comes of it.
+            return if signal == 0 && self.has_ended() {
+                Err(ProcessError::Gone { pid: self.pid })
+            } else {
+                Ok(())
+            };
         }
         let source = io::Error::last_os_error();
         match source.raw_os_error() {
@@ -181,6 +189,13 @@ impl Process {
             .map_err(|error| wait(error.into()))?;
         fd.readable().await.map_err(wait)?.retain_ready();
         Ok(())
+    }
+
+    /// Whether it has ended (a zombie has): its descriptor can be read from then on.
+    fn has_ended(&self) -> bool {
+        let mut asked = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        // An error of poll says nothing; ESRCH and the wait tell later.
+        matches!(poll(&mut asked, Some(&Timespec::default())), Ok(1..))
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -265,6 +280,24 @@ mod tests {
         assert_eq!(disposition(&status("9\t1", 0, 0, 0), libc::SIGTERM), Disposition::Ignored);
         assert_eq!(disposition(&status("9\t1", 0, 0, 0), libc::SIGKILL), Disposition::Default);
         assert_eq!(disposition(&status("1", 0, 0, 0), libc::SIGTERM), Disposition::Default);
+    }
+
+    #[test]
+    fn a_zombie_is_gone() {
+        let proc = Path::new("/proc");
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = child.id() as i32;
+        let process = Process::open(proc, pid).unwrap();
+        assert!(process.send(0).is_ok());
+        process.send(libc::SIGKILL).unwrap();
+        // Not reaped before `wait`: the PID stays its own.
+        while !process.has_ended() {
+            std::thread::yield_now();
+        }
+        assert!(matches!(process.send(0), Err(ProcessError::Gone { .. })));
+        assert!(matches!(Process::open(proc, pid), Err(ProcessError::Gone { .. })));
+        assert!(matches!(process.memberships(), Err(ProcessError::Gone { .. })));
+        child.wait().unwrap();
     }
 
     #[test]
