@@ -19,8 +19,8 @@ use crate::pod::{NamespaceView, PodView};
 use crate::select::Ineligible;
 use crate::substitute::record::{KeptMap, Record, StandIns, annotation};
 use crate::substitute::{
-    FaultImages, Holder, MANUAL, PODCHAOS, Refusal, clean, is_switched_on, remove, restore_images, settle,
-    switch, take_over, would_recover,
+    FaultImages, Holder, MANUAL, PODCHAOS, Refusal, clean, containers, is_switched_on, remove,
+    restore_images, settle, switch, take_over, would_recover,
 };
 
 mod births;
@@ -175,12 +175,10 @@ fn by_controller(old: &Pod, pod: &Pod, setting: &Setting<'_>) -> Verdict {
 }
 
 fn by_someone(old: &Pod, pod: &Pod, setting: &Setting<'_>) -> Verdict {
-    let asked = Record::read_what_there_is(pod);
-    // Asked a second time about the same request, we find what we wrote the first time.
-    let again = asked.as_ref().is_some_and(|record| {
-        record.extra.taken_from.is_some() && record.extra.taken_from == old.metadata.resource_version
-    });
-    let stored = if again { asked } else { Record::read_what_there_is(old) };
+    let mut stored = Record::read_what_there_is(old);
+    if let Some(stored) = &mut stored {
+        seen_again(old, pod, stored, setting.images);
+    }
     match (stored, is_switched_on(pod)) {
         (Some(record), false) => let_go(old, pod, record, setting),
         (None, false) if is_switched_on(old) => {
@@ -196,6 +194,35 @@ fn by_someone(old: &Pod, pod: &Pod, setting: &Setting<'_>) -> Verdict {
             stay(old, pod, record, setting)
         }
         (stored, true) => switch_on(old, pod, stored, setting),
+    }
+}
+
+/// Asked a second time about the same request, we find on the pod what we wrote the first time: images that were
+/// saved just then are nowhere else. They are all that is believed, since anyone can write such a record: who does
+/// gets no more than by writing the image itself. Who holds the pod is said by the stored record alone.
+fn seen_again(old: &Pod, pod: &Pod, stored: &mut Record, images: &FaultImages) {
+    let Some(asked) = Record::read_what_there_is(pod) else { return };
+    let again = asked.extra.taken_from.is_some() && asked.extra.taken_from == old.metadata.resource_version;
+    let mut known = stored.extra.stand_ins.clone();
+    known.merge(&StandIns::of(images));
+    for (container, _) in containers(pod) {
+        let Some(seen) = asked.originals.get(&container.name) else { continue };
+        if !known.contains(container.image.as_deref().unwrap_or_default()) {
+            continue;
+        }
+        match stored.originals.get_mut(&container.name) {
+            Some(saved) if again && !known.contains(seen) => saved.clone_from(seen),
+            Some(_) => {}
+            None => {
+                let before = containers(old).find(|(before, _)| before.name == container.name);
+                if before.is_some_and(|(before, _)| before.image != container.image) {
+                    stored.originals.insert(container.name.clone(), seen.clone());
+                }
+            }
+        }
+    }
+    if again {
+        stored.extra.taken_from = asked.extra.taken_from;
     }
 }
 

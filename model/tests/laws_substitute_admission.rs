@@ -156,6 +156,68 @@ fn has_record(pod: &Pod) -> bool {
         .is_some_and(|all| all.contains_key(names::HELD_BY) || all.contains_key(names::ORIGINAL_IMAGES))
 }
 
+fn pod_with(containers: &[&str]) -> Pod {
+    let container = |name: &&str| Container {
+        name: (*name).to_owned(),
+        image: Some(format!("registry.example/{name}:1")),
+        ..Container::default()
+    };
+    Pod {
+        metadata: ObjectMeta {
+            name: Some("web".to_owned()),
+            namespace: Some("team".to_owned()),
+            resource_version: Some("7".to_owned()),
+            ..ObjectMeta::default()
+        },
+        spec: Some(PodSpec { containers: containers.iter().map(container).collect(), ..PodSpec::default() }),
+        status: None,
+    }
+}
+
+fn update(old: &Pod, edits: &[Edit], setting: &Setting<'_>) -> Pod {
+    let mut asked = old.clone();
+    edits.iter().for_each(|edit| write(&mut asked, edit));
+    let verdict = pod_update(old, &asked, Actor::Someone, setting);
+    assert_eq!(verdict.deny, None);
+    verdict.pod.unwrap_or(asked)
+}
+
+fn switch_on() -> Edit {
+    Edit::Switch(Some(names::POD_FAILURE.to_owned()))
+}
+
+#[test]
+fn a_record_that_poses_as_a_second_question_changes_no_holder() {
+    let images = images();
+    let setting = setting(&images);
+    let failed = update(&pod_with(&["a", "b"]), &[switch_on()], &setting);
+    let forged = r#"[{"kind":"PodChaos","uid":"forged","takenFrom":"7","standIns":{"pause":["registry.example/x:1"]}}]"#;
+    let answer = update(&failed, &[Edit::Annotate(names::HELD_BY, Some(forged.to_owned()))], &setting);
+    let held_by = &answer.metadata.annotations.as_ref().unwrap()[names::HELD_BY];
+    assert!(held_by.contains("\"manual\"") && !held_by.contains("forged"), "{held_by}");
+    assert!(!held_by.contains("registry.example/x:1"), "{held_by}");
+
+    // Nor does it where there is no fault at all.
+    let whole = pod_with(&["a"]);
+    let edits = [Edit::Annotate(names::HELD_BY, Some(forged.to_owned())), switch_on()];
+    let answer = update(&whole, &edits, &setting);
+    let held_by = &answer.metadata.annotations.as_ref().unwrap()[names::HELD_BY];
+    assert!(!held_by.contains("forged"), "{held_by}");
+    assert!(!has_record(&update(&whole, &edits[..1], &setting)));
+}
+
+#[test]
+fn asked_twice_while_the_hand_takes_in_another_container_its_image_is_kept() {
+    let images = images();
+    let setting = setting(&images);
+    let whole = pod_with(&["a", "b"]);
+    let only_a = Edit::Annotate(names::CONTAINERS, Some("a".to_owned()));
+    let failed = update(&whole, &[only_a, switch_on()], &setting);
+    assert_eq!(image_list(&failed)[1], "registry.example/b:1");
+    let both = update(&failed, &[Edit::Annotate(names::CONTAINERS, None)], &setting);
+    assert_eq!(pod_update(&failed, &both, Actor::Someone, &setting).pod, None);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
