@@ -20,6 +20,8 @@ pub struct Interest {
     pub nodes: HashSet<String>,
     /// Namespaces in which every pod matters.
     pub namespaces: BTreeSet<String>,
+    /// Namespaces whose opt-in or protection matters: those of the targets.
+    pub opt_ins: BTreeSet<String>,
 }
 
 /// The interests of all experiments, by UID.
@@ -53,7 +55,7 @@ impl Interests {
 
     /// Whom a change of the namespace concerns.
     pub fn of_namespace(&self, name: &str) -> Vec<ObjectRef<PodChaos>> {
-        self.filter(|interest| interest.namespaces.contains(name))
+        self.filter(|interest| interest.namespaces.contains(name) || interest.opt_ins.contains(name))
     }
 
     /// Whom news from the node's daemon concern.

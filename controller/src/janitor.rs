@@ -7,7 +7,6 @@ use jiff::Timestamp;
 use kube_runtime::reflector::{ObjectRef, Store};
 use squall_api::podchaos::PodChaos;
 use squall_model::plan::{Chore, Effect, Note, NoteKind, PodRef, chore};
-use squall_model::pod::NamespaceView;
 use squall_model::substitute::Holder;
 use tokio::sync::mpsc;
 
@@ -79,8 +78,8 @@ impl Janitor {
         let (pod, due) = {
             let index = self.observer.read();
             let Some(pod) = index.pod(&key.0, &key.1) else { return Ok(None) };
-            let unknown = NamespaceView::default();
-            let namespace = index.namespace(&pod.namespace).unwrap_or(&unknown);
+            // Not listed yet: its own event will come.
+            let Some(namespace) = index.namespace(&pod.namespace) else { return Ok(None) };
             let due =
                 chore(pod, namespace, |holder| self.exists(holder), index.is_leaving(), Timestamp::now());
             (PodRef::of_view(pod), due)

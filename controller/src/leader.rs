@@ -145,18 +145,36 @@ pub async fn lead(parts: Parts, router: Router) {
     };
     *router.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(routes);
     let _unroute = Unroute(router);
+    let context = Arc::new(Context {
+        client: client.clone(),
+        observer: observer.clone(),
+        nodes,
+        applier: applier.clone(),
+        interests,
+        teller: teller.clone(),
+        metrics,
+        roll: roll.clone(),
+        memories: Mutex::new(HashMap::new()),
+    });
     let gone = {
-        let observer = observer.clone();
-        let roll = roll.clone();
+        let context = context.clone();
         move |event: &Event<PodChaos>| {
-            if let Event::Delete(chaos) = event
-                && let Some(uid) = &chaos.metadata.uid
-            {
-                roll.seen(uid);
-                let index = observer.read();
-                for pod in index.held_by(uid) {
-                    let _ = chores.send((pod.namespace.clone(), pod.name.clone()));
+            let index = context.observer.read();
+            let look_after = |pod: &PodView| {
+                // The receiver goes only with the term.
+                let _ = chores.send((pod.namespace.clone(), pod.name.clone()));
+            };
+            match event {
+                Event::Delete(chaos) => {
+                    if let Some(uid) = &chaos.metadata.uid {
+                        context.roll.seen(uid);
+                        context.forget(uid);
+                        index.held_by(uid).for_each(look_after);
+                    }
                 }
+                // After a new listing nobody says what went meanwhile.
+                Event::InitDone => index.all_held().for_each(look_after),
+                Event::Init | Event::InitApply(_) | Event::Apply(_) => {}
             }
         }
     };
@@ -173,17 +191,6 @@ pub async fn lead(parts: Parts, router: Router) {
         experiments: experiments.clone(),
         teller: teller.clone(),
     };
-    let context = Arc::new(Context {
-        client,
-        observer,
-        nodes,
-        applier,
-        interests,
-        teller,
-        metrics,
-        roll: roll.clone(),
-        memories: Mutex::new(HashMap::new()),
-    });
     let turns = Controller::for_stream(trigger, experiments.clone())
         .with_config(Config::default().concurrency(CONCURRENCY))
         .reconcile_on(UnboundedReceiverStream::new(turned))

@@ -224,8 +224,8 @@ impl Index {
     fn put_pod(&mut self, pod: PodView) -> Option<Change> {
         let old = self.take_pod(&pod.namespace, &pod.name);
         let key = || (pod.namespace.clone(), pod.name.clone());
-        for holder in &pod.held_by {
-            self.held.entry(holder.uid.clone()).or_default().insert(key());
+        for holder in holders(&pod) {
+            self.held.entry(holder.to_owned()).or_default().insert(key());
         }
         if let Some(owner) = &pod.owner {
             self.owned.entry(owner.uid.clone()).or_default().insert(key());
@@ -242,8 +242,8 @@ impl Index {
             self.pods.remove(namespace);
         }
         let key = (namespace.to_owned(), name.to_owned());
-        for holder in &pod.held_by {
-            forget(&mut self.held, &holder.uid, &key);
+        for holder in holders(&pod) {
+            forget(&mut self.held, holder, &key);
         }
         if let Some(owner) = &pod.owner {
             forget(&mut self.owned, &owner.uid, &key);
@@ -323,6 +323,14 @@ impl Index {
             },
         }
     }
+}
+
+/// The UIDs under which a pod is held; one with a record that names nobody is held by nobody, the empty UID.
+fn holders(pod: &PodView) -> impl Iterator<Item = &str> {
+    let recorded =
+        [names::HELD_BY, names::ORIGINAL_IMAGES].iter().any(|key| pod.annotations.contains_key(*key));
+    let nobody = (recorded && pod.held_by.is_empty()).then_some("");
+    pod.held_by.iter().map(|holder| holder.uid.as_str()).chain(nobody)
 }
 
 fn forget(map: &mut HashMap<String, BTreeSet<(String, String)>>, uid: &str, key: &(String, String)) {

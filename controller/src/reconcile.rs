@@ -8,14 +8,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use kube_runtime::controller::Action;
 use kube_runtime::reflector::ObjectRef;
-use squall_api::podchaos::{Action as Fault, Phase, PodChaos, PodChaosStatus, Scope, TargetPhase};
+use squall_api::podchaos::{Action as Fault, PodChaos, PodChaosStatus, Scope, Target, TargetPhase};
 use squall_api::{grpc, names};
-use squall_model::plan::{Effect, Input, Order, Outcome, Outcomes, Plan, notes, plan};
+use squall_model::plan::{Effect, Input, Order, Outcome, Outcomes, Plan, Verb, notes, plan};
 
 use crate::apply::{Applier, ApplyError};
 use crate::interest::{Interest, Interests};
@@ -86,8 +86,11 @@ pub struct Memory {
     version: u64,
     outcomes: Outcomes,
     /// What the daemons have been told to have: node and id.
-    orders: BTreeSet<(String, String)>,
+    orders: Orders,
 }
+
+/// Node and id of faults.
+type Orders = BTreeSet<(String, String)>;
 
 /// One turn.
 pub async fn reconcile(chaos: Arc<PodChaos>, context: Arc<Context>) -> Result<Action, ReconcileError> {
@@ -95,13 +98,19 @@ pub async fn reconcile(chaos: Arc<PodChaos>, context: Arc<Context>) -> Result<Ac
     let taken = context.memories().remove(&uid);
     let mut memory = taken
         .unwrap_or_else(|| Memory { status: chaos.status.clone().unwrap_or_default(), ..Memory::default() });
+    let seen = chaos.resource_version().and_then(|text| text.parse().ok()).unwrap_or(0_u64);
+    if seen > memory.version {
+        // Someone else wrote it after us: what it says now is what counts.
+        memory.status = chaos.status.clone().unwrap_or_default();
+        memory.version = seen;
+    }
     let begun = Instant::now();
     let result = context.turn(&chaos, &uid, &mut memory).await;
     context.metrics.reconciled(begun.elapsed());
     context.roll.seen(&uid);
     match result {
         Ok(Next::Gone) => {
-            context.order(&chaos, &mut memory, Vec::new());
+            context.withdraw(&mut memory, Orders::new());
             context.interests.forget(&uid);
             Ok(Action::await_change())
         }
@@ -115,11 +124,20 @@ pub async fn reconcile(chaos: Arc<PodChaos>, context: Arc<Context>) -> Result<Ac
                 }
             })
         }
+        Err(ReconcileError::Status { source, .. }) if is_gone(&source) => {
+            context.withdraw(&mut memory, Orders::new());
+            context.interests.forget(&uid);
+            Ok(Action::await_change())
+        }
         Err(error) => {
             context.memories().insert(uid, memory);
             Err(error)
         }
     }
+}
+
+fn is_gone(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404)
 }
 
 /// After an error: soon again. A conflict means that the watch is about to bring the newer object.
@@ -152,7 +170,7 @@ impl Context {
     async fn turn(&self, chaos: &PodChaos, uid: &str, memory: &mut Memory) -> Result<Next, ReconcileError> {
         for _ in 0..ROUNDS {
             let plan = self.plan(chaos, memory);
-            self.order(chaos, memory, plan.orders);
+            let wanted = self.order(chaos, memory, plan.orders);
             let due = !plan.effects.is_empty();
             if due {
                 self.carry_out(chaos, memory, plan.effects).await;
@@ -165,6 +183,7 @@ impl Context {
             if changed && !plan.drop_finalizer {
                 self.write(chaos, memory, plan.status).await?;
             }
+            self.withdraw(memory, wanted);
             self.teller.tell(chaos, told);
             if plan.drop_finalizer {
                 self.drop_finalizer(chaos).await?;
@@ -194,18 +213,32 @@ impl Context {
         })
     }
 
-    /// Tell the daemons what they shall have for this experiment, and nothing else.
-    fn order(&self, chaos: &PodChaos, memory: &mut Memory, orders: Vec<Order>) {
+    /// Tell the daemons what they shall have for this experiment; what they shall have no longer is
+    /// [withdrawn](Self::withdraw) once what came of it is written.
+    fn order(&self, chaos: &PodChaos, memory: &mut Memory, orders: Vec<Order>) -> Orders {
         let experiment = format!("{}/{}", chaos.namespace().unwrap_or_default(), chaos.name_any());
-        let wanted: BTreeSet<(String, String)> =
-            orders.iter().map(|order| (order.node.clone(), order.id.clone())).collect();
-        for (node, id) in memory.orders.difference(&wanted) {
-            self.nodes.remove(node, id);
-        }
+        let wanted: Orders = orders.iter().map(|order| (order.node.clone(), order.id.clone())).collect();
         for order in orders {
             self.nodes.set(&order.node.clone(), fault(order, &experiment));
         }
+        memory.orders.extend(wanted.iter().cloned());
+        wanted
+    }
+
+    /// Take back every order but those `wanted`.
+    fn withdraw(&self, memory: &mut Memory, wanted: Orders) {
+        for (node, id) in memory.orders.difference(&wanted) {
+            self.nodes.remove(node, id);
+        }
         memory.orders = wanted;
+    }
+
+    /// The experiment is no more, with or without our consent.
+    pub fn forget(&self, uid: &str) {
+        if let Some(mut memory) = self.memories().remove(uid) {
+            self.withdraw(&mut memory, Orders::new());
+        }
+        self.interests.forget(uid);
     }
 
     async fn carry_out(&self, chaos: &PodChaos, memory: &mut Memory, effects: Vec<Effect>) {
@@ -233,7 +266,7 @@ impl Context {
                     );
                     outcome
                 }
-                Err(ApplyError::Refused(refusal)) => {
+                Err(ApplyError::Refused(refusal)) if effect.verb() != Verb::Release => {
                     Outcome::Refused { reason: "Refused".to_owned(), message: refusal.to_string() }
                 }
                 Err(error) => {
@@ -345,13 +378,22 @@ fn interest(chaos: &PodChaos, status: &PodChaosStatus) -> Interest {
     } else {
         chaos.spec.selector.namespaces.iter().cloned().collect()
     };
-    let open = status.completed_at.is_none() || status.phase != Some(Phase::Failed);
-    let targets = || status.targets.iter().filter(|_| open);
+    // After the end only what comes back is followed, and only for a while.
+    let followed = |target: &&Target| match &status.completed_at {
+        None => true,
+        Some(at) => {
+            target.phase == TargetPhase::Killed
+                && target.ready_at.is_none()
+                && at.0 + SignedDuration::from_mins(10) > Timestamp::now()
+        }
+    };
+    let targets = || status.targets.iter().filter(followed);
     Interest {
         experiment: ObjectRef::from_obj(chaos),
         pods: targets().map(|target| target.uid.clone()).collect(),
         owners: targets().filter_map(|target| target.owner.clone()).collect(),
         nodes: targets().filter_map(|target| target.node.clone()).collect(),
+        opt_ins: targets().map(|target| target.namespace.clone()).collect(),
         namespaces,
     }
 }
