@@ -164,35 +164,45 @@ fn every_process_gets_it_exactly_once() {
 }
 
 #[test]
-fn containers_are_named_and_every_pod_of_a_deployment_is_hit() {
+fn each_mode_hits_as_many_as_it_says_and_no_pod_is_replaced() {
     with_ns("ckill-modes", OptIn::Yes, async |ns| {
-        ns.create(&deployment("web", 4, false)).await?;
-        let before = ns.ready_pods("web", 4).await?;
-        ns.create(&kill("half", Mode::FixedPercent, |spec| {
-            spec.value = Some("50".into());
-            spec.container_names = vec!["app".into()];
-        }))
-        .await?;
-        let chaos = ns.completed("half").await?;
-        assert_eq!(chaos.in_phase(TargetPhase::Killed).len(), 2, "{}", chaos.shown());
-        let once = ns.pods_until("web", "two were restarted", |pods| {
-            pods.iter().map(|pod| pod.restarts("app")).sum::<i32>() == 2
-                && pods.iter().all(|pod| pod.is_ready())
-        });
-        let once = once.await?;
-        for pod in &once {
-            let hit = target_of(&chaos, &pod.name()).is_some();
-            assert_eq!(pod.restarts("app"), i32::from(hit), "{}", pod.name());
-            assert!(before.iter().any(|old| old.uid() == pod.uid()), "a pod was replaced");
+        type Case = (&'static str, i32, Mode, Option<&'static str>, std::ops::RangeInclusive<usize>);
+        let cases: [Case; 5] = [
+            ("one", 2, Mode::One, None, 1..=1),
+            ("all", 4, Mode::All, None, 4..=4),
+            ("two", 3, Mode::Fixed, Some("2"), 2..=2),
+            ("half", 3, Mode::FixedPercent, Some("50"), 2..=2),
+            ("random", 2, Mode::RandomMaxPercent, Some("100"), 1..=2),
+        ];
+        for (name, replicas, ..) in &cases {
+            ns.create(&deployment(name, *replicas, false)).await?;
         }
-        ns.create(&kill("all", Mode::All, |_| ())).await?;
-        let chaos = ns.completed("all").await?;
-        assert_eq!(chaos.in_phase(TargetPhase::Killed).len(), 4, "{}", chaos.shown());
-        assert_eq!(chaos.phase(), Phase::Completed, "{}", chaos.shown());
-        ns.pods_until("web", "all were restarted", |pods| {
-            pods.iter().map(|pod| pod.restarts("app")).sum::<i32>() == 6
-        })
-        .await?;
+        let mut before = Vec::new();
+        for (name, replicas, ..) in &cases {
+            before.extend(ns.ready_pods(name, usize::try_from(*replicas)?).await?);
+        }
+        for (name, _, mode, value, _) in &cases {
+            ns.create(&kill(name, *mode, |spec| {
+                spec.selector.label_selectors.insert("app".into(), (*name).into());
+                spec.value = value.map(str::to_owned);
+                spec.container_names = vec!["app".into()];
+            }))
+            .await?;
+        }
+        for (name, _, _, _, wanted) in cases {
+            let chaos = ns.completed(name).await?;
+            assert_eq!(chaos.phase(), Phase::Completed, "{name}: {}", chaos.shown());
+            let killed = chaos.in_phase(TargetPhase::Killed).len();
+            assert!(wanted.contains(&killed), "{name}: {killed} instead of {wanted:?}: {}", chaos.shown());
+            let what = "those that were hit, and only they, are restarted";
+            let after = ns.pods_until(name, what, |pods| {
+                pods.iter()
+                    .all(|pod| pod.restarts("app") == i32::from(target_of(&chaos, &pod.name()).is_some()))
+            });
+            for pod in after.await? {
+                assert!(before.iter().any(|old| old.uid() == pod.uid()), "{name}: a pod was replaced");
+            }
+        }
         Ok(())
     });
 }

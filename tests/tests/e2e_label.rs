@@ -27,7 +27,10 @@ fn on_and_off_in_the_very_requests() {
     with_ns("label-on-off", OptIn::Yes, async |ns| {
         let before = ns.ready_pod(&pod("web")).await?;
         let said = label(ns, "web", ON)?.ok()?;
-        assert!(said.contains("fails until"), "no warning says when it ends: {said}");
+        assert!(
+            said.contains("fails until") && said.contains("(1h)"),
+            "no warning says when it ends: {said}"
+        );
         let now = ns.pod("web").await?;
         assert!(now.is_failed(), "not in that same request: {:?}", now.images());
         assert_eq!(now.holders(), ["manual"]);

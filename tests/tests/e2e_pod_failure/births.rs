@@ -7,8 +7,8 @@ use kube::api::DeleteParams;
 use serde_json::json;
 use squall_api::podchaos::{Mode, TargetPhase};
 use squall_tests::{
-    ExperimentExt as _, OptIn, PodExt as _, SLEEPER, container, deployment, holds_for, pod_of, target_of,
-    unschedulable, until, with_ns,
+    ExperimentExt as _, OptIn, PodExt as _, SLEEPER, container, deployment, holds_for, pod_of, stateful_set,
+    target_of, unschedulable, until, with_ns,
 };
 
 use super::*;
@@ -128,6 +128,31 @@ fn with_mode_one_a_scale_out_fails_no_more_and_a_replacement_is_failed_again() {
         .await?;
         ns.end_chaos("down").await?;
         ns.all_whole("web").await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_stateful_replacement_of_the_same_name_is_failed_again() {
+    with_ns("fail-sts", OptIn::Yes, async |ns| {
+        ns.create(&stateful_set("db", 2)).await?;
+        ns.ready_pods("db", 2).await?;
+        ns.create(&failure("down", Mode::One, |_| ())).await?;
+        let hit = ns.condition("down", "Injected").await?.in_phase(TargetPhase::Injected).remove(0);
+        ns.api::<Pod>().delete(&hit.pod, &DeleteParams::default()).await?;
+        let again = ns
+            .pod_until(&hit.pod, "its replacement is failed", |pod| pod.uid() != hit.uid && pod.is_failed())
+            .await?;
+        let chaos = ns
+            .chaos_until("down", "the replacement is its target", |chaos| {
+                chaos.in_phase(TargetPhase::Injected).iter().any(|target| target.uid == again.uid())
+            })
+            .await?;
+        assert_eq!(chaos.told().targets.len(), 2, "{}", chaos.shown());
+        assert_eq!(failed(&ns.pods("db").await?), 1);
+        ns.end_chaos("down").await?;
+        ns.all_whole("db").await?;
+        ns.ready_pods("db", 2).await?;
         Ok(())
     });
 }

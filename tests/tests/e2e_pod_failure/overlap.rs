@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
+use squall_api::names;
 use squall_api::podchaos::Mode;
 use squall_tests::{Ns, OptIn, PodExt as _, SLEEPER, container, pod, pod_of, unschedulable, with_ns};
 
@@ -71,6 +72,29 @@ fn equal_names_in_two_namespaces_do_not_collide() {
         assert!(held.is_failed(), "the other still holds it");
         assert_eq!(held.holders(), [uid]);
         other.end_chaos("same").await?;
+        ns.whole("web").await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn the_hand_and_an_experiment_hold_it_together() {
+    with_ns("fail-overlap-hand", OptIn::Yes, async |ns| {
+        ns.create(&unschedulable("web", "web")).await?;
+        ns.label::<Pod>("web", names::FAULT, Some(names::POD_FAILURE)).await?;
+        ns.create(&failure("down", Mode::All, |_| ())).await?;
+        let chaos = ns.condition("down", "Injected").await?;
+        let uid = chaos.metadata.uid.context("it has no UID")?;
+        let mut holders = ns.pod("web").await?.holders();
+        holders.sort_unstable();
+        let mut both = vec!["manual".to_owned(), uid];
+        both.sort_unstable();
+        assert_eq!(holders, both);
+        ns.end_chaos("down").await?;
+        let held = ns.pod("web").await?;
+        assert!(held.is_failed(), "the hand has not let go: {:?}", held.images());
+        assert_eq!(held.holders(), ["manual"]);
+        ns.label::<Pod>("web", names::FAULT, None).await?;
         ns.whole("web").await?;
         Ok(())
     });
