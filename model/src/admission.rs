@@ -90,6 +90,13 @@ impl fmt::Display for Denial {
     }
 }
 
+/// What the API server takes of annotations, keys and values together.
+const ANNOTATIONS_LIMIT: usize = 256 << 10;
+/// How much of a reason is written on a pod; it quotes what the user wrote.
+const REASON_LIMIT: usize = 1 << 10;
+/// How many experiments hold a newborn at most; the controller adds the others later.
+const BIRTHS_LIMIT: usize = 64;
+
 /// A pod is created, and `births` (see [`births_for`]) hold it from the start.
 pub fn pod_create(pod: &Pod, births: &[Holder], setting: &Setting<'_>) -> Verdict {
     let mut new = pod.clone();
@@ -119,7 +126,7 @@ pub fn pod_create(pod: &Pod, births: &[Holder], setting: &Setting<'_>) -> Verdic
         }
     }
     if would_recover(&new).is_ok() {
-        births.iter().for_each(|holder| record.upsert(holder));
+        births.iter().take(BIRTHS_LIMIT).for_each(|holder| record.upsert(holder));
     }
     if let Some(why) = &trouble {
         warnings.push(format!("squall: pod {} is created whole: {why}", Name(&new)));
@@ -133,7 +140,17 @@ pub fn pod_create(pod: &Pod, births: &[Holder], setting: &Setting<'_>) -> Verdic
     remove(&mut new.metadata.annotations, &[names::LAST_ERROR], false);
     if let Some(why) = trouble {
         let annotations = new.metadata.annotations.get_or_insert_default();
-        annotations.insert(names::LAST_ERROR.to_owned(), why.to_string());
+        let mut why = why.to_string();
+        let end = (0..=why.len().min(REASON_LIMIT)).rev().find(|&at| why.is_char_boundary(at));
+        why.truncate(end.unwrap_or_default());
+        annotations.insert(names::LAST_ERROR.to_owned(), why);
+    }
+    let annotations = new.metadata.annotations.iter().flatten();
+    if annotations.map(|(key, value)| key.len() + value.len()).sum::<usize>() > ANNOTATIONS_LIMIT {
+        // With what we would add the API server would refuse it.
+        let why = "its annotations leave no room for Squall's";
+        let warnings = vec![format!("squall: pod {} passes unchanged: {why}", Name(pod))];
+        return Verdict { warnings, ..Verdict::default() };
     }
     Verdict { pod: changed(pod, new), warnings, deny: None }
 }

@@ -218,6 +218,32 @@ fn asked_twice_while_the_hand_takes_in_another_container_its_image_is_kept() {
     assert_eq!(pod_update(&failed, &both, Actor::Someone, &setting).pod, None);
 }
 
+#[test]
+fn a_birth_stays_within_what_the_api_server_takes_of_annotations() {
+    let images = images();
+    let setting = setting(&images);
+    let size = |pod: &Pod| -> usize {
+        pod.metadata.annotations.iter().flatten().map(|(key, value)| key.len() + value.len()).sum()
+    };
+    let mut whole = pod_with(&["a"]);
+    let births: Vec<Holder> = (0..5000)
+        .map(|index| Holder { kind: "PodChaos".into(), uid: format!("u-{index}"), ..Holder::default() })
+        .collect();
+    let many = pod_create(&whole, &births, &setting).pod.unwrap();
+    assert!(size(&many) < 16 << 10, "{}", size(&many));
+
+    write(&mut whole, &Edit::Annotate("other", Some("x".repeat((256 << 10) - 5))));
+    let full = pod_create(&whole, &births, &setting);
+    assert_eq!(full.pod, None);
+    assert!(full.warnings.iter().any(|warning| warning.contains("unchanged")), "{:?}", full.warnings);
+
+    let mut wrong = pod_with(&["a"]);
+    write(&mut wrong, &switch_on());
+    write(&mut wrong, &Edit::Annotate(names::CONTAINERS, Some("é".repeat(60 << 10))));
+    let born = pod_create(&wrong, &[], &setting).pod.unwrap();
+    assert!(born.metadata.annotations.unwrap()[names::LAST_ERROR].len() <= 1 << 10);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
