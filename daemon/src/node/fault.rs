@@ -31,6 +31,7 @@ pub(super) async fn run(
         node.tell(report(State::Refused(Reason::Unsupported), message, None), None);
         return;
     };
+    let mut again = false;
     match progress {
         None => {}
         Some(Progress::Final(known)) => return node.tell(known, None),
@@ -39,15 +40,12 @@ pub(super) async fn run(
             return node.tell(outcome, None);
         }
         Some(Progress::Intended { pid, start }) => {
-            match Process::open_started(node.tools().cgroups.proc(), pid, start) {
-                // The same container and the same process: the signal can't have ended it, so it is sent (again).
-                Ok(_) => tracing::warn!(fault = id, pid, "the daemon was interrupted before it could signal"),
-                Err(_) => {
-                    let message =
-                        "the daemon was interrupted while it signalled; the process is gone".to_owned();
-                    return node.tell(report(State::Done, message, None), None);
-                }
+            let found = Process::open_started(node.tools().cgroups.proc(), pid, start).map(drop);
+            if let Some((state, message)) = interrupted(kill, found) {
+                return node.tell(report(state, message, None), None);
             }
+            tracing::warn!(fault = id, pid, "the daemon was interrupted while it signalled: once more");
+            again = true;
         }
     }
     let mut renewals = commands.clone();
@@ -62,8 +60,49 @@ pub(super) async fn run(
         Ok((prepared, ordered)) => fire(&node, &id, &container, prepared, ordered, &mut renewals).await,
         Err(ended) => ended,
     };
-    let (state, message, receipt) = ended;
+    let (state, message, receipt) = if again { second_time(ended) } else { ended };
     node.tell(report(state, message, receipt), None);
+}
+
+/// What becomes of a fault whose signal may or may not have been sent; `None`: it may be sent once more.
+fn interrupted(kill: Kill, found: Result<(), ProcessError>) -> Option<(State, String)> {
+    match found {
+        // A process can die of it only once, so a second one does no harm.
+        Ok(()) if kill.signal == libc::SIGKILL => None,
+        // It may be about to end by the first one, and a second one may cut that short.
+        Ok(()) => {
+            let message = "the daemon was interrupted while it signalled; it is not sent a second time";
+            Some((State::Failed(Reason::Internal), message.to_owned()))
+        }
+        Err(ProcessError::Gone { .. } | ProcessError::Reused { .. }) => {
+            let message = "the daemon was interrupted while it signalled; the process is gone";
+            Some((State::Done, message.to_owned()))
+        }
+        // Nothing is known of the process, so nothing is done.
+        Err(
+            error @ (ProcessError::Open { .. }
+            | ProcessError::Read { .. }
+            | ProcessError::Signal { .. }
+            | ProcessError::Wait { .. }
+            | ProcessError::Cgroup(_)),
+        ) => {
+            let message = format!("the daemon was interrupted while it signalled: {error}");
+            Some((State::Failed(Reason::Internal), message))
+        }
+    }
+}
+
+/// After a second SIGKILL: a container that is gone is the first one's work.
+fn second_time((state, message, receipt): Ended) -> Ended {
+    match state {
+        State::Refused(Reason::ContainerGone) | State::Failed(Reason::ContainerGone) => {
+            let message = format!("the daemon was interrupted while it signalled; {message}");
+            (State::Done, message, receipt)
+        }
+        State::Armed | State::Fired | State::Done | State::Refused(_) | State::Failed(_) => {
+            (state, message, receipt)
+        }
+    }
 }
 
 type Ended = (State, String, Option<Receipt>);
@@ -200,5 +239,35 @@ async fn expiry(commands: &mut watch::Receiver<Command>) {
                 std::future::pending::<()>().await;
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::order::Scope;
+
+    #[test]
+    fn only_sigkill_is_sent_once_more_after_an_interruption() {
+        let of =
+            |signal, found| interrupted(Kill { signal, scope: Scope::Init }, found).map(|(state, _)| state);
+        let internal = Some(State::Failed(Reason::Internal));
+        assert_eq!(of(libc::SIGKILL, Ok(())), None);
+        assert_eq!(of(libc::SIGTERM, Ok(())), internal);
+        for signal in [libc::SIGKILL, libc::SIGTERM] {
+            assert_eq!(of(signal, Err(ProcessError::Gone { pid: 7 })), Some(State::Done));
+            let reused = ProcessError::Reused { pid: 7, wanted: 1, found: 2 };
+            assert_eq!(of(signal, Err(reused)), Some(State::Done));
+            let source = std::io::Error::from_raw_os_error(libc::EMFILE);
+            assert_eq!(of(signal, Err(ProcessError::Open { pid: 7, source })), internal);
+        }
+    }
+
+    #[test]
+    fn a_container_that_is_gone_at_the_second_sigkill_is_done() {
+        let of = |state| second_time((state, String::new(), None)).0;
+        assert_eq!(of(State::Refused(Reason::ContainerGone)), State::Done);
+        assert_eq!(of(State::Failed(Reason::ContainerGone)), State::Done);
+        assert_eq!(of(State::Refused(Reason::RuntimeError)), State::Refused(Reason::RuntimeError));
     }
 }

@@ -28,6 +28,7 @@ crate::cases![
     thirty_containers_die_together,
     a_daemon_that_died_after_the_signal_does_not_send_it_again,
     a_daemon_that_died_before_the_signal_sends_it_when_ordered_again,
+    a_daemon_that_died_while_it_signalled_sends_no_second_sigterm,
     a_daemon_that_died_while_the_target_died_reports_it_done,
     an_order_for_another_pod_is_refused,
 ];
@@ -265,6 +266,20 @@ async fn a_daemon_that_died_before_the_signal_sends_it_when_ordered_again() {
     rig.order(vec![fault(&sandbox, Stage::Fire, libc::SIGKILL)]);
     assert_eq!(rig.outcome().await.state, State::Done);
     target.wait().await;
+}
+
+async fn a_daemon_that_died_while_it_signalled_sends_no_second_sigterm() {
+    let mut sandbox = Sandbox::new();
+    let mut target = sandbox.start("sleep");
+    let (pid, start) = (target.pid(), start_of(&target));
+    let mut rig = Rig::new(&[(&sandbox, &target)]);
+    rig.restart(|journal| journal.note(&sandbox.id, Progress::Intended { pid, start }).expect("noted"));
+    let (_, known, _) = rig.node.watch();
+    assert_eq!((known.len(), known[0].state), (1, State::Fired));
+    rig.order(vec![fault(&sandbox, Stage::Fire, libc::SIGTERM)]);
+    let outcome = rig.outcome().await;
+    assert_eq!(outcome.state, State::Failed(Reason::Internal), "{outcome:?}");
+    assert!(target.runs(), "it was signalled a second time");
 }
 
 async fn a_daemon_that_died_while_the_target_died_reports_it_done() {
