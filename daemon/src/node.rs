@@ -22,7 +22,7 @@ use crate::{
     journal::{Journal, JournalError, Progress},
     kill::Tools,
     order::{Desired, Order, Stage},
-    report::{FaultReport, Generation},
+    report::{FaultReport, Generation, State},
 };
 
 /// Reports that a slow watcher may lag behind before it has to start again with a snapshot.
@@ -147,8 +147,25 @@ impl Node {
     /// What is known of the listed faults, and everything that follows.
     pub fn watch(&self) -> (Generation, Vec<FaultReport>, broadcast::Receiver<FaultReport>) {
         let inner = self.lock();
+        let mut reports = inner.reports.clone();
+        // Whoever is told of a fault knows that a state without it ends it: so those of which nothing was told yet are
+        // told of, too.
+        let untold =
+            |id: &str, state| FaultReport { id: id.to_owned(), state, message: String::new(), receipt: None };
+        for (id, progress) in inner.journal.faults() {
+            match progress {
+                Progress::Intended { .. } => {
+                    reports.entry(id.clone()).or_insert_with(|| untold(id, State::Fired));
+                }
+                // They have the report that was noted.
+                Progress::Fired { .. } | Progress::Final(_) => {}
+            }
+        }
+        for id in inner.running.keys() {
+            reports.entry(id.clone()).or_insert_with(|| untold(id, State::Armed));
+        }
         // Subscribed under the lock: nothing is missed, and nothing is told twice out of order.
-        (inner.journal.generation(), inner.reports.values().cloned().collect(), self.told.subscribe())
+        (inner.journal.generation(), reports.into_values().collect(), self.told.subscribe())
     }
 
     /// Writes outcomes down as they come, for ever.
@@ -228,5 +245,49 @@ impl Node {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // The journal is replaced as a whole: a panic in between leaves nothing half-done.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{cgroup::CgroupRoot, ebpf::Engine, order::ContainerRef, runtime::Runtimes};
+
+    #[tokio::test]
+    async fn every_fault_is_in_the_snapshot_though_nothing_was_told_of_it_yet() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(dir.path()).unwrap();
+        journal.note("interrupted", Progress::Intended { pid: i32::MAX, start: 1 }).unwrap();
+        let tools = Tools {
+            engine: Arc::new(Engine::new(false)),
+            cgroups: CgroupRoot::discover("/sys/fs/cgroup".as_ref(), "/proc".as_ref()).unwrap(),
+            runtimes: Runtimes::default(),
+        };
+        let node = Node::new("n".into(), tools, journal);
+        let told = |node: &Node| -> Vec<_> {
+            node.watch().1.into_iter().map(|report| (report.id, report.state, report.receipt)).collect()
+        };
+        let interrupted = ("interrupted".to_owned(), State::Fired, None);
+        assert_eq!(told(&node), [interrupted.clone()]);
+        let order = |id: &str| Order {
+            id: id.into(),
+            experiment: String::new(),
+            container: ContainerRef {
+                namespace: "ns".into(),
+                pod: "p".into(),
+                pod_uid: "u".into(),
+                name: "c".into(),
+                scheme: "none".into(),
+                id: "abc".into(),
+            },
+            stage: Stage::Arm,
+            ttl: Duration::from_secs(30),
+            kill: None,
+        };
+        let generation = Generation { term: 1, counter: 1 };
+        let faults = vec![order("interrupted"), order("new")];
+        node.apply(Desired { generation, node: "n".into(), faults }).unwrap();
+        // Nothing is awaited: their tasks have not run yet.
+        assert_eq!(told(&node), [interrupted, ("new".to_owned(), State::Armed, None)]);
     }
 }
