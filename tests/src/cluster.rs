@@ -16,7 +16,7 @@ pub fn runtime() -> tokio::runtime::Runtime {
 }
 
 /// A variable that xtask sets.
-fn variable(name: &str) -> Result<String> {
+pub(crate) fn variable(name: &str) -> Result<String> {
     env::var(name)
         .ok()
         .filter(|value| !value.is_empty())

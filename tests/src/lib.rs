@@ -26,6 +26,6 @@ pub use namespace::{Ns, OptIn, with_ns};
 pub use pods::PodExt;
 pub use system::{
     Disruption, delete_lease, leader, patch_daemon_set, pods_of_component, restart_now, scale, settled,
-    sigkill,
+    sigkill, silence_the_api_server,
 };
 pub use wait::{LIMIT, PAUSE, holds_for, until, until_within};

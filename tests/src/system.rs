@@ -2,6 +2,9 @@
 //!
 //! Only one test at a time does so, see [`Disruption`], and none in the same program as tests that need it whole.
 
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -15,7 +18,7 @@ use serde_json::{Value, json};
 use squall_api::names;
 use squall_api::podchaos::{Action, Mode, PodChaos};
 
-use crate::cluster::containers_processes;
+use crate::cluster::{containers_processes, variable};
 use crate::experiment::experiment;
 use crate::pods::PodExt as _;
 use crate::wait::until;
@@ -150,5 +153,23 @@ pub async fn restart_now(client: &Client, pod: &str) -> Result<()> {
 pub async fn patch_daemon_set(client: &Client, patch: Value) -> Result<()> {
     let api: Api<DaemonSet> = Api::namespaced(client.clone(), names::NAMESPACE);
     api.patch(names::DAEMON, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+    Ok(())
+}
+
+/// Has the API server of the local cluster answer nobody for `seconds`.
+///
+/// It is woken by a process of its own, so that it is whatever becomes of the test.
+pub fn silence_the_api_server(seconds: u32) -> Result<()> {
+    let state = variable("SQUALL_STATE")?;
+    let text = fs::read_to_string(Path::new(&state).join("pid/kube-apiserver"))
+        .with_context(|| format!("can't tell which process the API server is, from {state}"))?;
+    let process: i32 =
+        text.split_whitespace().next().and_then(|pid| pid.parse().ok()).context("no process ID")?;
+    let mut waker = Command::new("sh")
+        .args(["-c", &format!("kill -STOP {process}; sleep {seconds}; kill -CONT {process}")])
+        .stdin(Stdio::null())
+        .spawn()
+        .context("can't start sh")?;
+    std::thread::spawn(move || waker.wait());
     Ok(())
 }

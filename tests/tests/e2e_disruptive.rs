@@ -17,7 +17,7 @@ use squall_api::podchaos::{Action, Mode, Phase, PodChaos, PodChaosSpec, TargetPh
 use squall_tests::{
     Disruption, ExperimentExt as _, Ns, OptIn, PodExt as _, containers_processes, delete_lease, deployment,
     experiment, holds_for, kubectl, leader, patch_daemon_set, pod, pods_of_component, restart_now, scale,
-    settled, sigkill, target_of, unschedulable, until, until_within, with_ns,
+    settled, sigkill, silence_the_api_server, target_of, unschedulable, until, until_within, with_ns,
 };
 
 /// One at a time, on a Squall that is whole before and afterwards.
@@ -299,6 +299,26 @@ fn a_node_without_a_daemon_is_named_within_ten_seconds() {
             Ok(if restarts == 0 { Ok(()) } else { Err(format!("{restarts} restarts")) })
         })
         .await
+    });
+}
+
+#[test]
+fn an_api_server_that_is_silent_for_a_while_holds_up_nothing_for_good() {
+    disrupt("silent-api", async |ns| {
+        let pods: Vec<Pod> = (0..20).map(|n| unschedulable(&format!("web-{n}"), "web")).collect();
+        try_join_all(pods.iter().map(|pod| ns.create(pod))).await?;
+        let running = ns.ready_pod(&pod("app")).await?;
+        ns.create(&failure("down", |spec| spec.duration = Some("2s".into()))).await?;
+        tokio::time::sleep(some_time_below(Duration::from_millis(300))).await;
+        // In the middle of the injection, or soon after it; the end of the fault falls into the silence.
+        silence_the_api_server(6)?;
+        let chaos = ns.completed("down").await?;
+        assert_eq!(chaos.phase(), Phase::Completed, "{}", chaos.shown());
+        assert_eq!(chaos.in_phase(TargetPhase::Recovered).len(), 21, "{}", chaos.shown());
+        ns.all_whole("web").await?;
+        let now = ns.whole("app").await?;
+        assert_eq!(now.uid(), running.uid());
+        Ok(())
     });
 }
 
