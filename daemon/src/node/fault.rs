@@ -5,12 +5,16 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use tokio::{sync::watch, time::sleep_until};
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{sleep, sleep_until},
+};
 
 use super::{Command, Node};
 use crate::{
     journal::Progress,
-    kill::{KillError, Prepared, prepare},
+    kill::{KillError, Prepared, prepare, receipt::SURVIVED_AFTER},
     order::{ContainerRef, Kill, Order, Stage},
     process::{Process, ProcessError},
     report::{Evidence, FaultReport, Reason, Receipt, State},
@@ -135,6 +139,15 @@ async fn until_fired(
     }
 }
 
+/// A task that ends with whoever waits for it: this fault's own may be dropped at any time.
+struct Aborted<T>(JoinHandle<T>);
+
+impl<T> Drop for Aborted<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// Fires, and collects what comes of it.
 async fn fire(
     node: &Node,
@@ -152,26 +165,23 @@ async fn fire(
     };
     let receipt = collector.receipt();
     // Without the programs only the runtime knows the exit code, and only if it is asked before the end.
-    let asked = match receipt.evidence {
+    let mut asked = match receipt.evidence {
         Evidence::Ebpf => None,
         Evidence::Pidfd => node.tools().runtimes.get(&container.scheme).ok().map(|runtime| {
             let container = container.id.clone();
-            tokio::spawn(async move { runtime.exit_code(&container).await.ok() })
+            Aborted(tokio::spawn(async move { runtime.exit_code(&container).await.ok() }))
         }),
     };
     let message = "the signal is sent".to_owned();
     let report = FaultReport { id: id.to_owned(), state: State::Fired, message, receipt: Some(receipt) };
     node.tell(report, Some(init));
 
-    let stop = asked.as_ref().map(tokio::task::JoinHandle::abort_handle);
-    let exit_code = async { asked?.await.ok().flatten() };
+    let exit_code = async { (&mut asked.as_mut()?.0).await.ok().flatten() };
     let outcome = tokio::select! {
         outcome = collector.collect(exit_code) => Some(outcome),
         () = expiry(renewals) => None,
     };
-    if let Some(stop) = stop {
-        stop.abort();
-    }
+    drop(asked);
     let unfinished = collector.receipt();
     // The last watch takes the programs out of the kernel, which takes a moment; the report does not wait for it.
     drop(tokio::task::spawn_blocking(move || drop(collector)));
@@ -218,13 +228,34 @@ async fn resume(
             };
         }
     };
+    match to_the_end(process.exited(), sleep(SURVIVED_AFTER), expiry(commands)).await {
+        (State::Done, message) => ended(&message),
+        (state, message) => FaultReport { state, message, ..known },
+    }
+}
+
+/// Waits for the end of a process that was signalled before a restart.
+async fn to_the_end(
+    exited: impl Future<Output = Result<(), ProcessError>>,
+    survived: impl Future<Output = ()>,
+    expired: impl Future<Output = ()>,
+) -> (State, String) {
+    let goes_on = State::Failed(Reason::SignalIgnored);
     tokio::select! {
-        _ = process.exited() => ended("the process was signalled before the daemon's restart, and has exited"),
-        () = expiry(commands) => FaultReport {
-            state: State::Failed(Reason::SignalIgnored),
-            message: "the process was signalled before the daemon's restart, and goes on".to_owned(),
-            ..known
+        exited = exited => match exited {
+            Ok(()) => (
+                State::Done,
+                "the process was signalled before the daemon's restart, and has exited".to_owned(),
+            ),
+            Err(error) => (State::Failed(Reason::Internal), error.to_string()),
         },
+        () = survived => (goes_on, format!(
+            "the process was signalled before the daemon's restart, and goes on after {} s",
+            SURVIVED_AFTER.as_secs()
+        )),
+        () = expired => {
+            (goes_on, "the process was signalled before the daemon's restart, and goes on".to_owned())
+        }
     }
 }
 
@@ -269,5 +300,32 @@ mod tests {
         assert_eq!(of(State::Refused(Reason::ContainerGone)), State::Done);
         assert_eq!(of(State::Failed(Reason::ContainerGone)), State::Done);
         assert_eq!(of(State::Refused(Reason::RuntimeError)), State::Refused(Reason::RuntimeError));
+    }
+
+    #[tokio::test]
+    async fn after_a_restart_only_an_end_that_was_seen_is_one() {
+        use std::future::{pending, ready};
+        let seen = to_the_end(ready(Ok(())), pending(), pending()).await;
+        assert_eq!(seen.0, State::Done);
+        let source = std::io::Error::from_raw_os_error(libc::EMFILE);
+        let blind = to_the_end(ready(Err(ProcessError::Wait { pid: 7, source })), pending(), pending()).await;
+        assert_eq!(blind.0, State::Failed(Reason::Internal));
+        assert_eq!(to_the_end(pending(), ready(()), pending()).await.0, State::Failed(Reason::SignalIgnored));
+        assert_eq!(to_the_end(pending(), pending(), ready(())).await.0, State::Failed(Reason::SignalIgnored));
+    }
+
+    #[tokio::test]
+    async fn a_dropped_fault_leaves_no_task_behind() {
+        let held = Arc::new(());
+        let theirs = Arc::clone(&held);
+        let task = Aborted(tokio::spawn(async move {
+            std::future::pending::<()>().await;
+            drop(theirs);
+        }));
+        tokio::task::yield_now().await;
+        assert_eq!(Arc::strong_count(&held), 2);
+        drop(task);
+        tokio::task::yield_now().await;
+        assert_eq!(Arc::strong_count(&held), 1);
     }
 }
