@@ -95,6 +95,9 @@ pub enum Scope {
 /// A fault that is not renewed ends after this long, if the order does not say.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(60);
 
+/// Longer ones are refused: nobody who renews needs them, and clocks can't count without end.
+pub const MAX_TTL: Duration = Duration::from_secs(31 * 24 * 60 * 60);
+
 impl TryFrom<grpc::NodeState> for Desired {
     type Error = OrderError;
 
@@ -129,7 +132,10 @@ fn order(index: usize, fault: grpc::Fault) -> Result<Order, OrderError> {
     };
     let ttl = match ttl {
         None => DEFAULT_TTL,
-        Some(ttl) => Duration::try_from(ttl).map_err(|_| wrong(&field("ttl"), "is negative or too long"))?,
+        Some(ttl) => Duration::try_from(ttl)
+            .ok()
+            .filter(|ttl| *ttl <= MAX_TTL)
+            .ok_or_else(|| wrong(&field("ttl"), "is negative or longer than 31 days"))?,
     };
     let container = container.ok_or_else(|| wrong(&field("container"), "is missing"))?;
     let grpc::Container { namespace, pod, pod_uid, name, id: container_id } = container;
@@ -221,6 +227,17 @@ mod tests {
         );
     }
 
+    fn ttl(seconds: i64) -> prost_types::Duration {
+        prost_types::Duration { seconds, nanos: 0 }
+    }
+
+    #[test]
+    fn the_longest_time_to_live_is_taken() {
+        let mut state = valid();
+        state.faults[0].ttl = Some(ttl(i64::try_from(MAX_TTL.as_secs()).unwrap()));
+        assert_eq!(Desired::try_from(state).unwrap().faults[0].ttl, MAX_TTL);
+    }
+
     #[test]
     fn what_is_wrong_is_named() {
         let container = |fault: &mut grpc::Fault, id: &str| {
@@ -232,6 +249,9 @@ mod tests {
         assert_eq!(refused(|fault| fault.container = None), "faults[0].container");
         for id in ["abc", "://abc", "containerd://", "containerd://../x", "containerd://a b"] {
             assert_eq!(refused(|fault| container(fault, id)), "faults[0].container.id");
+        }
+        for seconds in [-1, i64::try_from(MAX_TTL.as_secs()).unwrap() + 1, 315_576_000_000, i64::MAX] {
+            assert_eq!(refused(|fault| fault.ttl = Some(ttl(seconds))), "faults[0].ttl");
         }
         let kill = |signal, scope| Some(grpc::fault::Action::Kill(grpc::Kill { signal, scope }));
         assert_eq!(refused(|fault| fault.action = kill(0, 1)), "faults[0].kill.signal");
