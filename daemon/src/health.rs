@@ -1,23 +1,109 @@
 //! `/healthz` and `/readyz` for the kubelet, plain HTTP. Nothing else is served here, and nothing can be changed.
 //!
-//! `/healthz` says that the process answers; `/readyz` says what is missing until nothing is.
+//! `/healthz` says that the process answers; `/readyz` says what is missing until nothing is. Anybody may ask, so nobody
+//! may stay, and nobody gets more than a few connections.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use axum::{Router, http::StatusCode, routing::get};
-use tokio::net::TcpListener;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto::Builder,
+    service::TowerToHyperService,
+};
+use tokio::{net::TcpListener, time::timeout};
 
-use crate::tls::Current;
+use crate::{
+    limit::Limit,
+    tls::{Current, Validity},
+};
+
+/// Connections at the same time, in all and from one address. The kubelet has one for each probe.
+const CONNECTIONS: (usize, usize) = (32, 8);
+/// How long a connection may last. A probe takes milliseconds.
+const LIFETIME: Duration = Duration::from_secs(5);
 
 /// Serves on `listener`, for ever.
 pub async fn serve(listener: TcpListener, current: Arc<Current>) -> std::io::Result<()> {
     let ready = move || async move {
-        if current.is_set() {
-            (StatusCode::OK, "ok\n")
-        } else {
-            (StatusCode::SERVICE_UNAVAILABLE, "certificate: the controller has not signed one yet\n")
+        match current.validity(SystemTime::now()) {
+            Validity::Valid => (StatusCode::OK, "ok\n"),
+            Validity::Missing => {
+                (StatusCode::SERVICE_UNAVAILABLE, "certificate: the controller has not signed one yet\n")
+            }
+            Validity::Expired => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "certificate: it has expired, and there is no new one yet\n",
+            ),
         }
     };
     let router = Router::new().route("/healthz", get(async || "ok\n")).route("/readyz", get(ready));
-    axum::serve(listener, router).await
+    let limit = Limit::new(CONNECTIONS.0, CONNECTIONS.1);
+    loop {
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, most likely: wait for some to be closed.
+                tracing::warn!(%error, "could not accept a probe");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Some(place) = limit.place(peer.ip()) else {
+            tracing::debug!(%peer, "refused a probe: too many connections");
+            continue;
+        };
+        let service = TowerToHyperService::new(router.clone());
+        tokio::spawn(async move {
+            let _place = place;
+            let server = Builder::new(TokioExecutor::new()).http1_only();
+            // Whatever goes wrong is the peer's loss.
+            let _ = timeout(LIFETIME, server.serve_connection(TokioIo::new(stream), service)).await;
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
+
+    use super::*;
+
+    async fn ask(port: u16, path: &str) -> String {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn probes_are_answered_and_nobody_gets_all_connections() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = tokio::spawn(serve(listener, Arc::new(Current::default())));
+        assert!(ask(port, "/healthz").await.starts_with("HTTP/1.1 200"));
+        let missing = ask(port, "/readyz").await;
+        assert!(
+            missing.starts_with("HTTP/1.1 503") && missing.contains("has not signed one yet"),
+            "{missing}"
+        );
+        let mut held = Vec::new();
+        for _ in 0..CONNECTIONS.1 {
+            held.push(TcpStream::connect(("127.0.0.1", port)).await.unwrap());
+        }
+        // One too many is closed without a word.
+        let mut refused = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let read = timeout(Duration::from_secs(2), refused.read(&mut [0; 8])).await;
+        assert!(matches!(read, Ok(Ok(0) | Err(_))), "{read:?}");
+        drop(held);
+        server.abort();
+    }
 }

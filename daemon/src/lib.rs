@@ -10,6 +10,7 @@ pub mod enrol;
 pub mod health;
 pub mod journal;
 pub mod kill;
+pub mod limit;
 pub mod node;
 pub mod order;
 pub mod process;

@@ -24,6 +24,7 @@ use tonic::{
 };
 
 use crate::{
+    limit::Limit,
     node::{ApplyError, Node},
     order::Desired,
     readiness::Readiness,
@@ -32,8 +33,10 @@ use crate::{
 
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// Handshakes and connections at the same time; there are two controllers at most.
-const CONNECTIONS: usize = 64;
+/// Handshakes at the same time, in all and from one address: whoever shakes hands is not known yet.
+const HANDSHAKES: (usize, usize) = (64, 4);
+/// Connections of those who are known at the same time; there are two controllers at most.
+const CONNECTIONS: usize = 32;
 /// A state with 4,000 faults has less than half of it.
 const MESSAGE_BYTES: usize = 8 * 1024 * 1024;
 /// A controller that died without a word is noticed after this long.
@@ -69,9 +72,10 @@ async fn accept(
     bundle_changed: Arc<Notify>,
     sender: mpsc::Sender<io::Result<Connection>>,
 ) {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    // Apart from each other: a stranger who holds all handshakes takes nothing from those who are connected.
+    let (handshakes, connections) =
+        (Limit::new(HANDSHAKES.0, HANDSHAKES.1), Arc::new(Semaphore::new(CONNECTIONS)));
     loop {
-        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -80,6 +84,10 @@ async fn accept(
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
+        };
+        let Some(place) = handshakes.place(peer.ip()) else {
+            tracing::debug!(%peer, "refused a connection: too many handshakes");
+            continue;
         };
         let config = match tls.config() {
             Ok((config, changed)) => {
@@ -93,16 +101,21 @@ async fn accept(
                 continue;
             }
         };
-        let sender = sender.clone();
+        let (sender, connections) = (sender.clone(), Arc::clone(&connections));
         // Each in a task of its own: a slow handshake holds up nobody.
         tokio::spawn(async move {
             // Small messages, and each of them urgent.
             let _ = stream.set_nodelay(true);
-            match timeout(HANDSHAKE, TlsAcceptor::from(config).accept(stream)).await {
-                Ok(Ok(stream)) => {
-                    // Nobody takes it any more when the server has ended.
-                    let _ = sender.send(Ok(Connection { stream, _permit: permit })).await;
-                }
+            let shaken = timeout(HANDSHAKE, TlsAcceptor::from(config).accept(stream)).await;
+            drop(place);
+            match shaken {
+                Ok(Ok(stream)) => match connections.try_acquire_owned() {
+                    Ok(permit) => {
+                        // Nobody takes it any more when the server has ended.
+                        let _ = sender.send(Ok(Connection { stream, _permit: permit })).await;
+                    }
+                    Err(_) => tracing::warn!(%peer, "refused a connection: {CONNECTIONS} are open"),
+                },
                 Ok(Err(error)) => tracing::warn!(%error, %peer, "refused a connection"),
                 Err(_) => tracing::warn!(%peer, "a handshake took longer than {HANDSHAKE:?}"),
             }

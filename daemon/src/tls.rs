@@ -8,6 +8,7 @@ use std::{
     fs, io,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, RwLock},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use rustls::{
@@ -93,10 +94,27 @@ impl Current {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(key);
     }
 
-    /// Whether there is one.
-    pub fn is_set(&self) -> bool {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).is_some()
+    /// Whether there is one, and whether it still stands at `now`.
+    pub fn validity(&self, now: SystemTime) -> Validity {
+        let key = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
+        match key.and_then(|key| key.cert.first().map(|leaf| not_after(leaf))) {
+            None => Validity::Missing,
+            // One that can't be read shows nobody who this is.
+            Some(until) if until.is_some_and(|until| now <= until) => Validity::Valid,
+            Some(_) => Validity::Expired,
+        }
     }
+}
+
+/// What there is to be shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Validity {
+    /// Nothing yet.
+    Missing,
+    /// A certificate whose time is over.
+    Expired,
+    /// A certificate that stands.
+    Valid,
 }
 
 impl ResolvesServerCert for Current {
@@ -196,6 +214,13 @@ impl ClientCertVerifier for OnlyTheController {
     }
 }
 
+/// Until when a certificate stands.
+fn not_after(certificate: &[u8]) -> Option<SystemTime> {
+    let (_, certificate) = x509_parser::certificate::X509Certificate::from_der(certificate).ok()?;
+    let until = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
+    UNIX_EPOCH.checked_add(Duration::from_secs(until))
+}
+
 /// The DNS names in a certificate; none if it can't be read.
 pub fn dns_names(certificate: &[u8]) -> Vec<String> {
     let Ok((_, certificate)) = x509_parser::certificate::X509Certificate::from_der(certificate) else {
@@ -210,4 +235,29 @@ pub fn dns_names(certificate: &[u8]) -> Vec<String> {
             _ => None,
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+    use rustls::pki_types::PrivateKeyDer;
+
+    use super::*;
+
+    #[test]
+    fn a_certificate_stands_until_its_last_second() {
+        let current = Current::default();
+        let now = SystemTime::now();
+        assert_eq!(current.validity(now), Validity::Missing);
+        let pair = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["a".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(2040, 1, 1);
+        let certificate = params.self_signed(&pair).unwrap().der().clone();
+        let private = PrivateKeyDer::Pkcs8(pair.serialize_der().into());
+        let signing = rustls::crypto::ring::sign::any_supported_type(&private).unwrap();
+        current.replace(Arc::new(CertifiedKey::new(vec![certificate], signing)));
+        let until = UNIX_EPOCH + Duration::from_secs(2_208_988_800);
+        assert_eq!(current.validity(until), Validity::Valid);
+        assert_eq!(current.validity(until + Duration::from_secs(1)), Validity::Expired);
+    }
 }
