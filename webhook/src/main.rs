@@ -63,9 +63,7 @@ async fn main() -> anyhow::Result<()> {
     tokio::select! {
         () = watch::world(client.clone(), world) => anyhow::bail!("the watches ended"),
         () = watch::certificate(client, &config.namespace, certificates) => anyhow::bail!("the watch of the certificate ended"),
-        served = axum::serve(health_listener, health::router(health.clone())) => {
-            served.context("health and metrics are no longer served")?;
-        }
+        () = serve::serve_plain(health_listener, health::router(health.clone())) => anyhow::bail!("health and metrics are no longer served"),
         _ = &mut server => anyhow::bail!("the server ended"),
         () = async {
             tokio::select! {

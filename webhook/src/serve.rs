@@ -1,30 +1,49 @@
 //! The wire: connections are taken, shaken hands with, served over HTTP/1.1 or HTTP/2, and drained at the end.
 //!
-//! It knows nothing of reviews.
+//! Anyone in the cluster can reach it, so nobody gets to keep much of it: there are few connections a peer, and who
+//! says nothing is hung up on. It knows nothing of reviews.
 
+use std::collections::HashMap;
 use std::future::Future;
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tower::util::MapRequest;
 
 /// Someone who connects and says nothing is hung up on.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// The same for the head of a request.
 const HEADERS: Duration = Duration::from_secs(10);
+/// The same for the first request of a connection.
+const FIRST: Duration = Duration::from_secs(10);
+/// The same between requests; longer than any takes, and than API servers keep a connection that they don't use.
+const IDLE: Duration = Duration::from_secs(120);
 /// How long requests that are under way have when we leave; the API server waits 5 s at most.
 const DRAIN: Duration = Duration::from_secs(6);
 /// API servers keep a few connections each.
-const CONNECTIONS: usize = 256;
+const CONNECTIONS: u32 = 256;
+/// Of one peer.
+const PEER: usize = 32;
+/// Reviews at a time on one connection.
+const STREAMS: u32 = 64;
+/// What may come in on a stream, and on a connection, before it is read.
+const WINDOWS: (u32, u32) = (256 << 10, 512 << 10);
+/// Probes and scrapes take one connection each.
+const PLAIN: (u32, usize) = (64, 8);
+/// How long one of these lasts.
+const LIFETIME: Duration = Duration::from_secs(30);
 
 /// Serve `app` on `listener` until `stop`, then drain.
 pub async fn serve(
@@ -34,47 +53,75 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) {
     let acceptor = TlsAcceptor::from(tls);
-    let graceful = GracefulShutdown::new();
-    let connections = Arc::new(Semaphore::new(CONNECTIONS));
+    let connections = Arc::new(Semaphore::new(CONNECTIONS as usize));
+    let peers = Peers::new(PEER);
     let (leave, leaving) = watch::channel(());
     let mut stop = std::pin::pin!(stop);
     loop {
         let accepted = async {
+            let (stream, place) = accept(&listener, &peers).await;
             // Never closed, so a permit always comes.
-            let permit = connections.clone().acquire_owned().await.ok();
-            (permit, listener.accept().await)
+            (connections.clone().acquire_owned().await.ok(), stream, place)
         };
-        let (permit, stream) = tokio::select! {
-            (permit, stream) = accepted => (permit, stream),
+        let (permit, stream, place) = tokio::select! {
+            accepted = accepted => accepted,
             () = &mut stop => break,
         };
-        let stream = match stream {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                // Out of file descriptors, or the peer is gone already. Neither gets better by trying harder.
-                tracing::warn!(%error, "can't take a connection");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            }
-        };
-        let (acceptor, app) = (acceptor.clone(), app.clone());
-        let (watcher, mut leaving) = (graceful.watcher(), leaving.clone());
+        let (acceptor, app, mut leaving) = (acceptor.clone(), app.clone(), leaving.clone());
         tokio::spawn(async move {
-            let _permit = permit;
+            let _here = (permit, place);
             // Whoever hasn't shaken hands when we leave has not asked anything yet.
             let stream = tokio::select! {
                 stream = handshake(stream, acceptor) => stream,
                 _ = leaving.changed() => None,
             };
             if let Some(stream) = stream {
-                connection(stream, app, watcher).await;
+                connection(stream, app, leaving).await;
             }
         });
     }
     drop(listener);
     drop(leave);
-    if tokio::time::timeout(DRAIN, graceful.shutdown()).await.is_err() {
+    if tokio::time::timeout(DRAIN, connections.acquire_many(CONNECTIONS)).await.is_err() {
         tracing::warn!("connections were still busy when we left");
+    }
+}
+
+/// Serve `app` on `listener` without TLS, for ever: for probes and scrapes.
+pub async fn serve_plain(listener: TcpListener, app: Router) {
+    let connections = Arc::new(Semaphore::new(PLAIN.0 as usize));
+    let peers = Peers::new(PLAIN.1);
+    loop {
+        let (stream, place) = accept(&listener, &peers).await;
+        let permit = connections.clone().acquire_owned().await.ok();
+        let app = app.clone();
+        tokio::spawn(async move {
+            let _here = (permit, place);
+            let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
+            builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS);
+            let served = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
+            match tokio::time::timeout(LIFETIME, served).await {
+                Ok(Ok(())) | Err(_) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "a connection broke"),
+            }
+        });
+    }
+}
+
+/// The next connection of a peer that hasn't too many.
+async fn accept(listener: &TcpListener, peers: &Arc<Peers>) -> (TcpStream, Place) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => match peers.enter(peer.ip().to_canonical()) {
+                Some(place) => return (stream, place),
+                None => tracing::debug!(%peer, "has too many connections"),
+            },
+            Err(error) => {
+                // Out of file descriptors, or the peer is gone already. Neither gets better by trying harder.
+                tracing::warn!(%error, "can't take a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
     }
 }
 
@@ -94,12 +141,96 @@ async fn handshake(stream: TcpStream, acceptor: TlsAcceptor) -> Option<TlsStream
     }
 }
 
-async fn connection(stream: TlsStream<TcpStream>, app: Router, watcher: Watcher) {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+async fn connection(stream: TlsStream<TcpStream>, app: Router, mut leaving: watch::Receiver<()>) {
+    let builder = auto::Builder::new(TokioExecutor::new());
+    // Else the first bytes would be waited for without a limit.
+    let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let mut builder = if is_h2 { builder.http2_only() } else { builder.http1_only() };
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS);
-    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(128);
-    let served = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(app)).into_owned();
-    if let Err(error) = watcher.watch(served).await {
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(WINDOWS.0)
+        .initial_connection_window_size(WINDOWS.1);
+    let begun = Instant::now();
+    // Until when it may be silent, in milliseconds since it began.
+    let patience = Arc::new(AtomicU64::new(millis(FIRST)));
+    let renewed = patience.clone();
+    let app = MapRequest::new(app, move |request| {
+        renewed.store(millis(begun.elapsed() + IDLE), Ordering::Relaxed);
+        request
+    });
+    let served = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
+    let mut served = std::pin::pin!(served);
+    let silent = async {
+        loop {
+            let end = begun + Duration::from_millis(patience.load(Ordering::Relaxed));
+            if end <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(end).await;
+        }
+    };
+    let ended = tokio::select! {
+        ended = &mut served => Some(ended),
+        () = silent => None,
+        _ = leaving.changed() => None,
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        None => {
+            served.as_mut().graceful_shutdown();
+            tokio::time::timeout(DRAIN, served).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = ended {
         tracing::debug!(%error, "a connection broke");
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// How many connections each peer has.
+#[derive(Debug)]
+struct Peers {
+    limit: usize,
+    here: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// One connection of a peer; given back when dropped.
+#[derive(Debug)]
+struct Place {
+    peers: Arc<Peers>,
+    peer: IpAddr,
+}
+
+impl Peers {
+    fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self { limit, here: Mutex::default() })
+    }
+
+    fn enter(self: &Arc<Self>, peer: IpAddr) -> Option<Place> {
+        let mut here = self.here.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = here.entry(peer).or_default();
+        if *count >= self.limit {
+            return None;
+        }
+        *count += 1;
+        Some(Place { peers: self.clone(), peer })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut here = self.peers.here.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = here.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                here.remove(&self.peer);
+            }
+        }
     }
 }

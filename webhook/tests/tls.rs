@@ -32,13 +32,23 @@ async fn connect(
     trusted: &Pair,
     versions: &[&'static rustls::SupportedProtocolVersion],
 ) -> std::io::Result<TlsStream<TcpStream>> {
+    connect_as(port, trusted, versions, "").await
+}
+
+async fn connect_as(
+    port: u16,
+    trusted: &Pair,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+    alpn: &str,
+) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(trusted.certificate.as_bytes()).unwrap()).unwrap();
-    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+    let mut config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_protocol_versions(versions)
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
+    config.alpn_protocols.extend(Some(alpn.as_bytes().to_vec()).filter(|alpn| !alpn.is_empty()));
     let stream = TcpStream::connect(("127.0.0.1", port)).await?;
     let name = ServerName::try_from(names::WEBHOOK_SERVER_NAME).unwrap();
     TlsConnector::from(Arc::new(config)).connect(name, stream).await
@@ -103,4 +113,58 @@ async fn a_certificate_is_replaced_while_it_is_served() {
     tokio::time::timeout(Duration::from_secs(10), server).await.unwrap().unwrap();
     assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err());
     drop(silent);
+}
+
+/// A server with a certificate; its port, the certificate, and what to drop to end it.
+async fn serving() -> (u16, Pair, oneshot::Sender<()>) {
+    let certificates = Arc::new(Certificates::default());
+    let pair = pair();
+    certificates.load(pair.certificate.as_bytes(), pair.key.as_bytes()).unwrap();
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let config = certificates.server_config().unwrap();
+    tokio::spawn(serve(listener, config, support::bench().router, async {
+        let _ = stopped.await;
+    }));
+    (port, pair, stop)
+}
+
+#[rstest::rstest]
+#[case::nothing_said("", "")]
+#[case::half_a_head("", "POST / HTTP/1.1\r\n")]
+#[case::nothing_said_in_h2("h2", "")]
+#[case::h2_without_a_request("h2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")]
+#[tokio::test]
+async fn who_asks_nothing_is_hung_up_on(#[case] alpn: &str, #[case] said: &str) {
+    let (port, pair, _stop) = serving().await;
+    let mut silent = connect_as(port, &pair, TLS13, alpn).await.unwrap();
+    silent.write_all(said.as_bytes()).await.unwrap();
+    // From here on the clock goes on whenever nobody has anything to do.
+    tokio::time::pause();
+    let mut heard = Vec::new();
+    let ended = tokio::time::timeout(Duration::from_secs(30), silent.read_to_end(&mut heard)).await;
+    assert!(ended.is_ok(), "still connected after half a minute");
+}
+
+#[tokio::test]
+async fn one_peer_does_not_take_every_connection() {
+    let (port, pair, _stop) = serving().await;
+    let mut held = Vec::new();
+    for _ in 0..32 {
+        held.push(TcpStream::connect(("127.0.0.1", port)).await.unwrap());
+    }
+    assert!(connect(port, &pair, TLS13).await.is_err());
+    held.clear();
+    let freed = async {
+        loop {
+            match connect(port, &pair, TLS13).await {
+                Ok(stream) => return stream,
+                // The server has not noticed yet.
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    };
+    let mut stream = tokio::time::timeout(Duration::from_secs(5), freed).await.unwrap();
+    assert!(ask(&mut stream).await.starts_with("HTTP/1.1 400"));
 }
