@@ -12,11 +12,14 @@ mod perf;
 use std::{
     fs, io,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use squall_daemon_ebpf::{BY_PIDFD, Claim, ProcessKey, Record, SCOPE_ALL, SCOPE_INIT, SCOPE_OBSERVE, Watch};
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::Receiver;
 
 use crate::{cgroup::Target, clock::BootClock};
 use loaded::{Loaded, Loader};
@@ -143,7 +146,7 @@ impl Engine {
             fire: 0,
             reserved: 0,
         };
-        let records = loaded.enter(cgroup.id, cgroup.level, watch)?;
+        let (records, dropped) = loaded.enter(cgroup.id, cgroup.level, watch)?;
         let lost_before = loaded.lost();
         let armed = Armed {
             cgroup: cgroup.id,
@@ -152,6 +155,7 @@ impl Engine {
             watch,
             clock: BootClock::measure(),
             lost_before,
+            dropped,
             events: Mutex::new(Vec::new()),
             loaded,
         };
@@ -190,6 +194,7 @@ pub struct Armed {
     watch: Watch,
     clock: BootClock,
     lost_before: u64,
+    dropped: Arc<AtomicU64>,
     events: Mutex<Vec<std::os::fd::OwnedFd>>,
     loaded: Arc<Loaded>,
 }
@@ -225,15 +230,16 @@ impl Armed {
         self.clock
     }
 
-    /// Records that the kernel could not hand over, and claims that found no room, since this was armed.
+    /// Records that the kernel could not hand over or that nobody took in time, and claims that found no room, since
+    /// this was armed.
     pub fn lost(&self) -> u64 {
-        self.loaded.lost().saturating_sub(self.lost_before)
+        self.loaded.lost().saturating_sub(self.lost_before) + self.dropped.load(Ordering::Relaxed)
     }
 }
 
 /// The records of one watch.
 #[derive(Debug)]
-pub struct Records(UnboundedReceiver<Record>);
+pub struct Records(Receiver<Record>);
 
 impl Records {
     /// The next record; `None` once the watch is disarmed.

@@ -8,7 +8,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -24,7 +24,7 @@ use squall_daemon_ebpf::{
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    sync::mpsc::{Receiver, Sender, channel, error::TrySendError},
     task::AbortHandle,
 };
 
@@ -36,7 +36,22 @@ const BPF_NOEXIST: u64 = 1;
 static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../daemon-ebpf/squall.bpf.o"));
 
-type Routes = Arc<Mutex<StdHashMap<u32, UnboundedSender<Record>>>>;
+/// Records of one watch that may wait: more than the ring holds, and a megabyte.
+const WAITING: usize = 16384;
+/// So many are handed over before those who take them get their turn.
+const IN_A_ROW: usize = 1024;
+
+/// Where the records of a watch go.
+struct Route {
+    sender: Sender<Record>,
+    /// How many found no room.
+    dropped: Arc<AtomicU64>,
+}
+
+type Routes = Arc<Mutex<StdHashMap<u32, Route>>>;
+
+/// The records of one watch, and how many of them found no room.
+pub type Entered = (Receiver<Record>, Arc<AtomicU64>);
 
 /// What the object is loaded with. It is kept, because aya reads all of the kernel's BTF for each new one, and that
 /// takes longer than everything else.
@@ -153,26 +168,22 @@ impl Loaded {
     }
 
     /// Enters a watch; its records come through the channel.
-    pub fn enter(
-        &self,
-        cgroup: u64,
-        level: u32,
-        watch: Watch,
-    ) -> Result<UnboundedReceiver<Record>, EbpfError> {
+    pub fn enter(&self, cgroup: u64, level: u32, watch: Watch) -> Result<Entered, EbpfError> {
         let mut watches = lock(&self.watches);
         watches
             .by_cgroup
             .insert(cgroup, watch, BPF_NOEXIST)
             .map_err(|error| if exists(&error) { EbpfError::Busy } else { map_error(MAP_WATCHES)(error) })?;
-        let (sender, receiver) = unbounded_channel();
-        lock(&self.routes).insert(watch.slot, sender);
+        let (sender, receiver) = channel(WAITING);
+        let dropped = Arc::new(AtomicU64::new(0));
+        lock(&self.routes).insert(watch.slot, Route { sender, dropped: Arc::clone(&dropped) });
         *watches.levels.entry(level).or_default() += 1;
         if let Err(error) = watches.write_mask() {
             drop(watches);
             self.leave(cgroup, level, watch.slot);
             return Err(error);
         }
-        Ok(receiver)
+        Ok((receiver, dropped))
     }
 
     /// Replaces a watch.
@@ -238,6 +249,18 @@ impl Drop for Loaded {
     }
 }
 
+impl Route {
+    fn hand_over(&self, record: Record) {
+        match self.sender.try_send(record) {
+            // Nobody takes them any more.
+            Ok(()) | Err(TrySendError::Closed(_)) => {}
+            Err(TrySendError::Full(_)) => {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
 impl Watches {
     fn write_mask(&mut self) -> Result<(), EbpfError> {
         let mut used = Levels::default();
@@ -286,11 +309,17 @@ fn read_records(records: RingBuf<MapData>, routes: Routes) -> io::Result<AbortHa
     let mut fd = register(records)?;
     let task = tokio::spawn(async move {
         while let Ok(mut guard) = fd.readable_mut().await {
-            while let Some(item) = guard.get_inner_mut().next() {
-                let Some(record) = parse(&item) else { continue };
+            let mut taken = 0;
+            while let Some(record) = guard.get_inner_mut().next().map(|item| parse(&item)) {
                 // A watch that has been disarmed meanwhile wants no records.
-                if let Some(route) = lock(&routes).get(&record.slot) {
-                    let _ = route.send(record);
+                if let Some(record) = record
+                    && let Some(route) = lock(&routes).get(&record.slot)
+                {
+                    route.hand_over(record);
+                }
+                taken += 1;
+                if taken % IN_A_ROW == 0 {
+                    tokio::task::yield_now().await;
                 }
             }
             guard.clear_ready();
@@ -321,4 +350,25 @@ fn read_log(logger: aya_log::EbpfLogger<&'static dyn log::Log>) -> io::Result<Ab
         }
     });
     Ok(task.abort_handle())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_that_nobody_takes_are_counted_not_kept() {
+        let (sender, mut receiver) = channel(2);
+        let route = Route { sender, dropped: Arc::default() };
+        // SAFETY: every bit pattern is a record.
+        let record: Record = unsafe { std::mem::zeroed() };
+        for _ in 0..5 {
+            route.hand_over(record);
+        }
+        assert_eq!(route.dropped.load(Ordering::Relaxed), 3);
+        assert!(receiver.try_recv().is_ok() && receiver.try_recv().is_ok() && receiver.try_recv().is_err());
+        drop(receiver);
+        route.hand_over(record);
+        assert_eq!(route.dropped.load(Ordering::Relaxed), 3);
+    }
 }

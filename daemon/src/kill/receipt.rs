@@ -108,14 +108,15 @@ impl Collector {
                 }
             }
             let event = tokio::select! {
+                // The deadlines first: a container that forks without end has a record at any time.
                 biased;
+                () = sleep_until(ignored_at), if !ignored_called => Event::Ignored,
+                () = sleep_until(survived_at) => Event::Survived,
                 record = next(&mut self.records) => match record {
                     Some(record) => Event::Record(Box::new(record)),
                     None => Event::NoMoreRecords,
                 },
                 ended = waiting.next() => ended.map_or(Event::NobodyWaitedFor, Event::Ended),
-                () = sleep_until(ignored_at), if !ignored_called => Event::Ignored,
-                () = sleep_until(survived_at) => Event::Survived,
             };
             match event {
                 Event::Record(record) => self.take(&record),
@@ -181,6 +182,10 @@ impl Collector {
     fn look_again(&mut self) {
         let left: Vec<Key> = self.left().map(|process| (process.pid, process.start)).collect();
         for key in left {
+            // The rest is looked at when these have ended.
+            if self.striker.opened.len() >= WAITED_FOR {
+                break;
+            }
             match self.striker.reopen(key) {
                 Some(process) => self.striker.opened.push(process),
                 None => self.ended(key),
@@ -208,11 +213,12 @@ impl Collector {
         if let Some(init) = unknown {
             init.exit_code = tokio::time::timeout(STRAGGLERS * 4, init_exit).await.ok().flatten();
         }
-        let count = self.striker.hit.len();
-        let message = match count {
-            0 => "nobody was left to signal".to_owned(),
-            1 => "1 process was signalled and has exited".to_owned(),
-            _ => format!("{count} processes were signalled and have exited"),
+        let (count, more) = self.striker.count();
+        let message = match (count, more) {
+            (0, _) => "nobody was left to signal".to_owned(),
+            (1, false) => "1 process was signalled and has exited".to_owned(),
+            (_, false) => format!("{count} processes were signalled and have exited"),
+            (_, true) => format!("more than {count} processes were signalled and have exited"),
         };
         let state = if count == 0 { State::Failed(Reason::ContainerGone) } else { State::Done };
         Outcome { state, message, receipt: self.receipt() }

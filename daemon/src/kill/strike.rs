@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use squall_daemon_ebpf::Record;
 
+use super::receipt::NAMED;
 use crate::{
     cgroup::Target,
     ebpf::{Armed, EbpfError},
@@ -20,6 +21,9 @@ pub type Key = (i32, u64);
 /// A claim may fail for want of room; then this many rounds are made over those that are left.
 const ROUNDS: u32 = 64;
 
+/// So many processes are kept in mind; of more, only how many there were. A receipt names far fewer.
+const KEPT: usize = 4096;
+
 /// Who is signalled, and who was.
 pub struct Striker {
     target: Target,
@@ -28,8 +32,12 @@ pub struct Striker {
     /// Held until it has been signalled: nobody can take its PID.
     init_process: Option<Process>,
     armed: Option<Arc<Armed>>,
-    /// Everyone who was signalled, by whomever.
+    /// Those who were signalled, by whomever: all who live, and some of those who have ended.
     pub(super) hit: BTreeMap<Key, ProcessReceipt>,
+    /// How many more had been signalled and have ended.
+    forgotten: usize,
+    /// How many more the program has told of when no more could be kept; some of them may be found again.
+    untold: usize,
     /// Those of them whose end can be waited for.
     pub(super) opened: Vec<Process>,
 }
@@ -44,6 +52,8 @@ impl Striker {
             init_process: Some(init),
             armed,
             hit: BTreeMap::new(),
+            forgotten: 0,
+            untold: 0,
             opened: Vec::new(),
         }
     }
@@ -54,6 +64,11 @@ impl Striker {
 
     pub(super) fn armed(&self) -> Option<&Armed> {
         self.armed.as_deref()
+    }
+
+    /// How many were signalled, and whether there may have been more.
+    pub(super) fn count(&self) -> (usize, bool) {
+        (self.hit.len() + self.forgotten, self.untold > 0)
     }
 
     /// Lets the programs act; `false` when there are none.
@@ -91,6 +106,7 @@ impl Striker {
     /// by SIGKILL, in its PID namespace.
     async fn round(&mut self) -> bool {
         let mut any = false;
+        self.forget();
         for (count, pid) in self.target.processes().into_iter().enumerate() {
             // Other faults shall not wait for a container with thousands of processes.
             if count % 64 == 63 {
@@ -149,9 +165,14 @@ impl Striker {
     /// Takes note of a process that the program has signalled.
     pub(super) fn sent_by_program(&mut self, record: &Record, comm: String, at: SystemTime) {
         let key = key_of(record);
+        let known = self.hit.contains_key(&key);
+        // It goes on without being looked at: whoever lives is found by the next round.
+        if !known && self.hit.len() >= KEPT {
+            self.untold += 1;
+            return;
+        }
         let process = Process::open_started(self.target.proc(), key.0, key.1).ok();
         let note = process.as_ref().and_then(|process| note(process, self.kill.signal));
-        let known = self.hit.contains_key(&key);
         self.add(key, comm, Evidence::Ebpf, at, note);
         if let Some(hit) = self.hit.get_mut(&key) {
             hit.sent = at;
@@ -160,6 +181,19 @@ impl Striker {
         if !known {
             self.opened.extend(process);
         }
+    }
+
+    /// Makes room: a container that forks faster than it is signalled would fill all memory.
+    fn forget(&mut self) {
+        if self.hit.len() < KEPT {
+            return;
+        }
+        let (before, mut kept) = (self.hit.len(), 0);
+        self.hit.retain(|_, process| {
+            kept += usize::from(process.exited.is_some());
+            process.init || process.exited.is_none() || kept <= NAMED
+        });
+        self.forgotten += before - self.hit.len();
     }
 
     /// Whether `key` still runs.
@@ -196,5 +230,34 @@ fn note(process: &Process, signal: i32) -> Option<Note> {
         Disposition::Default | Disposition::Caught => None,
         Disposition::Ignored => Some(Note::Ignored),
         Disposition::Blocked => Some(Note::Blocked),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::cgroup::CgroupRoot;
+
+    #[test]
+    fn a_container_that_forks_without_end_fills_no_memory() {
+        let proc = Path::new("/proc");
+        let own = std::process::id() as i32;
+        let target = CgroupRoot::discover(Path::new("/sys/fs/cgroup"), proc).unwrap().target(own).unwrap();
+        let kill = Kill { signal: libc::SIGTERM, scope: Scope::All };
+        let mut striker = Striker::new(target, kill, Process::open(proc, own).unwrap(), None);
+        // SAFETY: every bit pattern is a record.
+        let mut record: Record = unsafe { std::mem::zeroed() };
+        for start in 0..KEPT as u64 + 10 {
+            // No process has this PID.
+            (record.tgid, record.start) = (i32::MAX as u32, start);
+            striker.sent_by_program(&record, "x".into(), SystemTime::now());
+        }
+        assert_eq!((striker.hit.len(), striker.count()), (KEPT, (KEPT, true)));
+        // Only those who have ended are forgotten, and not all of them.
+        striker.hit.values_mut().skip(1000).for_each(|process| process.exited = Some(SystemTime::now()));
+        striker.forget();
+        assert_eq!((striker.hit.len(), striker.count()), (1000 + NAMED, (KEPT, true)));
     }
 }
