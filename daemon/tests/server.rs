@@ -29,6 +29,7 @@ use squall_daemon::{
 };
 use tempfile::TempDir;
 use tokio::{
+    io::AsyncReadExt,
     net::{TcpListener, TcpStream},
     sync::Notify,
 };
@@ -194,6 +195,30 @@ async fn only_the_controllers_identity_is_listened_to() {
     assert!(daemon.connect(&daemon.ca, Some(for_servers)).await.is_err(), "server usage");
     let stranger = Ca::new();
     assert!(daemon.connect(&daemon.ca, Some(stranger.client(name))).await.is_err(), "another CA");
+}
+
+#[tokio::test]
+async fn a_stranger_who_holds_its_handshakes_holds_up_nobody_else() {
+    let daemon = Daemon::start().await;
+    let mut client = daemon.controller().await;
+    let connect = async |from: [u8; 4]| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((from, 0).into()).unwrap();
+        socket.connect(([127, 0, 0, 1], daemon.port).into()).await.unwrap()
+    };
+    let closed = async |mut stream: TcpStream| {
+        let read = stream.read(&mut [0; 8]);
+        tokio::time::timeout(Duration::from_millis(500), read).await.is_ok()
+    };
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(connect([127, 0, 0, 2]).await);
+    }
+    assert!(closed(connect([127, 0, 0, 2]).await).await, "a fifth handshake");
+    assert!(!closed(connect([127, 0, 0, 3]).await).await, "another's handshake");
+    daemon.controller().await;
+    snapshot(&mut client).await;
+    drop(held);
 }
 
 #[tokio::test]
