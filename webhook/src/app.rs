@@ -8,16 +8,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::{Body, Bytes, to_bytes};
+use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use futures::FutureExt;
+use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use kube::Client;
 use squall_api::names;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tracing::{Instrument, Span, field};
 
 use crate::metrics::Metrics;
@@ -28,6 +29,8 @@ use crate::{access, experiments};
 
 /// The largest body: etcd takes 1.5 MiB an object, and an UPDATE carries two.
 pub const LIMIT: usize = 8 << 20;
+/// What all bodies together may take, so that nobody can have us killed for memory.
+const ROOM: usize = 16 << 20;
 /// How long a body may take to come in.
 const BODY: Duration = Duration::from_secs(4);
 
@@ -43,6 +46,16 @@ pub struct App {
     /// What is counted.
     pub metrics: Arc<Metrics>,
 }
+
+/// The app, and what its reviews share.
+struct Desk {
+    app: App,
+    /// In bytes. A body takes it as it comes in: who only announces one takes nothing.
+    room: Semaphore,
+}
+
+/// A body, and its room.
+type Held<'a> = (Vec<u8>, SemaphorePermit<'a>);
 
 #[derive(Clone, Copy, Debug)]
 enum Path {
@@ -70,31 +83,31 @@ struct Rejected {
 
 /// The three paths.
 pub fn router(app: App) -> Router {
-    let app = Arc::new(app);
+    let desk = Arc::new(Desk { app, room: Semaphore::new(ROOM) });
     [Path::MutatePods, Path::MutateExperiments, Path::ValidateExperiments]
         .into_iter()
         .fold(Router::new(), |router, path| {
-            let handler = move |State(app): State<Arc<App>>, headers: HeaderMap, body: Body| async move {
-                app.answer(path, &headers, body).await
+            let handler = move |State(desk): State<Arc<Desk>>, headers: HeaderMap, body: Body| async move {
+                desk.answer(path, &headers, body).await
             };
             router.route(path.name(), post(handler))
         })
         // Ours is stricter, and says so.
         .layer(DefaultBodyLimit::disable())
-        .with_state(app)
+        .with_state(desk)
 }
 
-impl App {
+impl Desk {
     async fn answer(&self, path: Path, headers: &HeaderMap, body: Body) -> Response {
-        let body = match read(headers, body).await {
-            Ok(body) => body,
+        let (body, _room) = match self.read(headers, body).await {
+            Ok(held) => held,
             Err(rejected) => return self.reject(path, rejected, Duration::ZERO),
         };
         let start = Instant::now();
         let review = AssertUnwindSafe(self.review(path, &body)).catch_unwind();
         match review.await {
             Ok(Ok((outcome, body))) => {
-                self.metrics.reviewed(path.name(), outcome, start.elapsed());
+                self.app.metrics.reviewed(path.name(), outcome, start.elapsed());
                 (StatusCode::OK, [(CONTENT_TYPE, "application/json")], body).into_response()
             }
             Ok(Err(rejected)) => self.reject(path, rejected, start.elapsed()),
@@ -139,21 +152,67 @@ impl App {
 
     async fn decide(&self, path: Path, request: &Request<'_>) -> Answer {
         match path {
-            Path::MutatePods => self.pods.review(request, &self.world, Timestamp::now()),
+            Path::MutatePods => self.app.pods.review(request, &self.app.world, Timestamp::now()),
             Path::MutateExperiments => experiments::mutate(request),
             Path::ValidateExperiments => match experiments::check(request) {
                 experiments::Verdict::Answered(answer) => answer,
-                experiments::Verdict::Ask(ask, warnings) => match access::allowed(&self.client, &ask).await {
-                    Ok(()) => Answer { warnings, ..Answer::default() },
-                    Err(denied) => denied.into(),
-                },
+                experiments::Verdict::Ask(ask, warnings) => {
+                    match access::allowed(&self.app.client, &ask).await {
+                        Ok(()) => Answer { warnings, ..Answer::default() },
+                        Err(denied) => denied.into(),
+                    }
+                }
             },
         }
     }
 
+    async fn read(&self, headers: &HeaderMap, body: Body) -> Result<Held<'_>, Rejected> {
+        let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        if length.is_some_and(|length| length > LIMIT as u64) {
+            return Err(too_large());
+        }
+        match tokio::time::timeout(BODY, self.read_all(body)).await {
+            Ok(held) => held,
+            Err(_) => Err(Rejected {
+                status: StatusCode::REQUEST_TIMEOUT,
+                outcome: "timeout",
+                message: "the review did not come in in time".to_owned(),
+            }),
+        }
+    }
+
+    async fn read_all(&self, body: Body) -> Result<Held<'_>, Rejected> {
+        let (mut all, mut held) = (Vec::new(), None::<SemaphorePermit<'_>>);
+        let mut parts = body.into_data_stream();
+        // Also a peer that hangs up, whom no answer reaches.
+        while let Some(part) = parts.next().await {
+            let part = part.map_err(|_| too_large())?;
+            if all.len() + part.len() > LIMIT {
+                return Err(too_large());
+            }
+            let room = self.room(part.len()).await?;
+            match &mut held {
+                Some(held) => held.merge(room),
+                None => held = Some(room),
+            }
+            all.extend_from_slice(&part);
+        }
+        let held = match held {
+            Some(held) => held,
+            None => self.room(0).await?,
+        };
+        Ok((all, held))
+    }
+
+    async fn room(&self, bytes: usize) -> Result<SemaphorePermit<'_>, Rejected> {
+        let bytes = u32::try_from(bytes).map_err(|_| too_large())?;
+        // Never closed.
+        self.room.acquire_many(bytes).await.map_err(|_| too_large())
+    }
+
     fn reject(&self, path: Path, rejected: Rejected, took: Duration) -> Response {
         let Rejected { status, outcome, message } = rejected;
-        self.metrics.reviewed(path.name(), outcome, took);
+        self.app.metrics.reviewed(path.name(), outcome, took);
         tracing::warn!(path = path.name(), outcome, message, "not answered as a review");
         (status, format!("{message}\n")).into_response()
     }
@@ -177,24 +236,10 @@ fn told(request: &Request<'_>, answer: &Answer) -> &'static str {
     outcome
 }
 
-async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, Rejected> {
-    let too_large = || Rejected {
+fn too_large() -> Rejected {
+    Rejected {
         status: StatusCode::PAYLOAD_TOO_LARGE,
         outcome: "too_large",
         message: format!("the review is larger than {LIMIT} bytes"),
-    };
-    let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    if length.is_some_and(|length| length > LIMIT as u64) {
-        return Err(too_large());
-    }
-    match tokio::time::timeout(BODY, to_bytes(body, LIMIT)).await {
-        Ok(Ok(body)) => Ok(body),
-        // Also a peer that hangs up, whom no answer reaches.
-        Ok(Err(_)) => Err(too_large()),
-        Err(_) => Err(Rejected {
-            status: StatusCode::REQUEST_TIMEOUT,
-            outcome: "timeout",
-            message: "the review did not come in in time".to_owned(),
-        }),
     }
 }

@@ -2,6 +2,7 @@
 
 mod support;
 
+use futures::StreamExt;
 use http::StatusCode;
 use k8s_openapi::api::core::v1::Namespace;
 use kube_runtime::watcher::Event;
@@ -503,4 +504,32 @@ async fn whoever_stops_talking_is_answered_too() {
     >());
     let (status, _) = bench.post(names::PATH_MUTATE_PODS, never).await;
     assert_eq!(status, StatusCode::REQUEST_TIMEOUT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn large_bodies_wait_for_each_other() {
+    let bench = bench();
+    // Two that take all the room there is, and then say no more.
+    let stuck = || {
+        let whole = axum::body::Bytes::from(vec![b' '; squall_webhook::app::LIMIT]);
+        let part = futures::stream::iter([Ok::<_, std::io::Error>(whole)]);
+        axum::body::Body::from_stream(part.chain(futures::stream::pending()))
+    };
+    let path = names::PATH_MUTATE_PODS;
+    let third = async {
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        let begun = tokio::time::Instant::now();
+        let (status, _) = bench.post(path, "{}").await;
+        (status, begun.elapsed().as_secs())
+    };
+    let (one, two, (status, waited)) =
+        tokio::join!(bench.post(path, stuck()), bench.post(path, stuck()), third);
+    assert_eq!((one.0, two.0), (StatusCode::REQUEST_TIMEOUT, StatusCode::REQUEST_TIMEOUT));
+    assert_eq!(status, StatusCode::BAD_REQUEST, "it was read, and is no review");
+    assert_eq!(waited, 3);
+    let silent = axum::body::Body::from_stream(futures::stream::pending::<
+        Result<axum::body::Bytes, std::io::Error>,
+    >());
+    let ((silent, _), (status, _)) = tokio::join!(bench.post(path, silent), bench.post(path, "{}"));
+    assert_eq!((silent, status), (StatusCode::REQUEST_TIMEOUT, StatusCode::BAD_REQUEST));
 }
