@@ -3,6 +3,6 @@
 //! The code is generated from `api/proto` by `cargo xtask gen` and checked in, so that a build needs neither
 //! `protoc` nor a build script.
 
-#![expect(missing_docs, clippy::all, reason = "generated code")]
+#![expect(missing_docs, clippy::all, clippy::allow_attributes, reason = "generated code")]
 
 include!("grpc/squall.v1alpha1.rs");
