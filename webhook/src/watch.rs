@@ -14,8 +14,8 @@ use squall_model::pod::NamespaceView;
 use crate::tls::Certificates;
 use crate::world::World;
 
-/// How many objects a page of a list has: an experiment may be 1 MiB.
-const PAGE: u32 = 20;
+/// How many objects a page of a list has: an experiment may be 1.5 MiB, and several times that in memory.
+const PAGE: u32 = 4;
 
 /// Follow experiments and namespaces, for ever.
 pub async fn world(client: Client, world: Arc<World>) {
