@@ -12,28 +12,29 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use squall_api::names;
 use squall_model::pod::NamespaceView;
+use tokio::sync::Semaphore;
 
 use crate::experiments::Ask;
 use crate::review::{Denied, UserInfo};
 
 /// kube-apiserver waits 5 s for us.
 const PATIENCE: Duration = Duration::from_secs(4);
-/// Questions that are under way at a time.
-const TOGETHER: usize = 16;
+/// Questions that should be under way at a time, of all reviews together.
+pub const TOGETHER: usize = 16;
 
-/// Ask everything.
-pub async fn allowed(client: &Client, ask: &Ask) -> Result<(), Denied> {
+/// Ask everything, each question with a permit of `turns`.
+pub async fn allowed(client: &Client, turns: &Semaphore, ask: &Ask) -> Result<(), Denied> {
     let all = async {
         let mut questions = Vec::new();
         if let Some(user) = &ask.user {
             for namespace in &ask.namespaces {
-                questions.push(may(client, user, ask, namespace));
+                questions.push(in_turn(turns, may(client, user, ask, namespace)));
             }
         }
         each(questions).await?;
         let mut questions = Vec::new();
         for namespace in &ask.opted_in {
-            questions.push(takes_part(client, namespace));
+            questions.push(in_turn(turns, takes_part(client, namespace)));
         }
         each(questions).await
     };
@@ -48,6 +49,15 @@ pub async fn allowed(client: &Client, ask: &Ask) -> Result<(), Denied> {
 /// Some at a time; the first no, in the order of the names, is the answer.
 async fn each<F: Future<Output = Result<(), Denied>>>(questions: Vec<F>) -> Result<(), Denied> {
     stream::iter(questions).buffered(TOGETHER).try_collect::<Vec<()>>().await.map(drop)
+}
+
+async fn in_turn(
+    turns: &Semaphore,
+    question: impl Future<Output = Result<(), Denied>>,
+) -> Result<(), Denied> {
+    // Never closed, so a turn always comes.
+    let _turn = turns.acquire().await.ok();
+    question.await
 }
 
 async fn may(client: &Client, user: &UserInfo, ask: &Ask, namespace: &str) -> Result<(), Denied> {

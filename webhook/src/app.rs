@@ -52,6 +52,8 @@ struct Desk {
     app: App,
     /// In bytes. A body takes it as it comes in: who only announces one takes nothing.
     room: Semaphore,
+    /// Of questions to the API server.
+    turns: Semaphore,
 }
 
 /// A body, and its room.
@@ -83,7 +85,7 @@ struct Rejected {
 
 /// The three paths.
 pub fn router(app: App) -> Router {
-    let desk = Arc::new(Desk { app, room: Semaphore::new(ROOM) });
+    let desk = Arc::new(Desk { app, room: Semaphore::new(ROOM), turns: Semaphore::new(access::TOGETHER) });
     [Path::MutatePods, Path::MutateExperiments, Path::ValidateExperiments]
         .into_iter()
         .fold(Router::new(), |router, path| {
@@ -157,7 +159,7 @@ impl Desk {
             Path::ValidateExperiments => match experiments::check(request) {
                 experiments::Verdict::Answered(answer) => answer,
                 experiments::Verdict::Ask(ask, warnings) => {
-                    match access::allowed(&self.app.client, &ask).await {
+                    match access::allowed(&self.app.client, &self.turns, &ask).await {
                         Ok(()) => Answer { warnings, ..Answer::default() },
                         Err(denied) => denied.into(),
                     }

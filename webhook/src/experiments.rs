@@ -17,6 +17,9 @@ use squall_model::validate::{defaults, validate, validate_update, warnings};
 
 use crate::review::{Answer, Denied, Request, UserInfo};
 
+/// How many namespaces one experiment may name: each takes two questions to the API server.
+const NAMESPACES: usize = 100;
+
 /// What the API server has to be asked before an experiment is accepted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ask {
@@ -191,6 +194,13 @@ fn try_check(request: &Request<'_>) -> Result<Verdict, Denied> {
         if let Ok(before) = validate(&old.spec, &request.namespace) {
             opted_in.retain(|name| !before.selector.namespaces.contains(name));
         }
+    }
+    if namespaces.len() > NAMESPACES {
+        return Err(Denied::invalid(vec![FieldError::new(
+            "spec.selector",
+            format!("{} namespaces", namespaces.len()),
+            format!("allowed are up to {NAMESPACES}: make several experiments instead"),
+        )]));
     }
     if let Some(name) = namespaces.iter().find(|name| names::is_protected_namespace(name)) {
         return Err(Denied::forbidden(format!(

@@ -7,7 +7,7 @@ use kube::client::Body as KubeBody;
 use rstest::rstest;
 use serde_json::{Value, json};
 use squall_api::names;
-use support::{ApiServer, bench, review};
+use support::{ApiServer, Bench, bench, review};
 
 const CHAOS: (&str, &str, &str) = ("squall.dev", "v1alpha1", "PodChaos");
 
@@ -252,6 +252,44 @@ async fn an_api_server_that_hangs_means_no() {
     let asked = review("CREATE", CHAOS, "ann", Value::Null, chaos(pod_kill()));
     let answer = bench.review(names::PATH_VALIDATE_EXPERIMENTS, &asked).await;
     assert!(!answer.allowed() && answer.message().contains("in time"), "{}", answer.message());
+}
+
+fn in_namespaces(count: usize) -> Value {
+    let names: Vec<String> = (0..count).map(|index| format!("team-{index}")).collect();
+    let mut spec = pod_kill();
+    spec["selector"]["namespaces"] = json!(names);
+    review("CREATE", CHAOS, "ann", Value::Null, chaos(spec))
+}
+
+#[tokio::test]
+async fn an_experiment_names_a_hundred_namespaces_at_most() {
+    let (answer, questions) = validate(&in_namespaces(100), yes).await;
+    assert!(answer.allowed(), "{}", answer.message());
+    assert_eq!(questions.len(), 200);
+    let (answer, questions) = validate(&in_namespaces(101), yes).await;
+    assert!(!answer.allowed() && questions.is_empty());
+    assert!(answer.message().contains("up to 100"), "{}", answer.message());
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_reviews_ask_few_questions_at_a_time() {
+    let Bench { router, world, metrics, mut api } = bench();
+    let bench = Bench { router, world, metrics, api: support::nobody() };
+    let asked = in_namespaces(50);
+    // An API server that takes questions and is slow to answer.
+    let count = async {
+        let mut open = Vec::new();
+        let second = std::time::Duration::from_secs(1);
+        while let Ok(Some(question)) = tokio::time::timeout(second, api.next_request()).await {
+            open.push(question);
+        }
+        open.len()
+    };
+    let path = names::PATH_VALIDATE_EXPERIMENTS;
+    let reviews = [bench.review(path, &asked), bench.review(path, &asked), bench.review(path, &asked)];
+    let (answers, open) = tokio::join!(futures::future::join_all(reviews), count);
+    assert_eq!(open, squall_webhook::access::TOGETHER);
+    assert!(answers.iter().all(|answer| !answer.allowed()));
 }
 
 #[tokio::test]
