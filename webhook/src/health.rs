@@ -9,6 +9,7 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use jiff::Timestamp;
 
 use crate::metrics::Metrics;
 use crate::tls::Certificates;
@@ -28,14 +29,17 @@ pub struct Health {
 }
 
 impl Health {
-    /// What is missing for being Ready, by name.
-    pub fn missing(&self) -> Option<&'static str> {
+    /// What is missing for being Ready at `now`, by name.
+    pub fn missing(&self, now: Timestamp) -> Option<&'static str> {
         if self.leaving.load(Ordering::Relaxed) {
-            Some("being shut down")
-        } else if !self.certificates.is_loaded() {
-            Some("no certificate yet: the controller writes it to the Secret squall-webhook-tls")
-        } else {
-            self.world.missing()
+            return Some("being shut down");
+        }
+        match self.certificates.ends() {
+            None => Some("no certificate yet: the controller writes it to the Secret squall-webhook-tls"),
+            Some(ends) if ends <= now => {
+                Some("the certificate is over: the controller renews it in the Secret squall-webhook-tls")
+            }
+            Some(_) => self.world.missing(),
         }
     }
 }
@@ -46,7 +50,7 @@ pub fn router(health: Arc<Health>) -> Router {
         .route("/healthz", get(async || "ok\n"))
         .route(
             "/readyz",
-            get(async |State(health): State<Arc<Health>>| match health.missing() {
+            get(async |State(health): State<Arc<Health>>| match health.missing(Timestamp::now()) {
                 None => (StatusCode::OK, "ok\n".to_owned()),
                 Some(missing) => (StatusCode::SERVICE_UNAVAILABLE, format!("{missing}\n")),
             }),

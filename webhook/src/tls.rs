@@ -4,6 +4,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use jiff::Timestamp;
 use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
@@ -31,7 +32,13 @@ pub enum TlsError {
 /// The certificate that is served now, if there is one.
 #[derive(Debug, Default)]
 pub struct Certificates {
-    current: RwLock<Option<Arc<CertifiedKey>>>,
+    current: RwLock<Option<Served>>,
+}
+
+#[derive(Debug)]
+struct Served {
+    pair: Arc<CertifiedKey>,
+    ends: Timestamp,
 }
 
 impl Certificates {
@@ -42,22 +49,23 @@ impl Certificates {
         let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(certificate)
             .collect::<Result<_, _>>()
             .map_err(|error| TlsError::Certificate(error.to_string()))?;
-        if chain.is_empty() {
+        let Some(first) = chain.first() else {
             return Err(TlsError::Certificate("there is none in it".to_owned()));
-        }
+        };
+        let ends = ends(first)?;
         let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| TlsError::Key(error.to_string()))?;
         let key = ring::sign::any_supported_type(&key).map_err(|error| TlsError::Key(error.to_string()))?;
         let pair = CertifiedKey::new(chain, key);
         pair.keys_match().map_err(TlsError::Mismatch)?;
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        let other = current.as_ref().is_none_or(|current| current.cert != pair.cert);
-        *current = Some(Arc::new(pair));
+        let other = current.as_ref().is_none_or(|current| current.pair.cert != pair.cert);
+        *current = Some(Served { pair: Arc::new(pair), ends });
         Ok(other)
     }
 
-    /// There is one.
-    pub fn is_loaded(&self) -> bool {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).is_some()
+    /// When the one that is served ends.
+    pub fn ends(&self) -> Option<Timestamp> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(|served| served.ends)
     }
 
     /// How connections are taken.
@@ -74,6 +82,14 @@ impl Certificates {
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        current.as_ref().map(|served| served.pair.clone())
     }
+}
+
+fn ends(certificate: &CertificateDer<'_>) -> Result<Timestamp, TlsError> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
+        .map_err(|error| TlsError::Certificate(error.to_string()))?;
+    Timestamp::from_second(parsed.validity().not_after.timestamp())
+        .map_err(|error| TlsError::Certificate(error.to_string()))
 }

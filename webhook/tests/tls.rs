@@ -3,12 +3,14 @@
 mod support;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use squall_api::names;
+use squall_webhook::health::Health;
 use squall_webhook::serve::serve;
 use squall_webhook::tls::Certificates;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -81,7 +83,7 @@ async fn a_certificate_is_replaced_while_it_is_served() {
     }));
 
     let (first, second) = (pair(), pair());
-    assert!(!certificates.is_loaded());
+    assert_eq!(certificates.ends(), None);
     assert!(connect(port, &first, TLS13).await.is_err(), "nothing is served without a certificate");
 
     assert!(certificates.load(first.certificate.as_bytes(), first.key.as_bytes()).unwrap());
@@ -167,4 +169,24 @@ async fn one_peer_does_not_take_every_connection() {
     };
     let mut stream = tokio::time::timeout(Duration::from_secs(5), freed).await.unwrap();
     assert!(ask(&mut stream).await.starts_with("HTTP/1.1 400"));
+}
+
+#[test]
+fn with_a_certificate_that_is_over_it_is_not_ready() {
+    let certificates = Arc::new(Certificates::default());
+    let health = Health {
+        world: Arc::default(),
+        certificates: certificates.clone(),
+        leaving: AtomicBool::new(false),
+        metrics: Arc::default(),
+    };
+    let mut made = rcgen::CertificateParams::new(vec![names::WEBHOOK_SERVER_NAME.to_owned()]).unwrap();
+    made.not_after = rcgen::date_time_ymd(2030, 1, 1);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let made = made.self_signed(&key).unwrap();
+    let at = |time: &str| health.missing(time.parse().unwrap()).unwrap_or_default();
+    assert!(at("2026-11-22T20:00:00Z").contains("no certificate"));
+    certificates.load(made.pem().as_bytes(), key.serialize_pem().as_bytes()).unwrap();
+    assert!(at("2029-12-31T23:59:59Z").contains("experiments"));
+    assert!(at("2030-01-01T00:00:00Z").contains("is over"));
 }
