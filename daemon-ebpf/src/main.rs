@@ -158,6 +158,8 @@ fn exited(ctx: &RawTracePointContext) -> Option<()> {
         return None;
     }
     let key = key_of(task)?;
+    // What others of the cgroup do is not the fault's work; they could be many.
+    claim_of(key)?;
     let status = exit_status(task).unwrap_or(UNKNOWN_EXIT);
     emit(RECORD_EXITED, watch.slot, cgroup, key, status, true);
     let _ = CLAIMS.remove(key);

@@ -8,6 +8,7 @@ use std::{
 };
 
 use squall_daemon::{
+    cgroup::Layout,
     ebpf::{Scope as Programs, WatchSpec},
     kill::{KillError, Tools, prepare_process, receipt::Outcome},
     order::{Kill, Scope},
@@ -37,6 +38,8 @@ cases![
     every_process_of_a_tree_gets_the_signal_exactly_once,
     an_armed_watch_has_no_effect,
     scope_init_leaves_the_others_alone,
+    only_the_ends_of_those_who_were_signalled_are_recorded,
+    without_a_v2_cgroup_of_its_own_only_the_container_is_hit,
     processes_of_sub_cgroups_count,
     a_container_with_an_init_system_is_hit_as_a_whole,
     an_ignored_signal_is_reported_as_ignored,
@@ -248,6 +251,62 @@ async fn scope_init_leaves_the_others_alone() {
     assert_eq!((outcome.state, one(&outcome).pid), (State::Done, init.pid()));
     assert!(other.runs());
     init.wait().await;
+}
+
+async fn only_the_ends_of_those_who_were_signalled_are_recorded() {
+    let (tools, mut sandbox) = (tools(), Sandbox::new());
+    let (mut signalled, mut other) = (sandbox.start("sleep"), sandbox.start("sleep"));
+    let cgroup = tools.cgroups.target(signalled.pid()).expect("its cgroup");
+    let process = Process::open(tools.cgroups.proc(), signalled.pid()).expect("the target");
+    let spec = WatchSpec {
+        scope: Programs::Observe,
+        signal: libc::SIGKILL,
+        init_pid: process.pid(),
+        init_start: process.start(),
+    };
+    let (armed, mut records) = tools.engine.arm(&cgroup, spec).expect("arming");
+    armed.fire().expect("firing");
+    other.0.kill().expect("killing the other");
+    other.wait().await;
+    assert!(armed.claim(process.pid(), process.start()).expect("claiming"));
+    signalled.0.kill().expect("killing the target");
+    signalled.wait().await;
+    let mut ended = Vec::new();
+    while let Ok(Some(record)) = tokio::time::timeout(Duration::from_millis(200), records.next()).await {
+        if record.kind == squall_daemon_ebpf::RECORD_EXITED {
+            ended.push(record.tgid as i32);
+        }
+    }
+    assert_eq!(ended, [process.pid()]);
+}
+
+async fn without_a_v2_cgroup_of_its_own_only_the_container_is_hit() {
+    let (tools, mut sandbox) = (tools(), Sandbox::new());
+    if tools.cgroups.layout() == Layout::V2 {
+        println!("  version 2 is all there is: the case can't be");
+        return;
+    }
+    // In version 2 all of them are where this process is: as containers are where the runtime is.
+    let dirs = sandbox.v1();
+    let (init, other) = (sandbox.start_in("sleep", &dirs), sandbox.start_in("busy", &dirs));
+    let mut outside = stranger("sleep");
+    // There is nothing to scope the programs by; the receipt says so.
+    let mut prepared = sandbox.prepare(&tools, init.pid(), libc::SIGKILL, Scope::All);
+    prepared.armed().await.expect("nothing is attached");
+    let mut collector = prepared.fire(SystemTime::now(), |_, _| Ok(())).await.expect("firing");
+    let outcome = collector.collect(std::future::ready(Some(137))).await;
+    assert_eq!((outcome.state, outcome.receipt.evidence), (State::Done, Evidence::Pidfd), "{outcome:?}");
+    assert!(outcome.receipt.evidence_error.contains("no version 2 cgroup"), "{outcome:?}");
+    let mut hit: Vec<i32> = outcome.receipt.processes.iter().map(|process| process.pid).collect();
+    hit.sort_unstable();
+    let mut wanted = [init.pid(), other.pid()];
+    wanted.sort_unstable();
+    assert_eq!(hit, wanted);
+    assert!(outside.runs());
+    outside.0.kill().expect("killing the stranger");
+    outside.wait().await;
+    init.wait().await;
+    other.wait().await;
 }
 
 async fn processes_of_sub_cgroups_count() {

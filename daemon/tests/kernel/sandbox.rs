@@ -86,6 +86,11 @@ impl Sandbox {
         assert!(set, "no pids controller");
     }
 
+    /// Its cgroups of version 1.
+    pub fn v1(&self) -> Vec<PathBuf> {
+        self.dirs.iter().filter(|dir| !dir.join("cgroup.controllers").exists()).cloned().collect()
+    }
+
     /// A cgroup within; containers with an init system make such.
     pub fn below(&mut self, name: &str) -> Vec<PathBuf> {
         let below: Vec<PathBuf> = self.dirs.iter().map(|dir| dir.join(name)).collect();
