@@ -16,7 +16,7 @@ use super::{
     Effect, Ident, Input, MAX_TARGETS, Note, NoteKind, Outcome, PodRef, Step, Verb, later, seconds, view,
 };
 use crate::pod::{ContainerState, ContainerView, PodView};
-use crate::select::eligible;
+use crate::select::{Ineligible, eligible};
 use crate::spec::{Mode, Spec};
 use crate::substitute::{FaultImages, Holder};
 
@@ -108,6 +108,11 @@ impl Step<'_> {
         }
         let namespace = world.namespace(&target.namespace).cloned().unwrap_or_default();
         if let Err(why) = eligible(spec, pod, &namespace) {
+            if why == Ineligible::Terminating {
+                // Its namespace goes, and the pod with it.
+                went_away(target, now);
+                return;
+            }
             release(target, now, why.reason(), &why.to_string());
             if !held && target.injected_at.is_none() {
                 target.phase = TargetPhase::Skipped;
