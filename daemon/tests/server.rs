@@ -207,8 +207,8 @@ async fn a_stranger_who_holds_its_handshakes_holds_up_nobody_else() {
         socket.connect(([127, 0, 0, 1], daemon.port).into()).await.unwrap()
     };
     let closed = async |mut stream: TcpStream| {
-        let read = stream.read(&mut [0; 8]);
-        tokio::time::timeout(Duration::from_millis(500), read).await.is_ok()
+        let mut answer = [0; 8];
+        tokio::time::timeout(Duration::from_millis(500), stream.read(&mut answer)).await.is_ok()
     };
     let mut held = Vec::new();
     for _ in 0..4 {
