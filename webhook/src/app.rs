@@ -31,6 +31,10 @@ use crate::{access, experiments};
 pub const LIMIT: usize = 8 << 20;
 /// What all bodies together may take, so that nobody can have us killed for memory.
 const ROOM: usize = 16 << 20;
+/// How many values a body may have, roughly: each takes more in memory than the two bytes that it takes at least.
+const VALUES: usize = 500_000;
+/// How many objects a review of pods may have: `{}` where a container belongs takes kilobytes.
+const OBJECTS: usize = 20_000;
 /// How long a body may take to come in.
 const BODY: Duration = Duration::from_secs(4);
 
@@ -125,6 +129,9 @@ impl Desk {
     }
 
     async fn review(&self, path: Path, body: &[u8]) -> Result<(&'static str, Vec<u8>), Rejected> {
+        if is_bomb(path, body) {
+            return Err(Rejected { message: "the review has too many parts".to_owned(), ..too_large() });
+        }
         let request = Request::parse(body).map_err(|error| Rejected {
             status: StatusCode::BAD_REQUEST,
             outcome: "malformed",
@@ -236,6 +243,17 @@ fn told(request: &Request<'_>, answer: &Answer) -> &'static str {
         None => {}
     }
     outcome
+}
+
+/// Whether `body` would take far more memory than it has bytes. Counts what stands in strings, too.
+fn is_bomb(path: Path, body: &[u8]) -> bool {
+    let objects = body.iter().filter(|byte| **byte == b'{').count();
+    let commas = body.iter().filter(|byte| **byte == b',').count();
+    objects + commas > VALUES
+        || match path {
+            Path::MutatePods => objects > OBJECTS,
+            Path::MutateExperiments | Path::ValidateExperiments => false,
+        }
 }
 
 fn too_large() -> Rejected {

@@ -533,3 +533,27 @@ async fn large_bodies_wait_for_each_other() {
     let ((silent, _), (status, _)) = tokio::join!(bench.post(path, silent), bench.post(path, "{}"));
     assert_eq!((silent, status), (StatusCode::REQUEST_TIMEOUT, StatusCode::BAD_REQUEST));
 }
+
+#[tokio::test]
+async fn what_would_take_far_more_memory_than_it_has_bytes_is_not_read() {
+    let bench = bench();
+    let bomb = |of: &str, count: usize| {
+        let object = format!("{{\"spec\":{{\"containers\":[{}]}}}}", vec![of; count].join(","));
+        let raw = serde_json::value::RawValue::from_string(object).unwrap();
+        let mut whole = review("CREATE", POD, "ann", Value::Null, json!({})).to_string();
+        whole = whole.replacen("\"object\":{}", &format!("\"object\":{raw}"), 1);
+        whole
+    };
+    for path in [names::PATH_MUTATE_PODS, names::PATH_MUTATE_EXPERIMENTS, names::PATH_VALIDATE_EXPERIMENTS] {
+        let (status, text) = bench.post(path, bomb("1", 1_000_000)).await;
+        assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{text}");
+    }
+    let (status, text) = bench.post(names::PATH_MUTATE_PODS, bomb("{}", 30_000)).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{text}");
+    // A very large pod is read all the same.
+    let (status, text) = bench.post(names::PATH_MUTATE_PODS, bomb("{\"name\":\"c\"}", 5_000)).await;
+    assert_eq!(status, StatusCode::OK, "{text}");
+    let sizes =
+        (size_of::<k8s_openapi::api::core::v1::Container>(), size_of::<k8s_openapi::api::core::v1::Volume>());
+    assert!(sizes.0.max(sizes.1) < 4096, "{sizes:?}");
+}
