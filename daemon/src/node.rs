@@ -268,7 +268,7 @@ mod tests {
             node.watch().1.into_iter().map(|report| (report.id, report.state, report.receipt)).collect()
         };
         let interrupted = ("interrupted".to_owned(), State::Fired, None);
-        assert_eq!(told(&node), [interrupted.clone()]);
+        assert_eq!(told(&node), vec![interrupted.clone()]);
         let order = |id: &str| Order {
             id: id.into(),
             experiment: String::new(),
