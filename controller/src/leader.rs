@@ -11,7 +11,7 @@ use kube_runtime::reflector::{self, ObjectRef, Store};
 use kube_runtime::watcher::{self, Event, watcher};
 use kube_runtime::{Controller, WatchStreamExt};
 use squall_api::names;
-use squall_api::podchaos::PodChaos;
+use squall_api::podchaos::{Phase, PodChaos};
 use squall_model::pod::PodView;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -22,7 +22,7 @@ use crate::janitor::{Janitor, PodKey};
 use crate::metrics::Metrics;
 use crate::nodes::{NodeEvent, Nodes, RollCall};
 use crate::observe::{Change, Observer};
-use crate::reconcile::{Context, after_error, reconcile};
+use crate::reconcile::{Context, action_word, after_error, reconcile};
 use crate::retry::Retry;
 use crate::tell::Teller;
 
@@ -144,7 +144,7 @@ pub async fn lead(parts: Parts, router: Router) {
         experiments: experiments.clone(),
     };
     *router.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(routes);
-    let _unroute = Unroute(router);
+    let _unroute = Unroute { router, metrics: metrics.clone() };
     let context = Arc::new(Context {
         client: client.clone(),
         observer: observer.clone(),
@@ -152,7 +152,7 @@ pub async fn lead(parts: Parts, router: Router) {
         applier: applier.clone(),
         interests,
         teller: teller.clone(),
-        metrics,
+        metrics: metrics.clone(),
         roll: roll.clone(),
         memories: Mutex::new(HashMap::new()),
     });
@@ -191,6 +191,10 @@ pub async fn lead(parts: Parts, router: Router) {
         experiments: experiments.clone(),
         teller: teller.clone(),
     };
+    metrics.on_scrape(Some(Box::new({
+        let (experiments, nodes) = (experiments.clone(), context.nodes.clone());
+        move |metrics| census(metrics, &experiments, &nodes)
+    })));
     let turns = Controller::for_stream(trigger, experiments.clone())
         .with_config(Config::default().concurrency(CONCURRENCY))
         .reconcile_on(UnboundedReceiverStream::new(turned))
@@ -210,11 +214,40 @@ pub async fn lead(parts: Parts, router: Router) {
     tokio::join!(turns, rounds);
 }
 
+/// How many experiments there are, by action and phase, and how many daemons.
+fn census(metrics: &Metrics, experiments: &Store<PodChaos>, nodes: &Nodes) {
+    let mut counts: HashMap<(&'static str, &'static str), i64> = HashMap::new();
+    for chaos in experiments.state() {
+        let phase = chaos.status.as_ref().and_then(|status| status.phase).unwrap_or_default();
+        *counts.entry((action_word(chaos.spec.action), phase_word(phase))).or_default() += 1;
+    }
+    metrics.experiments(counts.into_iter().map(|((action, phase), count)| (action, phase, count)));
+    let (ready, connecting) = nodes.counts();
+    metrics.daemons(ready, connecting);
+}
+
+fn phase_word(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Pending => "Pending",
+        Phase::Injecting => "Injecting",
+        Phase::Injected => "Injected",
+        Phase::Paused => "Paused",
+        Phase::Recovering => "Recovering",
+        Phase::Completed => "Completed",
+        Phase::Failed => "Failed",
+        Phase::Halted => "Halted",
+    }
+}
+
 /// Takes the routes away with the term, however it ends.
-struct Unroute(Router);
+struct Unroute {
+    router: Router,
+    metrics: Arc<Metrics>,
+}
 
 impl Drop for Unroute {
     fn drop(&mut self) {
-        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.router.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.metrics.on_scrape(None);
     }
 }

@@ -2,7 +2,10 @@
 //! namespace, pod or node is ever one.
 
 use std::{
-    sync::atomic::{AtomicI64, AtomicU64},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicI64, AtomicU64},
+    },
     time::Duration,
 };
 
@@ -45,6 +48,20 @@ pub struct Metrics {
     experiments: Family<Phase, Gauge<i64, AtomicI64>>,
     leader: Gauge<i64, AtomicI64>,
     daemons: Family<State, Gauge<i64, AtomicI64>>,
+    census: Census,
+}
+
+/// Counts what there is, when someone asks.
+type Hook = Box<dyn Fn(&Metrics) + Send + Sync>;
+
+/// The hook of the present term, if there is one.
+#[derive(Default)]
+struct Census(Mutex<Option<Hook>>);
+
+impl std::fmt::Debug for Census {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Census")
+    }
 }
 
 impl Default for Metrics {
@@ -65,9 +82,19 @@ impl Metrics {
             experiments: Family::default(),
             leader: Gauge::default(),
             daemons: Family::default(),
+            census: Census::default(),
         };
-        let Metrics { registry, reconciles, seconds, errors, targets, experiments, leader, daemons } =
-            &mut metrics;
+        let Metrics {
+            registry,
+            reconciles,
+            seconds,
+            errors,
+            targets,
+            experiments,
+            leader,
+            daemons,
+            census: _,
+        } = &mut metrics;
         registry.register("reconciles", "Reconciliations of experiments", reconciles.clone());
         registry.register("reconcile_seconds", "How long a reconciliation takes", seconds.clone());
         registry.register("errors", "Errors by kind", errors.clone());
@@ -114,8 +141,20 @@ impl Metrics {
         }
     }
 
+    /// Count by `hook` whenever the figures are asked for; `None` when a term ends.
+    pub fn on_scrape(&self, hook: Option<Hook>) {
+        if hook.is_none() {
+            self.experiments([]);
+            self.daemons(0, 0);
+        }
+        *self.census.0.lock().unwrap_or_else(PoisonError::into_inner) = hook;
+    }
+
     /// As OpenMetrics text.
     pub fn encode(&self) -> Result<String, std::fmt::Error> {
+        if let Some(count) = &*self.census.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            count(self);
+        }
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)

@@ -321,11 +321,7 @@ impl Context {
 
     /// Count the targets that came to an end between `old` and `new`.
     fn count(&self, action: Fault, old: &PodChaosStatus, new: Option<&PodChaosStatus>) {
-        let action = match action {
-            Fault::PodKill => "pod-kill",
-            Fault::PodFailure => "pod-failure",
-            Fault::ContainerKill => "container-kill",
-        };
+        let action = action_word(action);
         for (index, target) in new.iter().flat_map(|status| &status.targets).enumerate() {
             let outcome = match target.phase {
                 TargetPhase::Selected | TargetPhase::Recovering => continue,
@@ -362,6 +358,15 @@ impl Context {
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
             Err(source) => Err(ReconcileError::Finalizer { namespace, name, source: Box::new(source) }),
         }
+    }
+}
+
+/// The action, as users write it.
+pub fn action_word(action: Fault) -> &'static str {
+    match action {
+        Fault::PodKill => "pod-kill",
+        Fault::PodFailure => "pod-failure",
+        Fault::ContainerKill => "container-kill",
     }
 }
 
