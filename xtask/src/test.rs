@@ -14,6 +14,8 @@ use crate::{build, cluster, cluster::prereq, deploy, kubectl::Kubectl, sh};
 
 /// The crate whose tests need Squall installed.
 const END_TO_END: &str = "squall-tests";
+/// Tells the tests of the chores that they may use this machine: they refuse without it.
+const CLUSTER_TESTS: &str = "SQUALL_CLUSTER_TESTS";
 
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -134,7 +136,7 @@ fn chores(kubectl: Option<&Kubectl>, filter: Option<&str>) -> Result<Count> {
     if let Some(kubectl) = kubectl {
         kubectl.export(&mut command)?;
     }
-    counted(command.env_remove(cluster::NAME_VARIABLE))
+    counted(command.env(CLUSTER_TESTS, "1").env_remove(cluster::NAME_VARIABLE))
 }
 
 fn cargo_test(what: &[&str], filter: Option<&str>, flags: &[&str]) -> Result<Command> {
