@@ -7,19 +7,31 @@ k=${KUBECTL:-kubectl}
 # A webhook of ours that still runs would take the images for the pods' own and fail them again.
 $k delete mutatingwebhookconfiguration,validatingwebhookconfiguration squall --ignore-not-found
 
-# Every pod with a record: namespace, name, {"container":"image",...}. `set image` takes init containers too.
-$k get pods -A -o go-template='{{range .items}}{{$m := .metadata}}{{with $m.annotations}}{{with index . "squall.dev/original-images"}}{{$m.namespace}} {{$m.name}} {{.}}{{"\n"}}{{end}}{{end}}{{end}}' |
-sed 's/":"/=/g; s/[{}"]//g; s/,/ /g' |
+# Every pod with a record, whole or in part: namespace, name, {"container":"image",...}.
+marked() {
+	$k get pods -A -o go-template='{{range .items}}{{$m := .metadata}}{{with $m.annotations}}{{$images := index . "squall.dev/original-images"}}{{if or $images (index . "squall.dev/held-by")}}{{$m.namespace}} {{$m.name}} {{with $images}}{{.}}{{end}}{{"\n"}}{{end}}{{end}}{{end}}'
+}
+
+# A pod that goes meanwhile must not keep the others from being put right. `set image` takes init containers too.
+marked | sed 's/":"/=/g; s/[{}"]//g; s/,/ /g' |
 while read -r namespace pod images; do
 	# shellcheck disable=SC2086 # one word an image, on purpose
 	[ -z "$images" ] || $k -n "$namespace" set image "pod/$pod" $images </dev/null || continue
 	$k -n "$namespace" annotate pod "$pod" squall.dev/original-images- squall.dev/held-by- squall.dev/until- \
-		squall.dev/containers- squall.dev/fault-style- squall.dev/last-error- </dev/null >/dev/null
+		squall.dev/containers- squall.dev/fault-style- squall.dev/last-error- </dev/null >/dev/null || continue
 done
-$k label pods -A -l squall.dev/fault squall.dev/fault-
+$k label pods -A -l squall.dev/fault squall.dev/fault- || true
 
-# Experiments whose only finalizer is ours can be deleted again.
-$k get podchaos -A -o go-template='{{range .items}}{{if .metadata.finalizers}}{{if eq (len .metadata.finalizers) 1}}{{if eq (index .metadata.finalizers 0) "squall.dev/recover"}}{{.metadata.namespace}} {{.metadata.name}}{{"\n"}}{{end}}{{end}}{{end}}{{end}}' 2>/dev/null |
-while read -r namespace name; do
-	$k -n "$namespace" patch podchaos "$name" --type=merge -p '{"metadata":{"finalizers":null}}' </dev/null
+# Our finalizer, and nobody else's, so that the experiments can be deleted: namespace, name, place in the list.
+$k get podchaos -A -o go-template='{{range .items}}{{$m := .metadata}}{{range $i, $one := $m.finalizers}}{{if eq $one "squall.dev/recover"}}{{$m.namespace}} {{$m.name}} {{$i}}{{"\n"}}{{end}}{{end}}{{end}}' 2>/dev/null |
+while read -r namespace name place; do
+	at="\"path\":\"/metadata/finalizers/$place\""
+	$k -n "$namespace" patch podchaos "$name" --type=json \
+		-p "[{\"op\":\"test\",$at,\"value\":\"squall.dev/recover\"},{\"op\":\"remove\",$at}]" </dev/null || continue
 done
+
+left=$(marked)
+[ -z "$left" ] || {
+	printf 'not put right, see above, and run this again:\n%s\n' "$left" >&2
+	exit 1
+}
