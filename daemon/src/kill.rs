@@ -145,18 +145,16 @@ pub fn prepare_process(
     let id = || container.id.clone();
     let init = Process::open(tools.cgroups.proc(), init_pid)
         .map_err(|source| KillError::Process { id: id(), source })?;
-    let target = tools
-        .cgroups
-        .container(init_pid, &container.id)
-        .map_err(|source| KillError::Cgroup { id: id(), source })?;
+    let target = tools.cgroups.container(init_pid, &container.id);
+    // Of a process that has ended neither the cgroup nor its path says anything.
+    let now = init.memberships().map_err(|source| KillError::Process { id: id(), source })?;
+    let target = target.map_err(|source| KillError::Cgroup { id: id(), source })?;
     let mismatch = |why: String| KillError::Mismatch { id: id(), why };
     // The runtime says which process it is; the kernel says whose cgroup that process is in.
     if !target.memberships.mention(&container.id) {
-        let found = init.memberships().unwrap_or_default();
-        let path = found.v2().or(found.0.first().map(|one| one.path.as_str())).unwrap_or("none");
+        let path = now.v2().or(now.0.first().map(|one| one.path.as_str())).unwrap_or("none");
         return Err(mismatch(format!("the cgroup of its process {init_pid} is {path}")));
     }
-    let now = init.memberships().map_err(|source| KillError::Process { id: id(), source })?;
     if !target.holds(&now) {
         return Err(mismatch(format!("its process {init_pid} has left the container's cgroup")));
     }
