@@ -350,11 +350,16 @@ fn upgrade(cluster: &Cluster, before: &BTreeMap<String, Seen>) {
 /// can't finish is the break-glass script's.
 fn delete(cluster: &Cluster) {
     let base = root().join("deploy");
-    let timeout = format!("--timeout={}s", DELETE.as_secs() - 10);
     let began = Instant::now();
-    let done =
-        cluster.command(&["delete", "-k", base.to_str().unwrap(), "--wait", &timeout]).output().unwrap();
-    eprintln!("delete -k: {:?}, {}", began.elapsed(), text(&done));
+    let done = cluster
+        .command(&["delete", "-k", base.to_str().unwrap(), "--wait", "--timeout=60s"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&done.stderr);
+    eprintln!("delete -k: {:?}, {}: {}", began.elapsed(), done.status, said.trim());
+    for (name, pod) in cluster.pods().iter().filter(|(_, pod)| !pod.whole()) {
+        eprintln!("left to the script: {name}: {pod:?}");
+    }
     assert!(began.elapsed() < DELETE, "delete -k took {:?}", began.elapsed());
 }
 
