@@ -89,14 +89,23 @@ fn the_first_container_dies_of_sigkill_and_the_receipt_says_so() {
 #[test]
 fn the_receipt_rests_on_what_the_kernel_saw() {
     with_ns("ckill-ebpf", OptIn::Yes, async |ns| {
-        running(ns, &pod("web")).await?;
-        ns.create(&kill("kill", Mode::One, |_| ())).await?;
-        let chaos = ns.completed("kill").await?;
-        let target = target_of(&chaos, "web").context("no such target")?;
-        let receipt = target.receipt.clone().context("there is no receipt")?;
-        assert_eq!(receipt.evidence, "ebpf", "{}", chaos.shown());
-        assert_eq!(receipt.lost.unwrap_or_default(), 0, "{}", chaos.shown());
-        Ok(())
+        // A kill waits at most 10 ms for the programs: on a busy machine it may have to do without, and says so.
+        for name in ["first", "second", "third", "fourth", "fifth"] {
+            running(ns, &pod(name)).await?;
+            ns.create(&kill(name, Mode::One, |spec| {
+                spec.selector.label_selectors.insert("app".into(), name.into());
+            }))
+            .await?;
+            let (chaos, target) = followed(ns, name).await?;
+            let receipt = target.receipt.context("there is no receipt")?;
+            assert_eq!(receipt.lost.unwrap_or_default(), 0, "{}", chaos.shown());
+            if receipt.evidence == "ebpf" {
+                assert_eq!(receipt.evidence_error, None, "{}", chaos.shown());
+                return Ok(());
+            }
+            assert!(receipt.evidence_error.is_some(), "{}", chaos.shown());
+        }
+        anyhow::bail!("five kills in a row had to do without eBPF")
     });
 }
 
