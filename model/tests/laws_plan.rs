@@ -38,6 +38,7 @@ struct Sim {
     /// So many effects fail before the next one succeeds.
     failing: u32,
     gone: bool,
+    without_daemons: bool,
     reports: BTreeMap<String, Report>,
     killed: Vec<String>,
 }
@@ -74,7 +75,7 @@ impl World for Sim {
     }
 
     fn daemon(&self, node: &str) -> Daemon {
-        if node == "without" { Daemon::None } else { Daemon::Ready }
+        if node == "without" || self.without_daemons { Daemon::None } else { Daemon::Ready }
     }
 
     fn report(&self, _: &str, id: &str) -> Option<Report> {
@@ -106,6 +107,7 @@ impl Sim {
             outcomes: Outcomes::default(),
             failing: 0,
             gone: false,
+            without_daemons: false,
             reports: BTreeMap::new(),
             killed: Vec::new(),
         };
@@ -639,4 +641,19 @@ fn a_node_without_a_daemon_is_named_within_ten_seconds() {
         "{:?}",
         sim.status.message
     );
+}
+
+#[test]
+fn a_daemon_that_goes_with_the_order_is_missed_within_ten_seconds_and_the_order_stays_till_then() {
+    let mut sim = Sim::new(spec(Action::ContainerKill, Mode::One, None), 1);
+    sim.turn(None);
+    assert!(sim.status.targets[0].ordered_at.is_some());
+    sim.without_daemons = true;
+    sim.wait(5);
+    sim.turn(None);
+    assert_eq!(sim.plan().orders.len(), 1, "a daemon that is being replaced would forget what it did");
+    sim.wait(4);
+    sim.turn(None);
+    assert_eq!(sim.status.phase, Some(Phase::Failed));
+    assert_eq!(sim.status.targets[0].reason.as_deref(), Some("NoDaemon"));
 }

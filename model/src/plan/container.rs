@@ -111,8 +111,9 @@ impl Step<'_> {
             fail(target, "TimedOut", &message);
             return;
         }
-        if matches!(world.daemon(&node), Daemon::None) && !underway && target.ordered_at.is_none() {
-            let limit = selected + seconds(8);
+        if matches!(world.daemon(&node), Daemon::None) && !underway {
+            let ordered = target.ordered_at.as_ref().map_or(selected, |at| at.0);
+            let limit = ordered + seconds(8);
             if limit <= now {
                 fail(
                     target,
