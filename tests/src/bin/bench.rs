@@ -234,7 +234,7 @@ async fn pod_failure(ns: &Ns, mode: Mode, pods: usize) -> Result<(Duration, Dura
     let deleted = Instant::now();
     let back = nth(&mut events, deleted, hit(mode), |pod| !foreign(pod)).await?;
     ns.chaos_gone(&name).await?;
-    ns.ready_pods("web", pods).await?;
+    fresh(ns, pods).await?;
     Ok((there, back))
 }
 
@@ -257,8 +257,20 @@ async fn container_kill(ns: &Ns, mode: Mode, pods: usize) -> Result<Duration> {
     let chaos = ns.completed(&name).await?;
     ensure!(chaos.phase() == Phase::Completed, "{}", chaos.shown());
     ns.end_chaos(&name).await?;
-    ns.ready_pods("web", pods).await?;
+    fresh(ns, pods).await?;
     Ok(took)
+}
+
+/// Replace every pod that was restarted: the next restart would meet the kubelet's back-off, and it, not Squall, would
+/// be what is measured.
+async fn fresh(ns: &Ns, pods: usize) -> Result<()> {
+    let api: Api<Pod> = ns.api();
+    let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+    for pod in ns.pods("web").await? {
+        api.delete(&pod.name(), &now).await?;
+    }
+    ns.ready_pods("web", pods).await?;
+    Ok(())
 }
 
 /// When each init process of the namespace's containers exits, by its pidfd.
