@@ -26,6 +26,8 @@ use crate::{
 use receipt::Collector;
 use strike::Striker;
 
+/// A process whose cgroup is gone is given so long to be gone, too.
+const ENDING: Duration = Duration::from_millis(200);
 /// How long a kill waits for arming that has not finished.
 pub const ARMING_PATIENCE: Duration = Duration::from_millis(10);
 
@@ -148,7 +150,14 @@ pub fn prepare_process(
     let target = tools.cgroups.container(init_pid, &container.id);
     // Of a process that has ended neither the cgroup nor its path says anything.
     let now = init.memberships().map_err(|source| KillError::Process { id: id(), source })?;
-    let target = target.map_err(|source| KillError::Cgroup { id: id(), source })?;
+    let target = target.map_err(|source| {
+        // A process on its way out leaves its cgroup a moment before it has ended.
+        if init.ends_within(ENDING) {
+            KillError::Process { id: id(), source: ProcessError::Gone { pid: init_pid } }
+        } else {
+            KillError::Cgroup { id: id(), source }
+        }
+    })?;
     let mismatch = |why: String| KillError::Mismatch { id: id(), why };
     // The runtime says which process it is; the kernel says whose cgroup that process is in.
     if !target.memberships.mention(&container.id) {

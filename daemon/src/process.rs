@@ -3,6 +3,7 @@
 //! A PID alone is never trusted: it is opened first, its start time and cgroup are read afterwards, and the signal goes
 //! through the descriptor. Refuses to signal what it could not identify. Waiting is by the descriptor: nothing polls.
 
+use std::time::Duration;
 use std::{
     fs, io,
     os::fd::{AsRawFd, OwnedFd},
@@ -193,9 +194,15 @@ impl Process {
 
     /// Whether it has ended (a zombie has): its descriptor can be read from then on.
     fn has_ended(&self) -> bool {
+        self.ends_within(Duration::ZERO)
+    }
+
+    /// Whether it has ended, or does within `limit`; blocks that long at most.
+    pub fn ends_within(&self, limit: Duration) -> bool {
         let mut asked = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let limit = Timespec::try_from(limit).unwrap_or_default();
         // An error of poll says nothing; ESRCH and the wait tell later.
-        matches!(poll(&mut asked, Some(&Timespec::default())), Ok(1..))
+        matches!(poll(&mut asked, Some(&limit)), Ok(1..))
     }
 
     fn file(&self, name: &str) -> PathBuf {
