@@ -12,6 +12,8 @@ use squall_model::plan::{Effect, Outcome, PodRef};
 use squall_model::pod::PodView;
 use squall_model::substitute::{self, FaultImages, Holder, Refusal};
 
+use crate::client::{code, is_conflict, is_gone};
+
 /// Why an effect did not come about.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
@@ -270,21 +272,6 @@ fn failed(operation: &'static str, pod: &PodRef, source: kube::Error) -> ApplyEr
         name: pod.name.clone(),
         source: Box::new(source),
     }
-}
-
-fn code(error: &kube::Error) -> Option<u16> {
-    match error {
-        kube::Error::Api(status) => Some(status.code),
-        _ => None,
-    }
-}
-
-fn is_gone(error: &kube::Error) -> bool {
-    code(error) == Some(404)
-}
-
-fn is_conflict(error: &kube::Error) -> bool {
-    code(error) == Some(409)
 }
 
 /// The API server answers a failed `test` of a JSON patch with 422.

@@ -57,3 +57,21 @@ fn of(config: Config) -> kube::Result<Client> {
         .service(hyper);
     Ok(Client::new(service, config.default_namespace))
 }
+
+/// The HTTP code of the API server's refusal, if that is what the error is.
+pub fn code(error: &kube::Error) -> Option<u16> {
+    match error {
+        kube::Error::Api(status) => Some(status.code),
+        _ => None,
+    }
+}
+
+/// The object is no more.
+pub fn is_gone(error: &kube::Error) -> bool {
+    code(error) == Some(404)
+}
+
+/// Someone else was faster, or the object isn't the one that was meant.
+pub fn is_conflict(error: &kube::Error) -> bool {
+    code(error) == Some(409)
+}

@@ -18,6 +18,7 @@ use squall_api::{grpc, names};
 use squall_model::plan::{Effect, Input, Order, Outcome, Outcomes, Plan, Verb, notes, plan};
 
 use crate::apply::{Applier, ApplyError};
+use crate::client::{is_conflict, is_gone};
 use crate::interest::{Interest, Interests};
 use crate::metrics::Metrics;
 use crate::nodes::{Nodes, RollCall};
@@ -95,17 +96,18 @@ type Orders = BTreeSet<(String, String)>;
 /// One turn.
 pub async fn reconcile(chaos: Arc<PodChaos>, context: Arc<Context>) -> Result<Action, ReconcileError> {
     let Some(uid) = chaos.uid() else { return Ok(Action::await_change()) };
-    let taken = context.memories().remove(&uid);
-    let mut memory = taken
-        .unwrap_or_else(|| Memory { status: chaos.status.clone().unwrap_or_default(), ..Memory::default() });
-    let seen = chaos.resource_version().and_then(|text| text.parse().ok()).unwrap_or(0_u64);
+    let mut memory = context.memories().remove(&uid).unwrap_or_default();
+    let seen = version(&chaos);
     if seen > memory.version {
-        // Someone else wrote it after us: what it says now is what counts.
+        // New to us, or written by someone else after us: what it says now is what counts.
         memory.status = chaos.status.clone().unwrap_or_default();
         memory.version = seen;
     }
     let begun = Instant::now();
-    let result = context.turn(&chaos, &uid, &mut memory).await;
+    let result = match context.turn(&chaos, &uid, &mut memory).await {
+        Err(ReconcileError::Status { source, .. }) if is_gone(&source) => Ok(Next::Gone),
+        result => result,
+    };
     context.metrics.reconciled(begun.elapsed());
     context.roll.seen(&uid);
     match result {
@@ -124,11 +126,6 @@ pub async fn reconcile(chaos: Arc<PodChaos>, context: Arc<Context>) -> Result<Ac
                 }
             })
         }
-        Err(ReconcileError::Status { source, .. }) if is_gone(&source) => {
-            context.withdraw(&mut memory, Orders::new());
-            context.interests.forget(&uid);
-            Ok(Action::await_change())
-        }
         Err(error) => {
             context.memories().insert(uid, memory);
             Err(error)
@@ -136,15 +133,16 @@ pub async fn reconcile(chaos: Arc<PodChaos>, context: Arc<Context>) -> Result<Ac
     }
 }
 
-fn is_gone(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == 404)
+/// The resource version, as the number that it is.
+fn version(chaos: &PodChaos) -> u64 {
+    chaos.resource_version().and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
 /// After an error: soon again. A conflict means that the watch is about to bring the newer object.
 pub fn after_error(chaos: Arc<PodChaos>, error: &ReconcileError, context: Arc<Context>) -> Action {
     let conflict = match error {
         ReconcileError::Status { source, .. } | ReconcileError::Finalizer { source, .. } => {
-            matches!(&**source, kube::Error::Api(status) if status.code == 409)
+            is_conflict(source)
         }
     };
     if conflict {
@@ -296,16 +294,15 @@ impl Context {
     ) -> Result<(), ReconcileError> {
         let namespace = chaos.namespace().unwrap_or_default();
         let name = chaos.name_any();
-        let seen: u64 = chaos.resource_version().and_then(|text| text.parse().ok()).unwrap_or(0);
         let mut object = PodChaos::new(&name, chaos.spec.clone());
         object.metadata.namespace = Some(namespace.clone());
         object.metadata.uid = chaos.uid();
-        object.metadata.resource_version = Some(seen.max(memory.version).to_string());
+        object.metadata.resource_version = Some(memory.version.to_string());
         object.status = Some(status);
         let api: Api<PodChaos> = Api::namespaced(self.client.clone(), &namespace);
         match api.replace_status(&name, &PostParams::default(), &object).await {
             Ok(written) => {
-                memory.version = written.resource_version().and_then(|text| text.parse().ok()).unwrap_or(0);
+                memory.version = version(&written);
                 let phase = object.status.as_ref().and_then(|status| status.phase);
                 if phase != memory.status.phase {
                     tracing::info!(experiment = name, namespace, phase = ?phase.unwrap_or_default(), "phase");
@@ -355,7 +352,7 @@ impl Context {
         .unwrap_or_default();
         match api.patch(&name, &PatchParams::default(), &Patch::<PodChaos>::Json(patch)).await {
             Ok(_) => Ok(()),
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(error) if is_gone(&error) => Ok(()),
             Err(source) => Err(ReconcileError::Finalizer { namespace, name, source: Box::new(source) }),
         }
     }
