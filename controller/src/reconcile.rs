@@ -418,6 +418,10 @@ fn fault(order: Order, experiment: &str) -> grpc::Fault {
         }),
         stage: stage.into(),
         ttl: Some(prost_types::Duration { seconds: order.ttl.as_secs(), nanos: 0 }),
-        action: Some(grpc::fault::Action::Kill(grpc::Kill { signal: order.signal, scope: scope.into() })),
+        action: Some(grpc::fault::Action::Kill(grpc::Kill {
+            signal: order.signal,
+            scope: scope.into(),
+            ..grpc::Kill::default()
+        })),
     }
 }

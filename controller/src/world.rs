@@ -66,10 +66,11 @@ const NAMED_PROCESSES: usize = 5;
 
 fn report(report: grpc::FaultReport) -> Report {
     let state = match report.state() {
-        grpc::FaultState::Unspecified | grpc::FaultState::Armed | grpc::FaultState::Fired => {
-            ReportState::Underway
-        }
-        grpc::FaultState::Done => ReportState::Done,
+        grpc::FaultState::Unspecified
+        | grpc::FaultState::Armed
+        | grpc::FaultState::Fired
+        | grpc::FaultState::Injected => ReportState::Underway,
+        grpc::FaultState::Done | grpc::FaultState::Recovered => ReportState::Done,
         grpc::FaultState::Refused => ReportState::Refused,
         grpc::FaultState::Failed => ReportState::Failed,
     };

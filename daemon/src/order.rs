@@ -128,7 +128,9 @@ fn order(index: usize, fault: grpc::Fault) -> Result<Order, OrderError> {
     let stage = match grpc::Stage::try_from(stage) {
         Ok(grpc::Stage::Arm) => Stage::Arm,
         Ok(grpc::Stage::Fire) => Stage::Fire,
-        Ok(grpc::Stage::Unspecified) | Err(_) => return Err(wrong(&field("stage"), "is none that is known")),
+        Ok(grpc::Stage::Unspecified | grpc::Stage::Recover) | Err(_) => {
+            return Err(wrong(&field("stage"), "is none that is known"));
+        }
     };
     let ttl = match ttl {
         None => DEFAULT_TTL,
@@ -161,8 +163,13 @@ fn order(index: usize, fault: grpc::Fault) -> Result<Order, OrderError> {
     let container =
         ContainerRef { namespace, pod, pod_uid, name, scheme: scheme.to_owned(), id: runtime_id.to_owned() };
     let kill = match action {
-        None => None,
-        Some(grpc::fault::Action::Kill(grpc::Kill { signal, scope })) => {
+        None | Some(grpc::fault::Action::Freeze(_) | grpc::fault::Action::Stress(_)) => None,
+        Some(grpc::fault::Action::Kill(grpc::Kill { comm, exe, trigger, .. }))
+            if trigger.is_some() || !comm.is_empty() || !exe.is_empty() =>
+        {
+            None
+        }
+        Some(grpc::fault::Action::Kill(grpc::Kill { signal, scope, .. })) => {
             if !(1..=64).contains(&signal) {
                 return Err(wrong(&field("kill.signal"), &format!("is {signal}, not 1 to 64")));
             }
@@ -206,6 +213,7 @@ mod tests {
                 action: Some(grpc::fault::Action::Kill(grpc::Kill {
                     signal: 9,
                     scope: grpc::Scope::Init.into(),
+                    ..grpc::Kill::default()
                 })),
             }],
         }
@@ -253,7 +261,9 @@ mod tests {
         for seconds in [-1, i64::try_from(MAX_TTL.as_secs()).unwrap() + 1, 315_576_000_000, i64::MAX] {
             assert_eq!(refused(|fault| fault.ttl = Some(ttl(seconds))), "faults[0].ttl");
         }
-        let kill = |signal, scope| Some(grpc::fault::Action::Kill(grpc::Kill { signal, scope }));
+        let kill = |signal, scope| {
+            Some(grpc::fault::Action::Kill(grpc::Kill { signal, scope, ..grpc::Kill::default() }))
+        };
         assert_eq!(refused(|fault| fault.action = kill(0, 1)), "faults[0].kill.signal");
         assert_eq!(refused(|fault| fault.action = kill(65, 1)), "faults[0].kill.signal");
         assert_eq!(refused(|fault| fault.action = kill(9, 0)), "faults[0].kill.scope");

@@ -161,6 +161,7 @@ impl From<&FaultReport> for grpc::FaultReport {
             reason: reason.map(|reason| format!("{reason:?}")).unwrap_or_default(),
             message: message.clone(),
             receipt: receipt.as_ref().map(Into::into),
+            ..Self::default()
         }
     }
 }
@@ -176,6 +177,7 @@ impl From<&Receipt> for grpc::Receipt {
             fired: fired.map(Into::into),
             processes: processes.iter().map(Into::into).collect(),
             lost: *lost,
+            ..Self::default()
         }
     }
 }

@@ -156,7 +156,11 @@ fn fault(id: &str, container: &str, stage: grpc::Stage) -> grpc::Fault {
         }),
         stage: stage.into(),
         ttl: None,
-        action: Some(grpc::fault::Action::Kill(grpc::Kill { signal: 9, scope: grpc::Scope::Init.into() })),
+        action: Some(grpc::fault::Action::Kill(grpc::Kill {
+            signal: 9,
+            scope: grpc::Scope::Init.into(),
+            ..grpc::Kill::default()
+        })),
     }
 }
 

@@ -21,7 +21,7 @@ pub struct NodeState {
     #[prost(message, repeated, tag = "3")]
     pub faults: ::prost::alloc::vec::Vec<Fault>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Fault {
     /// Names this fault for good: experiment UID, pod UID and container ID, joined by "/".
     #[prost(string, tag = "1")]
@@ -36,15 +36,19 @@ pub struct Fault {
     /// The fault ends by itself when this much time has passed since the last Apply that lists it.
     #[prost(message, optional, tag = "5")]
     pub ttl: ::core::option::Option<::prost_types::Duration>,
-    #[prost(oneof = "fault::Action", tags = "10")]
+    #[prost(oneof = "fault::Action", tags = "10, 11, 12")]
     pub action: ::core::option::Option<fault::Action>,
 }
 /// Nested message and enum types in `Fault`.
 pub mod fault {
-    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Action {
         #[prost(message, tag = "10")]
         Kill(super::Kill),
+        #[prost(message, tag = "11")]
+        Freeze(super::Freeze),
+        #[prost(message, tag = "12")]
+        Stress(super::Stress),
     }
 }
 /// All of it must be true of the container, or nothing is done.
@@ -62,12 +66,161 @@ pub struct Container {
     #[prost(string, tag = "5")]
     pub id: ::prost::alloc::string::String,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Kill {
     #[prost(int32, tag = "1")]
     pub signal: i32,
     #[prost(enumeration = "Scope", tag = "2")]
     pub scope: i32,
+    /// Only processes with this name in the kernel, at most 15 bytes; empty: any.
+    #[prost(string, tag = "3")]
+    pub comm: ::prost::alloc::string::String,
+    /// Only processes that run this executable, as a path inside the container; empty: any.
+    #[prost(string, tag = "4")]
+    pub exe: ::prost::alloc::string::String,
+    /// Not at once, but when a process of the container does this. The signal goes to that process.
+    #[prost(message, optional, tag = "5")]
+    pub trigger: ::core::option::Option<Trigger>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Trigger {
+    /// Only what a process of this name does; empty: any.
+    #[prost(string, tag = "1")]
+    pub comm: ::prost::alloc::string::String,
+    #[prost(oneof = "trigger::On", tags = "10, 11, 12")]
+    pub on: ::core::option::Option<trigger::On>,
+}
+/// Nested message and enum types in `Trigger`.
+pub mod trigger {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum On {
+        #[prost(message, tag = "10")]
+        Syscall(super::SyscallTrigger),
+        #[prost(message, tag = "11")]
+        Exec(super::ExecTrigger),
+        #[prost(message, tag = "12")]
+        Connect(super::ConnectTrigger),
+    }
+}
+/// The container's nth call of a system call, counted over all its tasks since the trigger was armed.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SyscallTrigger {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub nth: u32,
+}
+/// A process of the container executes this path.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExecTrigger {
+    #[prost(string, tag = "1")]
+    pub path: ::prost::alloc::string::String,
+}
+/// A process of the container connects to this port.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConnectTrigger {
+    #[prost(uint32, tag = "1")]
+    pub port: u32,
+}
+/// Lasting: no process of the container runs.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Freeze {}
+/// Lasting: hungry processes in the container's cgroup, and lower limits for it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Stress {
+    #[prost(message, optional, tag = "1")]
+    pub cpu: ::core::option::Option<CpuStressor>,
+    #[prost(message, optional, tag = "2")]
+    pub memory: ::core::option::Option<MemoryStressor>,
+    #[prost(message, optional, tag = "3")]
+    pub io: ::core::option::Option<IoStressor>,
+    #[prost(message, optional, tag = "4")]
+    pub pids: ::core::option::Option<PidsStressor>,
+    #[prost(message, optional, tag = "5")]
+    pub squeeze: ::core::option::Option<Squeeze>,
+    /// A size above the container's own limit is meant.
+    #[prost(bool, tag = "6")]
+    pub allow_oom: bool,
+    #[prost(enumeration = "OnOom", tag = "7")]
+    pub on_oom: i32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CpuStressor {
+    #[prost(uint32, tag = "1")]
+    pub workers: u32,
+    /// Percent of one CPU for each worker, 1 to 100.
+    #[prost(uint32, tag = "2")]
+    pub load: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MemoryStressor {
+    #[prost(uint32, tag = "1")]
+    pub workers: u32,
+    /// From nothing to the whole size.
+    #[prost(message, optional, tag = "4")]
+    pub ramp: ::core::option::Option<::prost_types::Duration>,
+    #[prost(int32, optional, tag = "5")]
+    pub oom_score_adj: ::core::option::Option<i32>,
+    /// For all workers together.
+    #[prost(oneof = "memory_stressor::Size", tags = "2, 3")]
+    pub size: ::core::option::Option<memory_stressor::Size>,
+}
+/// Nested message and enum types in `MemoryStressor`.
+pub mod memory_stressor {
+    /// For all workers together.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Size {
+        #[prost(uint64, tag = "2")]
+        Bytes(u64),
+        /// Percent of the container's limit; without one, of the node's memory.
+        #[prost(uint32, tag = "3")]
+        Percent(u32),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct IoStressor {
+    #[prost(uint32, tag = "1")]
+    pub workers: u32,
+    /// What each worker writes and reads again and again.
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+    /// A directory inside the container.
+    #[prost(string, tag = "3")]
+    pub path: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PidsStressor {
+    #[prost(uint32, tag = "1")]
+    pub count: u32,
+}
+/// Limits; 0 and empty mean: not touched. The strictest of several faults holds.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Squeeze {
+    #[prost(uint32, tag = "1")]
+    pub cpu_millis: u32,
+    #[prost(uint64, tag = "2")]
+    pub memory_bytes: u64,
+    /// The hard limit, where there is no other.
+    #[prost(bool, tag = "3")]
+    pub memory_hard: bool,
+    #[prost(uint64, tag = "4")]
+    pub pids: u64,
+    #[prost(message, repeated, tag = "5")]
+    pub io: ::prost::alloc::vec::Vec<IoLimit>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct IoLimit {
+    /// A path such as /dev/sda, or MAJOR:MINOR.
+    #[prost(string, tag = "1")]
+    pub device: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub read_bps: u64,
+    #[prost(uint64, tag = "3")]
+    pub write_bps: u64,
+    #[prost(uint64, tag = "4")]
+    pub read_iops: u64,
+    #[prost(uint64, tag = "5")]
+    pub write_iops: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ApplyReply {
@@ -137,13 +290,51 @@ pub struct FaultReport {
     #[prost(enumeration = "FaultState", tag = "2")]
     pub state: i32,
     /// A stable word for REFUSED and FAILED: ContainerGone, ContainerMismatch, ProtectedNamespace,
-    /// UnknownRuntime, RuntimeError, SignalIgnored, Expired, Unsupported, Internal.
+    /// UnknownRuntime, RuntimeError, SignalIgnored, Expired, Unsupported, Internal, NoEffect, OutOfMemory, NotTriggered.
     #[prost(string, tag = "3")]
     pub reason: ::prost::alloc::string::String,
     #[prost(string, tag = "4")]
     pub message: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "5")]
     pub receipt: ::core::option::Option<Receipt>,
+    /// Of a lasting fault: what it did to the container.
+    #[prost(message, optional, tag = "6")]
+    pub effect: ::core::option::Option<Effect>,
+    /// How often it was interrupted and injected again.
+    #[prost(uint32, tag = "7")]
+    pub interruptions: u32,
+    /// What the user should know and that is no failure, such as a limit that somebody else has changed meanwhile.
+    #[prost(string, repeated, tag = "8")]
+    pub warnings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// What the container's cgroup counted.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Effect {
+    #[prost(message, optional, tag = "1")]
+    pub before: ::core::option::Option<Usage>,
+    #[prost(message, optional, tag = "2")]
+    pub during: ::core::option::Option<Usage>,
+    #[prost(message, optional, tag = "3")]
+    pub after: ::core::option::Option<Usage>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Usage {
+    /// CPU time used, in thousandths of one CPU.
+    #[prost(uint64, optional, tag = "1")]
+    pub cpu_millis: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "2")]
+    pub memory_bytes: ::core::option::Option<u64>,
+    /// Share of the last 10 s in which some task waited, in hundredths of a percent (PSI).
+    #[prost(uint32, optional, tag = "3")]
+    pub cpu_pressure: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "4")]
+    pub memory_pressure: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "5")]
+    pub io_pressure: ::core::option::Option<u32>,
+    #[prost(uint64, optional, tag = "6")]
+    pub pids: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "7")]
+    pub io_bps: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Receipt {
@@ -165,6 +356,12 @@ pub struct Receipt {
     /// Records of the kernel that were lost.
     #[prost(uint64, tag = "7")]
     pub lost: u64,
+    /// Processes of the container that the kernel killed for want of memory meanwhile.
+    #[prost(uint64, tag = "8")]
+    pub oom_kills: u64,
+    /// Of a trigger: at which call it fired.
+    #[prost(uint32, tag = "9")]
+    pub fired_at_count: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ProcessReceipt {
@@ -214,8 +411,11 @@ pub enum Stage {
     Unspecified = 0,
     /// Prepare, without any effect.
     Arm = 1,
-    /// Carry out.
+    /// Carry out. A lasting fault stands from then on.
     Fire = 2,
+    /// Put back what a lasting fault changed, and say so (RECOVERED). A fault that is not listed any more is put back
+    /// as well, but nobody is told.
+    Recover = 3,
 }
 impl Stage {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -227,6 +427,7 @@ impl Stage {
             Self::Unspecified => "STAGE_UNSPECIFIED",
             Self::Arm => "STAGE_ARM",
             Self::Fire => "STAGE_FIRE",
+            Self::Recover => "STAGE_RECOVER",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -235,6 +436,34 @@ impl Stage {
             "STAGE_UNSPECIFIED" => Some(Self::Unspecified),
             "STAGE_ARM" => Some(Self::Arm),
             "STAGE_FIRE" => Some(Self::Fire),
+            "STAGE_RECOVER" => Some(Self::Recover),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum OnOom {
+    /// A stressor that the kernel ended for want of memory ends the fault.
+    Stop = 0,
+    Restart = 1,
+}
+impl OnOom {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Stop => "ON_OOM_STOP",
+            Self::Restart => "ON_OOM_RESTART",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ON_OOM_STOP" => Some(Self::Stop),
+            "ON_OOM_RESTART" => Some(Self::Restart),
             _ => None,
         }
     }
@@ -281,6 +510,10 @@ pub enum FaultState {
     Refused = 4,
     /// Could not be carried out, or not wholly. Final.
     Failed = 5,
+    /// A lasting fault is there.
+    Injected = 6,
+    /// A lasting fault has been put back. Final.
+    Recovered = 7,
 }
 impl FaultState {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -295,6 +528,8 @@ impl FaultState {
             Self::Done => "FAULT_STATE_DONE",
             Self::Refused => "FAULT_STATE_REFUSED",
             Self::Failed => "FAULT_STATE_FAILED",
+            Self::Injected => "FAULT_STATE_INJECTED",
+            Self::Recovered => "FAULT_STATE_RECOVERED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -306,6 +541,8 @@ impl FaultState {
             "FAULT_STATE_DONE" => Some(Self::Done),
             "FAULT_STATE_REFUSED" => Some(Self::Refused),
             "FAULT_STATE_FAILED" => Some(Self::Failed),
+            "FAULT_STATE_INJECTED" => Some(Self::Injected),
+            "FAULT_STATE_RECOVERED" => Some(Self::Recovered),
             _ => None,
         }
     }
