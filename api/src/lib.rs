@@ -1,6 +1,7 @@
 //! Squall's contracts: what crosses a process boundary, and nothing else.
 //!
-//! - [`podchaos`]: the custom resource, spec and status.
+//! - [`podchaos`], [`stresschaos`]: the kinds of experiments, as users write them.
+//! - [`selection`], [`status`]: what the kinds have alike.
 //! - [`names`]: every label, annotation, finalizer, port, path and identity that more than one part uses.
 //! - [`grpc`] (feature `grpc`): what controller and daemon say to each other.
 //!
@@ -8,8 +9,13 @@
 
 pub mod names;
 pub mod podchaos;
+pub mod selection;
+pub mod status;
+pub mod stresschaos;
 
 #[cfg(feature = "grpc")]
 pub mod grpc;
 
-pub use podchaos::{PodChaos, PodChaosSpec, PodChaosStatus};
+pub use podchaos::{PodChaos, PodChaosSpec};
+pub use status::ExperimentStatus;
+pub use stresschaos::{StressChaos, StressChaosSpec};

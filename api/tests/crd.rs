@@ -1,4 +1,4 @@
-//! The CRD as it is checked in: what `kubectl get`, `kubectl explain` and the API server make of a PodChaos.
+//! The CRDs as they are checked in: what `kubectl get`, `kubectl explain` and the API server make of an experiment.
 //!
 //! That it is up to date is compared in `xtask`; what its rules refuse is evaluated in the tests of `model`.
 
@@ -6,23 +6,26 @@ use std::path::Path;
 
 use serde_json::Value;
 use squall_api::podchaos::{PodChaosSpec, PodSelector};
-use squall_api::{PodChaos, names};
+use squall_api::{PodChaos, StressChaosSpec, names};
 
-fn crd() -> Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds/podchaos.yaml");
-    let text =
-        std::fs::read_to_string(&path).expect("deploy/crds/podchaos.yaml is there: run `cargo xtask gen`");
+/// The kinds of experiments, with their plural and short name.
+const KINDS: [(&str, &str, &str); 2] =
+    [("PodChaos", "podchaos", "pch"), ("StressChaos", "stresschaos", "sch")];
+
+fn crd(plural: &str) -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../deploy/crds/{plural}.yaml"));
+    let text = std::fs::read_to_string(&path).expect("the CRD is there: run `cargo xtask gen`");
     serde_saphyr::from_str(&text).expect("it is YAML")
 }
 
-fn version() -> Value {
-    let versions = crd()["spec"]["versions"].clone();
+fn version(plural: &str) -> Value {
+    let versions = crd(plural)["spec"]["versions"].clone();
     assert_eq!(versions.as_array().map(Vec::len), Some(1));
     versions[0].clone()
 }
 
-fn schema(path: &[&str]) -> Value {
-    path.iter().fold(version()["schema"]["openAPIV3Schema"].clone(), |schema, field| {
+fn schema(plural: &str, path: &[&str]) -> Value {
+    path.iter().fold(version(plural)["schema"]["openAPIV3Schema"].clone(), |schema, field| {
         let field = &schema["properties"][field];
         assert!(field.is_object(), "{path:?} is in the schema");
         field.clone()
@@ -31,62 +34,89 @@ fn schema(path: &[&str]) -> Value {
 
 #[test]
 fn it_is_ours_by_every_name() {
-    let crd = crd();
-    assert_eq!(crd["metadata"]["name"], "podchaos.squall.dev");
-    let spec = &crd["spec"];
-    assert_eq!(spec["group"], names::GROUP);
-    assert_eq!(spec["scope"], "Namespaced");
-    assert_eq!(spec["names"]["kind"], "PodChaos");
-    assert_eq!(spec["names"]["plural"], "podchaos");
-    assert_eq!(spec["names"]["singular"], "podchaos");
-    assert_eq!(spec["names"]["shortNames"], serde_json::json!(["pch"]));
-    assert_eq!(spec["names"]["categories"], serde_json::json!(["squall"]));
-    let version = version();
-    assert_eq!(version["name"], names::VERSION);
-    assert_eq!((&version["served"], &version["storage"]), (&Value::Bool(true), &Value::Bool(true)));
+    for (kind, plural, short) in KINDS {
+        let crd = crd(plural);
+        assert_eq!(crd["metadata"]["name"], format!("{plural}.squall.dev"));
+        let spec = &crd["spec"];
+        assert_eq!(spec["group"], names::GROUP);
+        assert_eq!(spec["scope"], "Namespaced");
+        assert_eq!(spec["names"]["kind"], kind);
+        assert_eq!(spec["names"]["plural"], plural);
+        assert_eq!(spec["names"]["singular"], plural);
+        assert_eq!(spec["names"]["shortNames"], serde_json::json!([short]));
+        assert_eq!(spec["names"]["categories"], serde_json::json!(["squall"]));
+        let version = version(plural);
+        assert_eq!(version["name"], names::VERSION);
+        assert_eq!((&version["served"], &version["storage"]), (&Value::Bool(true), &Value::Bool(true)));
+    }
 }
 
 #[test]
 fn status_is_a_subresource() {
-    assert!(version()["subresources"]["status"].is_object());
+    for (_, plural, _) in KINDS {
+        assert!(version(plural)["subresources"]["status"].is_object());
+    }
 }
 
 #[test]
 fn kubectl_get_prints_what_matters() {
-    let version = version();
-    let columns: Vec<(&str, &str, &str)> = version["additionalPrinterColumns"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|column| {
-            let text = |key: &str| column[key].as_str().unwrap();
-            (text("name"), text("type"), text("jsonPath"))
-        })
-        .collect();
+    let columns = |plural: &str| -> Vec<(String, String, String)> {
+        let version = version(plural);
+        let columns = version["additionalPrinterColumns"].as_array().unwrap().iter();
+        columns
+            .map(|column| {
+                let text = |key: &str| column[key].as_str().unwrap().to_owned();
+                let wide = if column["priority"] == 1 { " (wide)" } else { "" };
+                (text("name") + wide, text("type"), text("jsonPath"))
+            })
+            .collect()
+    };
+    let own = |expected: &[(&str, &str, &str)]| -> Vec<(String, String, String)> {
+        let owned = |(name, kind, path): &(&str, &str, &str)| {
+            ((*name).to_owned(), (*kind).to_owned(), (*path).to_owned())
+        };
+        expected.iter().map(owned).collect()
+    };
     let expected = [
         ("Action", "string", ".spec.action"),
         ("Mode", "string", ".spec.mode"),
         ("Phase", "string", ".status.phase"),
         ("Targets", "string", ".status.summary"),
         ("Age", "date", ".metadata.creationTimestamp"),
-        ("Message", "string", ".status.message"),
+        ("Message (wide)", "string", ".status.message"),
     ];
-    assert_eq!(columns, expected);
+    assert_eq!(columns("podchaos"), own(&expected));
+    let expected = [
+        ("Stressors", "string", ".status.stressors"),
+        ("Mode (wide)", "string", ".spec.mode"),
+        ("Phase", "string", ".status.phase"),
+        ("Targets", "string", ".status.summary"),
+        ("Effect", "string", ".status.effect"),
+        ("Age", "date", ".metadata.creationTimestamp"),
+        ("Message (wide)", "string", ".status.message"),
+    ];
+    assert_eq!(columns("stresschaos"), own(&expected));
     // A path that leads nowhere prints an empty column for ever.
-    for (name, _, path) in columns {
-        if let [_, root @ ("spec" | "status"), field] = path.split('.').collect::<Vec<_>>()[..] {
-            assert!(schema(&[root])["properties"][field].is_object(), "column {name}: {path}");
+    for (_, plural, _) in KINDS {
+        for (name, _, path) in columns(plural) {
+            if let [_, root @ ("spec" | "status"), field] = path.split('.').collect::<Vec<_>>()[..] {
+                assert!(schema(plural, &[root])["properties"][field].is_object(), "column {name}: {path}");
+            }
         }
     }
-    let last = version["additionalPrinterColumns"].as_array().unwrap().last().unwrap();
-    assert_eq!(last["priority"], 1, "the message is long: with -o wide only");
 }
 
 #[test]
 fn every_rule_says_what_to_do() {
-    let spec = schema(&["spec"]);
+    for (plural, fewest) in [("podchaos", 13), ("stresschaos", 10)] {
+        rules_say_what_to_do(plural, fewest);
+    }
+}
+
+fn rules_say_what_to_do(plural: &str, fewest: usize) {
+    let spec = schema(plural, &["spec"]);
     let rules = spec["x-kubernetes-validations"].as_array().unwrap();
-    assert!(rules.len() >= 13, "only {} rules", rules.len());
+    assert!(rules.len() >= fewest, "only {} rules", rules.len());
     for rule in rules {
         let text = rule["rule"].as_str().unwrap();
         assert!(rule["message"].as_str().is_some_and(|message| !message.is_empty()), "{text}");
@@ -103,7 +133,7 @@ fn every_rule_says_what_to_do() {
 
 #[test]
 fn the_schema_bounds_what_it_can() {
-    let spec = schema(&["spec"]);
+    let spec = schema("podchaos", &["spec"]);
     let required: Vec<&str> = spec["required"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
     assert_eq!(required, ["action", "mode"]);
     assert_eq!(
@@ -129,7 +159,7 @@ fn every_field_is_explained() {
         for (name, field) in schema["properties"].as_object().into_iter().flatten() {
             let path = format!("{path}.{name}");
             // The object's own top level is explained by Kubernetes.
-            let top = ["PodChaos.apiVersion", "PodChaos.kind", "PodChaos.metadata"].contains(&path.as_str());
+            let top = [".apiVersion", ".kind", ".metadata"].contains(&path.as_str());
             assert!(
                 top || field["description"].as_str().is_some_and(|text| text.len() > 3),
                 "{path} says nothing"
@@ -138,9 +168,11 @@ fn every_field_is_explained() {
             explained(&path, &field["items"]);
         }
     }
-    let schema = version()["schema"]["openAPIV3Schema"].clone();
-    assert!(schema["properties"]["spec"].is_object());
-    explained("PodChaos", &schema);
+    for (_, plural, _) in KINDS {
+        let schema = version(plural)["schema"]["openAPIV3Schema"].clone();
+        assert!(schema["properties"]["spec"].is_object());
+        explained("", &schema);
+    }
 }
 
 /// Structural: every node has a type, and nothing unknown is kept.
@@ -160,14 +192,16 @@ fn the_schema_is_structural() {
             }
         }
     }
-    structural("PodChaos", &version()["schema"]["openAPIV3Schema"]);
+    for (kind, plural, _) in KINDS {
+        structural(kind, &version(plural)["schema"]["openAPIV3Schema"]);
+    }
 }
 
 /// What the code writes is in the schema (else the API server would drop it without a word), and the fields
 /// have the names that Chaos Mesh's users know.
 #[test]
 fn the_fields_are_those_of_the_code() {
-    let spec = schema(&["spec"]);
+    let spec = schema("podchaos", &["spec"]);
     for field in
         ["containerNames", "gracePeriod", "duration", "selector", "value", "action", "mode", "remoteCluster"]
     {
@@ -190,6 +224,27 @@ fn the_fields_are_those_of_the_code() {
     let mut fields = fields;
     fields.sort_unstable();
     assert_eq!(fields, expected);
+}
+
+/// A manifest of Chaos Mesh, with nothing changed but its `apiVersion`.
+#[test]
+fn a_stresschaos_of_chaos_mesh_is_understood() {
+    let written = serde_json::json!({
+        "mode": "one",
+        "selector": {"labelSelectors": {"app": "web"}},
+        "stressors": {
+            "cpu": {"workers": 2, "load": 50, "options": ["--cpu 2", "--hdd 1"]},
+            "memory": {"workers": 4, "size": "256MB", "oomScoreAdj": 100, "options": [""]},
+        },
+        "containerNames": ["app"],
+        "duration": "30s",
+    });
+    let spec: StressChaosSpec = serde_json::from_value(written.clone()).unwrap();
+    assert_eq!(serde_json::to_value(&spec).unwrap(), written);
+    let known = schema("stresschaos", &["spec"]);
+    for field in ["stressngStressors", "remoteCluster", "value", "squeeze", "allowOOM", "onOOM"] {
+        assert!(known["properties"][field].is_object(), "spec.{field}");
+    }
 }
 
 #[test]

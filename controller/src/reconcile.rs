@@ -13,7 +13,7 @@ use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use kube_runtime::controller::Action;
 use kube_runtime::reflector::ObjectRef;
-use squall_api::podchaos::{Action as Fault, PodChaos, PodChaosStatus, Scope, Target, TargetPhase};
+use squall_api::podchaos::{Action as Fault, ExperimentStatus, PodChaos, Scope, Target, TargetPhase};
 use squall_api::{grpc, names};
 use squall_model::plan::{Effect, Input, Order, Outcome, Outcomes, Plan, Verb, notes, plan};
 
@@ -82,7 +82,7 @@ pub struct Context {
 #[derive(Default)]
 pub struct Memory {
     /// As last written.
-    status: PodChaosStatus,
+    status: ExperimentStatus,
     /// The resource version of that write.
     version: u64,
     outcomes: Outcomes,
@@ -290,7 +290,7 @@ impl Context {
         &self,
         chaos: &PodChaos,
         memory: &mut Memory,
-        status: PodChaosStatus,
+        status: ExperimentStatus,
     ) -> Result<(), ReconcileError> {
         let namespace = chaos.namespace().unwrap_or_default();
         let name = chaos.name_any();
@@ -317,7 +317,7 @@ impl Context {
     }
 
     /// Count the targets that came to an end between `old` and `new`.
-    fn count(&self, action: Fault, old: &PodChaosStatus, new: Option<&PodChaosStatus>) {
+    fn count(&self, action: Fault, old: &ExperimentStatus, new: Option<&ExperimentStatus>) {
         let action = action_word(action);
         for (index, target) in new.iter().flat_map(|status| &status.targets).enumerate() {
             let outcome = match target.phase {
@@ -368,7 +368,7 @@ pub fn action_word(action: Fault) -> &'static str {
 }
 
 /// What the experiment has to be woken for.
-fn interest(chaos: &PodChaos, status: &PodChaosStatus) -> Interest {
+fn interest(chaos: &PodChaos, status: &ExperimentStatus) -> Interest {
     let looking = status.completed_at.is_none()
         && (status.selected_at.is_none() || chaos.spec.action == Fault::PodFailure);
     let namespaces = if !looking {

@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use squall_api::names;
-use squall_api::podchaos::{Phase, PodChaos, PodChaosStatus, Receipt, Scope, Target};
+use squall_api::podchaos::{ExperimentStatus, Phase, PodChaos, Receipt, Scope, Target};
 
 pub use self::janitor::{Chore, chore};
 pub use self::notes::{Note, NoteKind, notes};
@@ -106,7 +106,7 @@ pub struct Input<'a> {
     /// The experiment; its own `status` is not looked at.
     pub chaos: &'a PodChaos,
     /// The status that was last written.
-    pub status: &'a PodChaosStatus,
+    pub status: &'a ExperimentStatus,
     /// The cluster.
     pub world: &'a dyn World,
     /// What came of the effects so far.
@@ -119,7 +119,7 @@ pub struct Input<'a> {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     /// What the status is now.
-    pub status: PodChaosStatus,
+    pub status: ExperimentStatus,
     /// What is to be done now. Order doesn't matter.
     pub effects: Vec<Effect>,
     /// All that daemons shall have for this experiment; what isn't listed shall end.

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use proptest::prelude::*;
 use squall_api::names;
-use squall_api::podchaos::{Action, Mode, Phase, PodChaos, PodChaosSpec, PodChaosStatus, TargetPhase};
+use squall_api::podchaos::{Action, ExperimentStatus, Mode, Phase, PodChaos, PodChaosSpec, TargetPhase};
 use squall_model::plan::{Daemon, Effect, Input, Outcome, Outcomes, Plan, Report, ReportState, World, plan};
 use squall_model::pod::{NamespaceView, PodView};
 use squall_model::select::Nodes;
@@ -33,7 +33,7 @@ struct Sim {
     namespace: NamespaceView,
     chaos: PodChaos,
     /// The status as written.
-    status: PodChaosStatus,
+    status: ExperimentStatus,
     outcomes: Outcomes,
     /// So many effects fail before the next one succeeds.
     failing: u32,
@@ -103,7 +103,7 @@ impl Sim {
             seen: BTreeMap::new(),
             namespace: NamespaceView { name: "ns".into(), opted_in: true, ..NamespaceView::default() },
             chaos,
-            status: PodChaosStatus::default(),
+            status: ExperimentStatus::default(),
             outcomes: Outcomes::default(),
             failing: 0,
             gone: false,

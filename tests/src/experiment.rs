@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use squall_api::podchaos::{
-    Action, Mode, Phase, PodChaos, PodChaosSpec, PodChaosStatus, Target, TargetPhase,
+    Action, ExperimentStatus, Mode, Phase, PodChaos, PodChaosSpec, Target, TargetPhase,
 };
 
 /// A PodChaos that selects all pods of its own namespace; `change` says the rest.
@@ -25,7 +25,7 @@ pub fn target_of<'a>(chaos: &'a PodChaos, pod: &str) -> Option<&'a Target> {
 /// Questions to an experiment.
 pub trait ExperimentExt {
     /// Its status, an empty one if it has none.
-    fn told(&self) -> PodChaosStatus;
+    fn told(&self) -> ExperimentStatus;
     /// Its phase.
     fn phase(&self) -> Phase;
     /// A condition is True.
@@ -41,7 +41,7 @@ pub trait ExperimentExt {
 }
 
 impl ExperimentExt for PodChaos {
-    fn told(&self) -> PodChaosStatus {
+    fn told(&self) -> ExperimentStatus {
         self.status.clone().unwrap_or_default()
     }
 

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use squall_api::PodChaosSpec;
 use squall_api::names;
-use squall_api::podchaos::{Phase, PodChaosStatus};
+use squall_api::podchaos::{ExperimentStatus, Phase};
 use squall_model::error::FieldError;
 use squall_model::spec::{Action, Spec};
 use squall_model::validate::{defaults, validate, validate_update, warnings};
@@ -51,7 +51,7 @@ struct Experiment {
     metadata: Metadata,
     spec: PodChaosSpec,
     #[serde(default)]
-    status: Option<PodChaosStatus>,
+    status: Option<ExperimentStatus>,
 }
 
 #[derive(Default, Deserialize)]
@@ -227,7 +227,7 @@ fn said(spec: &Spec) -> Vec<String> {
 }
 
 /// Targets have been chosen, or it is over.
-fn is_active(status: Option<&PodChaosStatus>) -> bool {
+fn is_active(status: Option<&ExperimentStatus>) -> bool {
     let Some(status) = status else { return false };
     let begun = match status.phase {
         None | Some(Phase::Pending) => false,

@@ -1,7 +1,7 @@
 //! What to tell as Events: read off the change of the status, so that each is told once and only when it is
 //! written.
 
-use squall_api::podchaos::{Phase, PodChaosStatus, Target, TargetPhase};
+use squall_api::podchaos::{ExperimentStatus, Phase, Target, TargetPhase};
 
 use super::PodRef;
 
@@ -40,7 +40,7 @@ impl Note {
 }
 
 /// What the change from `old` to `new` tells; `experiment` is `PodChaos NAMESPACE/NAME`.
-pub fn notes(old: &PodChaosStatus, new: &PodChaosStatus, experiment: &str) -> Vec<Note> {
+pub fn notes(old: &ExperimentStatus, new: &ExperimentStatus, experiment: &str) -> Vec<Note> {
     let mut notes = Vec::new();
     if new.phase != old.phase
         && let Some(phase) = new.phase

@@ -1,6 +1,6 @@
 //! The object stays under 1 MiB: etcd takes no more than 1.5, and kubectl reads it whole.
 
-use squall_api::podchaos::{PodChaosStatus, Target, TargetPhase};
+use squall_api::podchaos::{ExperimentStatus, Target, TargetPhase};
 
 /// The status may be so large, in bytes of JSON; spec and metadata have the rest.
 const LIMIT: usize = 1_000_000;
@@ -23,7 +23,7 @@ pub(super) fn fits(targets: &[Target]) -> bool {
 
 /// Drop what matters least until it fits: first all but one process of each receipt, then whole receipts, then
 /// what is known of targets that are done with.
-pub(super) fn shorten(status: &mut PodChaosStatus) {
+pub(super) fn shorten(status: &mut ExperimentStatus) {
     let steps: [fn(&mut Target); 4] = [
         |target| {
             if let Some(receipt) = &mut target.receipt {
@@ -66,7 +66,7 @@ pub(super) fn shorten(status: &mut PodChaosStatus) {
     }
 }
 
-fn size(status: &PodChaosStatus) -> usize {
+fn size(status: &ExperimentStatus) -> usize {
     // A status is always JSON; if it weren't, it could not be written either.
     serde_json::to_vec(status).map_or(usize::MAX, |json| json.len())
 }
@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn four_thousand_receipts_are_shortened_until_they_fit() {
         let mut status =
-            PodChaosStatus { targets: (0..4000).map(killed).collect(), ..PodChaosStatus::default() };
+            ExperimentStatus { targets: (0..4000).map(killed).collect(), ..ExperimentStatus::default() };
         assert!(size(&status) > LIMIT);
         assert!(fits(&status.targets));
         shorten(&mut status);
@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn few_are_left_alone() {
         let mut status =
-            PodChaosStatus { targets: (0..100).map(killed).collect(), ..PodChaosStatus::default() };
+            ExperimentStatus { targets: (0..100).map(killed).collect(), ..ExperimentStatus::default() };
         let before = status.clone();
         shorten(&mut status);
         assert_eq!(status, before);

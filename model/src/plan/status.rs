@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
-use squall_api::podchaos::{Phase, PodChaosStatus, TargetPhase};
+use squall_api::podchaos::{ExperimentStatus, Phase, TargetPhase};
 
 use super::size::shorten;
 use super::{Plan, Step};
@@ -176,17 +176,17 @@ pub(super) fn targets(count: usize) -> String {
 }
 
 /// How many targets are in `phase`.
-pub(super) fn count(status: &PodChaosStatus, phase: TargetPhase) -> usize {
+pub(super) fn count(status: &ExperimentStatus, phase: TargetPhase) -> usize {
     status.targets.iter().filter(|target| target.phase == phase).count()
 }
 
 /// How many were chosen to be hit.
-fn chosen(status: &PodChaosStatus) -> usize {
+fn chosen(status: &ExperimentStatus) -> usize {
     status.targets.len() - count(status, TargetPhase::Skipped)
 }
 
 /// How many were hit, whatever came afterwards.
-fn hit(status: &PodChaosStatus) -> usize {
+fn hit(status: &ExperimentStatus) -> usize {
     status
         .targets
         .iter()
@@ -203,7 +203,7 @@ fn hit(status: &PodChaosStatus) -> usize {
 }
 
 fn while_true(
-    status: &mut PodChaosStatus,
+    status: &mut ExperimentStatus,
     kind: &str,
     holds: bool,
     reason: &str,
@@ -219,7 +219,7 @@ fn while_true(
 }
 
 fn set(
-    status: &mut PodChaosStatus,
+    status: &mut ExperimentStatus,
     kind: &str,
     holds: bool,
     reason: &str,
