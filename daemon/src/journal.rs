@@ -231,7 +231,7 @@ mod tests {
             processes: vec![],
             lost: 0,
         };
-        FaultReport { id: id.into(), state, message: "m".into(), receipt: Some(receipt) }
+        FaultReport { receipt: Some(receipt), ..FaultReport::new(id, state, "m".into()) }
     }
 
     fn generation(term: u64, counter: u64) -> Generation {

@@ -150,8 +150,7 @@ impl Node {
         let mut reports = inner.reports.clone();
         // Whoever is told of a fault knows that a state without it ends it: so those of which nothing was told yet are
         // told of, too.
-        let untold =
-            |id: &str, state| FaultReport { id: id.to_owned(), state, message: String::new(), receipt: None };
+        let untold = |id: &str, state| FaultReport::new(id, state, String::new());
         for (id, progress) in inner.journal.faults() {
             match progress {
                 Progress::Intended { .. } => {
@@ -230,7 +229,7 @@ impl Node {
             inner.journal.note_soon(&report.id, Progress::Fired { pid, start, report: report.clone() });
             self.write.notify_one();
         }
-        let FaultReport { id, state, message, receipt: _ } = &report;
+        let FaultReport { id, state, message, receipt: _, lasting: _ } = &report;
         tracing::info!(fault = id, ?state, message, "report");
         inner.reports.insert(report.id.clone(), report.clone());
         // Nobody may be watching now; whoever comes gets it in the snapshot.
@@ -282,7 +281,7 @@ mod tests {
             },
             stage: Stage::Arm,
             ttl: Duration::from_secs(30),
-            kill: None,
+            action: None,
         };
         let generation = Generation { term: 1, counter: 1 };
         let faults = vec![order("interrupted"), order("new")];

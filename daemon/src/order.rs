@@ -3,12 +3,15 @@
 //! Refuses by naming the field. An unknown *action* is not refused here: it becomes an order that is reported as
 //! unsupported, so that one new kind of fault does not stop the others of the same state.
 
+pub mod stress;
+
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use squall_api::grpc;
 
 use crate::report::Generation;
+pub use stress::Stress;
 
 /// A field of an order that makes no sense.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -45,7 +48,18 @@ pub struct Order {
     /// How long it stands without being renewed.
     pub ttl: Duration,
     /// What to do; `None`: this daemon does not know it.
-    pub kill: Option<Kill>,
+    pub action: Option<Action>,
+}
+
+/// What to do with a container.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Once: a signal.
+    Kill(Kill),
+    /// Lasting: none of its processes runs.
+    Freeze,
+    /// Lasting: hungry processes and lower limits.
+    Stress(Box<Stress>),
 }
 
 /// What an order says of its container; all of it must be true.
@@ -70,8 +84,10 @@ pub struct ContainerRef {
 pub enum Stage {
     /// Prepare, without any effect.
     Arm,
-    /// Carry out.
+    /// Carry out. A lasting fault stands from then on.
     Fire,
+    /// Put back what a lasting fault changed.
+    Recover,
 }
 
 /// A signal to processes of a container.
@@ -128,7 +144,8 @@ fn order(index: usize, fault: grpc::Fault) -> Result<Order, OrderError> {
     let stage = match grpc::Stage::try_from(stage) {
         Ok(grpc::Stage::Arm) => Stage::Arm,
         Ok(grpc::Stage::Fire) => Stage::Fire,
-        Ok(grpc::Stage::Unspecified | grpc::Stage::Recover) | Err(_) => {
+        Ok(grpc::Stage::Recover) => Stage::Recover,
+        Ok(grpc::Stage::Unspecified) | Err(_) => {
             return Err(wrong(&field("stage"), "is none that is known"));
         }
     };
@@ -162,8 +179,12 @@ fn order(index: usize, fault: grpc::Fault) -> Result<Order, OrderError> {
         .ok_or_else(|| wrong(&field("container.id"), "is not of the form RUNTIME://ID"))?;
     let container =
         ContainerRef { namespace, pod, pod_uid, name, scheme: scheme.to_owned(), id: runtime_id.to_owned() };
-    let kill = match action {
-        None | Some(grpc::fault::Action::Freeze(_) | grpc::fault::Action::Stress(_)) => None,
+    let action = match action {
+        None => None,
+        Some(grpc::fault::Action::Freeze(grpc::Freeze {})) => Some(Action::Freeze),
+        Some(grpc::fault::Action::Stress(order)) => {
+            stress::parse(&field, order)?.map(|stress| Action::Stress(Box::new(stress)))
+        }
         Some(grpc::fault::Action::Kill(grpc::Kill { comm, exe, trigger, .. }))
             if trigger.is_some() || !comm.is_empty() || !exe.is_empty() =>
         {
@@ -180,10 +201,10 @@ fn order(index: usize, fault: grpc::Fault) -> Result<Order, OrderError> {
                     return Err(wrong(&field("kill.scope"), "is none that is known"));
                 }
             };
-            Some(Kill { signal, scope })
+            Some(Action::Kill(Kill { signal, scope }))
         }
     };
-    Ok(Order { id, experiment, container, stage, ttl, kill })
+    Ok(Order { id, experiment, container, stage, ttl, action })
 }
 
 fn wrong(field: &str, problem: &str) -> OrderError {
@@ -278,6 +299,6 @@ mod tests {
     fn an_unknown_action_does_not_stop_the_others() {
         let mut state = valid();
         state.faults[0].action = None;
-        assert_eq!(Desired::try_from(state).unwrap().faults[0].kill, None);
+        assert_eq!(Desired::try_from(state).unwrap().faults[0].action, None);
     }
 }

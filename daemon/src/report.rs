@@ -29,14 +29,18 @@ pub enum State {
     Refused(Reason),
     /// Could not be carried out, or not wholly.
     Failed(Reason),
+    /// A lasting fault is there.
+    Injected,
+    /// A lasting fault has been put back.
+    Recovered,
 }
 
 impl State {
     /// Whether nothing will follow.
     pub fn is_final(self) -> bool {
         match self {
-            Self::Armed | Self::Fired => false,
-            Self::Done | Self::Refused(_) | Self::Failed(_) => true,
+            Self::Armed | Self::Fired | Self::Injected => false,
+            Self::Done | Self::Refused(_) | Self::Failed(_) | Self::Recovered => true,
         }
     }
 }
@@ -58,8 +62,12 @@ pub enum Reason {
     SignalIgnored,
     /// The order was not renewed in time.
     Expired,
-    /// This daemon does not know that fault.
+    /// This daemon, or this node, can't do that.
     Unsupported,
+    /// A lasting fault was there and did less than half of what was asked for.
+    NoEffect,
+    /// There is not enough memory for it, or the kernel ended it for want of memory.
+    OutOfMemory,
     /// Something that should not happen; the message tells.
     Internal,
 }
@@ -75,6 +83,57 @@ pub struct FaultReport {
     pub message: String,
     /// What was done and seen.
     pub receipt: Option<Receipt>,
+    /// More of a lasting fault.
+    #[serde(default)]
+    pub lasting: Lasting,
+}
+
+impl FaultReport {
+    /// A report with no more than these.
+    pub fn new(id: &str, state: State, message: String) -> Self {
+        Self { id: id.to_owned(), state, message, receipt: None, lasting: Lasting::default() }
+    }
+}
+
+/// What a report says of a lasting fault alone.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Lasting {
+    /// What it did to the container.
+    pub effect: Option<Effect>,
+    /// How often it was interrupted and injected again.
+    pub interruptions: u32,
+    /// What the user should know and that is no failure.
+    pub warnings: Vec<String>,
+}
+
+/// What the container's cgroup counted.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Effect {
+    /// Before anything was done.
+    pub before: Option<Usage>,
+    /// While the fault was there.
+    pub during: Option<Usage>,
+    /// After it was put back.
+    pub after: Option<Usage>,
+}
+
+/// What a container uses; what the node does not count is `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// CPU time, in thousandths of one CPU.
+    pub cpu_millis: Option<u64>,
+    /// Memory.
+    pub memory_bytes: Option<u64>,
+    /// Share of the last 10 s in which some task waited for CPU time, in hundredths of a percent.
+    pub cpu_pressure: Option<u32>,
+    /// The same, for memory.
+    pub memory_pressure: Option<u32>,
+    /// The same, for IO.
+    pub io_pressure: Option<u32>,
+    /// Tasks.
+    pub pids: Option<u64>,
+    /// Bytes read and written in a second.
+    pub io_bps: Option<u64>,
 }
 
 /// Where the evidence of a receipt comes from.
@@ -146,13 +205,16 @@ impl From<Generation> for grpc::Generation {
 }
 
 impl From<&FaultReport> for grpc::FaultReport {
-    fn from(FaultReport { id, state, message, receipt }: &FaultReport) -> Self {
+    fn from(FaultReport { id, state, message, receipt, lasting }: &FaultReport) -> Self {
+        let Lasting { effect, interruptions, warnings } = lasting;
         let (state, reason) = match state {
             State::Armed => (grpc::FaultState::Armed, None),
             State::Fired => (grpc::FaultState::Fired, None),
             State::Done => (grpc::FaultState::Done, None),
             State::Refused(reason) => (grpc::FaultState::Refused, Some(reason)),
             State::Failed(reason) => (grpc::FaultState::Failed, Some(reason)),
+            State::Injected => (grpc::FaultState::Injected, None),
+            State::Recovered => (grpc::FaultState::Recovered, None),
         };
         Self {
             id: id.clone(),
@@ -161,8 +223,24 @@ impl From<&FaultReport> for grpc::FaultReport {
             reason: reason.map(|reason| format!("{reason:?}")).unwrap_or_default(),
             message: message.clone(),
             receipt: receipt.as_ref().map(Into::into),
-            ..Self::default()
+            effect: effect.as_ref().map(Into::into),
+            interruptions: *interruptions,
+            warnings: warnings.clone(),
         }
+    }
+}
+
+impl From<&Effect> for grpc::Effect {
+    fn from(Effect { before, during, after }: &Effect) -> Self {
+        Self { before: before.map(Into::into), during: during.map(Into::into), after: after.map(Into::into) }
+    }
+}
+
+impl From<Usage> for grpc::Usage {
+    fn from(usage: Usage) -> Self {
+        let Usage { cpu_millis, memory_bytes, cpu_pressure, memory_pressure, io_pressure, pids, io_bps } =
+            usage;
+        Self { cpu_millis, memory_bytes, cpu_pressure, memory_pressure, io_pressure, pids, io_bps }
     }
 }
 

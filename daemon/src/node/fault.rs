@@ -15,7 +15,7 @@ use super::{Command, Node};
 use crate::{
     journal::Progress,
     kill::{KillError, Prepared, prepare, receipt::SURVIVED_AFTER},
-    order::{ContainerRef, Kill, Order, Stage},
+    order::{Action, ContainerRef, Kill, Order, Stage},
     process::{Process, ProcessError},
     report::{Evidence, FaultReport, Reason, Receipt, State},
 };
@@ -27,13 +27,18 @@ pub(super) async fn run(
     mut commands: watch::Receiver<Command>,
     progress: Option<Progress>,
 ) {
-    let Order { id, experiment: _, container, stage: _, ttl: _, kill } = order;
-    let report = |state, message: String, receipt| FaultReport { id: id.clone(), state, message, receipt };
-    let Some(kill) = kill else {
-        let message =
-            "this daemon does not know that kind of fault; it is older than the controller".to_owned();
-        node.tell(report(State::Refused(Reason::Unsupported), message, None), None);
-        return;
+    let Order { id, experiment: _, container, stage: _, ttl: _, action } = order;
+    let report =
+        |state, message: String, receipt| FaultReport { receipt, ..FaultReport::new(&id, state, message) };
+    let kill = match action {
+        Some(Action::Kill(kill)) => kill,
+        // Lasting faults have a life of their own.
+        Some(Action::Freeze | Action::Stress(_)) | None => {
+            let message =
+                "this daemon does not know that kind of fault; it is older than the controller".to_owned();
+            node.tell(report(State::Refused(Reason::Unsupported), message, None), None);
+            return;
+        }
     };
     let mut again = false;
     match progress {
@@ -103,9 +108,13 @@ fn second_time((state, message, receipt): Ended) -> Ended {
             let message = format!("the daemon was interrupted while it signalled; {message}");
             (State::Done, message, receipt)
         }
-        State::Armed | State::Fired | State::Done | State::Refused(_) | State::Failed(_) => {
-            (state, message, receipt)
-        }
+        State::Armed
+        | State::Fired
+        | State::Done
+        | State::Refused(_)
+        | State::Failed(_)
+        | State::Injected
+        | State::Recovered => (state, message, receipt),
     }
 }
 
@@ -127,9 +136,7 @@ async fn until_fired(
             _ = commands.wait_for(|command| command.stage == Stage::Fire) => String::new(),
         };
         if commands.borrow().stage == Stage::Arm {
-            let report =
-                FaultReport { id: id.to_owned(), state: State::Armed, message: problem, receipt: None };
-            node.tell(report, None);
+            node.tell(FaultReport::new(id, State::Armed, problem), None);
         }
     }
     match commands.wait_for(|command| command.stage == Stage::Fire).await {
@@ -173,7 +180,7 @@ async fn fire(
         }),
     };
     let message = "the signal is sent".to_owned();
-    let report = FaultReport { id: id.to_owned(), state: State::Fired, message, receipt: Some(receipt) };
+    let report = FaultReport { receipt: Some(receipt), ..FaultReport::new(id, State::Fired, message) };
     node.tell(report, Some(init));
 
     let exit_code = async { (&mut asked.as_mut()?.0).await.ok().flatten() };

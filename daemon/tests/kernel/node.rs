@@ -11,7 +11,7 @@ use squall_daemon::{
     journal::{Journal, Progress},
     kill::Tools,
     node::{ApplyError, Node},
-    order::{Desired, Kill, Order, Scope, Stage},
+    order::{Action, Desired, Kill, Order, Scope, Stage},
     report::{Evidence, FaultReport, Generation, Reason, State},
     runtime::{ContainerInfo, Runtime, RuntimeError, Runtimes},
 };
@@ -138,7 +138,7 @@ fn fault(sandbox: &Sandbox, stage: Stage, signal: i32) -> Order {
         container: sandbox.order(),
         stage,
         ttl: Duration::from_secs(30),
-        kill: Some(Kill { signal, scope: Scope::Init }),
+        action: Some(Action::Kill(Kill { signal, scope: Scope::Init })),
     }
 }
 
@@ -237,7 +237,7 @@ async fn thirty_containers_die_together() {
 }
 
 fn fired(sandbox: &Sandbox) -> FaultReport {
-    FaultReport { id: sandbox.id.clone(), state: State::Fired, message: String::new(), receipt: None }
+    FaultReport::new(&sandbox.id, State::Fired, String::new())
 }
 
 fn start_of(target: &Target) -> u64 {
