@@ -16,57 +16,25 @@ use std::{
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 
 use crate::{
-    cgroup::{CgroupError, CgroupRoot, Target},
+    cgroup::{CgroupRoot, Target},
+    container::{Container, ContainerError},
     ebpf::{Armed, EbpfError, Engine, Records, Scope as Programs, WatchSpec},
     order::{ContainerRef, Kill, Scope},
-    process::{Process, ProcessError},
     report::{Evidence, Reason},
-    runtime::{RuntimeError, Runtimes},
+    runtime::Runtimes,
 };
 use receipt::Collector;
 use strike::Striker;
 
-/// A process whose cgroup is gone is given so long to be gone, too.
-const ENDING: Duration = Duration::from_millis(200);
 /// How long a kill waits for arming that has not finished.
 pub const ARMING_PATIENCE: Duration = Duration::from_millis(10);
 
 /// Why a kill was not carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum KillError {
-    /// Nothing in that namespace is ever hit.
-    #[error("namespace {namespace} is protected: nothing in it is ever hit")]
-    Protected {
-        /// The namespace.
-        namespace: String,
-    },
-    /// The runtime could not tell.
+    /// The container is not to be hit.
     #[error(transparent)]
-    Runtime(#[from] RuntimeError),
-    /// The container is not the one in the order.
-    #[error("container {id} is not the one of the order: {why}")]
-    Mismatch {
-        /// The container.
-        id: String,
-        /// What differs.
-        why: String,
-    },
-    /// The process could not be held.
-    #[error("container {id}: {source}")]
-    Process {
-        /// The container.
-        id: String,
-        /// Why.
-        source: ProcessError,
-    },
-    /// Its cgroup could not be found.
-    #[error("container {id}: {source}")]
-    Cgroup {
-        /// The container.
-        id: String,
-        /// Why.
-        source: CgroupError,
-    },
+    Container(#[from] ContainerError),
     /// The intent could not be written, so nothing was done.
     #[error("nothing was done, for the intent could not be written: {0}")]
     Intent(String),
@@ -76,25 +44,8 @@ impl KillError {
     /// The word of the contract for it.
     pub fn reason(&self) -> Reason {
         match self {
-            Self::Protected { .. } => Reason::ProtectedNamespace,
-            Self::Runtime(error) => match error {
-                RuntimeError::UnknownScheme { .. } => Reason::UnknownRuntime,
-                RuntimeError::Gone { .. } => Reason::ContainerGone,
-                RuntimeError::NoSocket { .. }
-                | RuntimeError::Connect { .. }
-                | RuntimeError::Timeout { .. }
-                | RuntimeError::Refused { .. } => Reason::RuntimeError,
-            },
-            Self::Mismatch { .. } => Reason::ContainerMismatch,
-            Self::Process { source, .. } => match source {
-                ProcessError::Gone { .. } | ProcessError::Reused { .. } => Reason::ContainerGone,
-                ProcessError::Open { .. }
-                | ProcessError::Read { .. }
-                | ProcessError::Signal { .. }
-                | ProcessError::Wait { .. }
-                | ProcessError::Cgroup(_) => Reason::Internal,
-            },
-            Self::Cgroup { .. } | Self::Intent(_) => Reason::Internal,
+            Self::Container(error) => error.reason(),
+            Self::Intent(_) => Reason::Internal,
         }
     }
 }
@@ -112,10 +63,8 @@ pub struct Tools {
 
 /// A container that was found and checked, with its watch being armed.
 pub struct Prepared {
-    container: ContainerRef,
+    container: Container,
     kill: Kill,
-    target: Target,
-    init: Process,
     arming: Arming,
 }
 
@@ -127,14 +76,7 @@ struct Arming {
 
 /// Finds the container, checks that it is the one of the order, and starts to arm. No effect on the container.
 pub async fn prepare(tools: &Tools, container: &ContainerRef, kill: Kill) -> Result<Prepared, KillError> {
-    if squall_api::names::is_protected_namespace(&container.namespace) {
-        return Err(KillError::Protected { namespace: container.namespace.clone() });
-    }
-    let info = tools.runtimes.get(&container.scheme)?.container(&container.id).await?;
-    if let Some(why) = info.mismatch(container) {
-        return Err(KillError::Mismatch { id: container.id.clone(), why });
-    }
-    prepare_process(tools, container, kill, info.init_pid)
+    Ok(Prepared::new(tools, Container::find(tools, container).await?, kill))
 }
 
 /// As [`prepare`], for a container whose first process is known.
@@ -144,46 +86,27 @@ pub fn prepare_process(
     kill: Kill,
     init_pid: i32,
 ) -> Result<Prepared, KillError> {
-    let id = || container.id.clone();
-    let init = Process::open(tools.cgroups.proc(), init_pid)
-        .map_err(|source| KillError::Process { id: id(), source })?;
-    let target = tools.cgroups.container(init_pid, &container.id);
-    // Of a process that has ended neither the cgroup nor its path says anything.
-    let now = init.memberships().map_err(|source| KillError::Process { id: id(), source })?;
-    let target = target.map_err(|source| {
-        // A process on its way out leaves its cgroup a moment before it has ended.
-        if init.ends_within(ENDING) {
-            KillError::Process { id: id(), source: ProcessError::Gone { pid: init_pid } }
-        } else {
-            KillError::Cgroup { id: id(), source }
-        }
-    })?;
-    let mismatch = |why: String| KillError::Mismatch { id: id(), why };
-    // The runtime says which process it is; the kernel says whose cgroup that process is in.
-    if !target.memberships.mention(&container.id) {
-        let path = now.v2().or(now.0.first().map(|one| one.path.as_str())).unwrap_or("none");
-        return Err(mismatch(format!("the cgroup of its process {init_pid} is {path}")));
-    }
-    if !target.holds(&now) {
-        return Err(mismatch(format!("its process {init_pid} has left the container's cgroup")));
-    }
-    let spec = WatchSpec {
-        scope: match kill.scope {
-            Scope::Init => Programs::Init,
-            Scope::All => Programs::All,
-        },
-        signal: kill.signal,
-        init_pid,
-        init_start: init.start(),
-    };
-    let arming = Arming::start(&tools.engine, &target, spec);
-    Ok(Prepared { container: container.clone(), kill, target, init, arming })
+    Ok(Prepared::new(tools, Container::of(tools, container, init_pid)?, kill))
 }
 
 impl Prepared {
+    fn new(tools: &Tools, container: Container, kill: Kill) -> Self {
+        let spec = WatchSpec {
+            scope: match kill.scope {
+                Scope::Init => Programs::Init,
+                Scope::All => Programs::All,
+            },
+            signal: kill.signal,
+            init_pid: container.init.pid(),
+            init_start: container.init.start(),
+        };
+        let arming = Arming::start(&tools.engine, &container.target, spec);
+        Self { container, kill, arming }
+    }
+
     /// The container's first process: PID and start time.
     pub fn init(&self) -> (i32, u64) {
-        (self.init.pid(), self.init.start())
+        (self.container.init.pid(), self.container.init.start())
     }
 
     /// Waits until arming has come to its end; `Err` says what of it did not work.
@@ -210,14 +133,10 @@ impl Prepared {
         ordered: SystemTime,
         intent: impl FnOnce(i32, u64) -> Result<(), String>,
     ) -> Result<Collector, KillError> {
-        let Self { container, kill, target, init, arming } = self;
+        let Self { container, kill, arming } = self;
         let (watch, evidence_error) = arming.finish().await;
-        let gone = |source| KillError::Process { id: container.id.clone(), source };
-        // Since it was prepared the container may have been replaced, and the PID given to another.
-        if !target.holds(&init.memberships().map_err(gone)?) {
-            let why = format!("its process {} has left the container's cgroup", init.pid());
-            return Err(KillError::Mismatch { id: container.id, why });
-        }
+        container.check_again()?;
+        let Container { order: _, target, init } = container;
         intent(init.pid(), init.start()).map_err(KillError::Intent)?;
 
         let (armed, records) = match watch {

@@ -5,6 +5,7 @@
 
 pub mod cgroup;
 pub mod clock;
+pub mod container;
 pub mod ebpf;
 pub mod enrol;
 pub mod health;

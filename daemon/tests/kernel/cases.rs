@@ -9,6 +9,7 @@ use std::{
 
 use squall_daemon::{
     cgroup::Layout,
+    container::ContainerError,
     ebpf::{Scope as Programs, WatchSpec},
     kill::{KillError, Tools, prepare_process, receipt::Outcome},
     order::{Kill, Scope},
@@ -382,7 +383,7 @@ async fn a_process_of_another_container_is_refused() {
     let mut target = first.start("sleep");
     let kill = Kill { signal: libc::SIGKILL, scope: Scope::All };
     let refused = prepare_process(&tools, &second.order(), kill, target.pid()).map(|_| ());
-    assert!(matches!(refused, Err(KillError::Mismatch { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(KillError::Container(ContainerError::Mismatch { .. }))), "{refused:?}");
     assert!(target.runs());
 }
 
