@@ -4,6 +4,7 @@
 //! Reads only. Nothing here is assumed of where pods have their cgroups: the path always comes from a process.
 
 pub mod hierarchy;
+mod place;
 #[cfg(test)]
 mod scoping;
 
@@ -14,6 +15,7 @@ use std::{
 };
 
 use hierarchy::HostHierarchy;
+pub use place::{Home, Place};
 
 /// What can go wrong when cgroups are looked at.
 #[derive(Debug, thiserror::Error)]

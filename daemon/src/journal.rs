@@ -16,7 +16,10 @@ use std::{
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-use crate::report::{FaultReport, Generation};
+use crate::{
+    report::{FaultReport, Generation},
+    setting::Undo,
+};
 
 /// The format that this daemon reads and writes.
 pub const FORMAT: u32 = 1;
@@ -91,6 +94,18 @@ pub enum Progress {
         /// What was known then.
         report: FaultReport,
     },
+    /// A lasting fault stands, or is about to. A fault with this is not forgotten before it is put back.
+    Standing {
+        /// How every value of its cgroups is put back.
+        undos: Vec<Undo>,
+        /// How often it was interrupted before.
+        interruptions: u32,
+    },
+    /// A lasting fault was put back before its time; when it is ordered again, it is injected again.
+    Interrupted {
+        /// How often, this time included.
+        interruptions: u32,
+    },
     /// Nothing will follow.
     Final(FaultReport),
 }
@@ -155,7 +170,9 @@ impl Journal {
     pub fn accept(&mut self, generation: Generation, listed: &BTreeSet<&str>) -> Result<(), JournalError> {
         let before = self.contents.clone();
         self.contents.generation = generation;
-        self.contents.faults.retain(|id, _| listed.contains(id.as_str()));
+        self.contents.faults.retain(|id, progress| {
+            listed.contains(id.as_str()) || matches!(progress, Progress::Standing { .. })
+        });
         if self.contents == before {
             return Ok(());
         }
@@ -173,6 +190,13 @@ impl Journal {
     pub fn note_soon(&mut self, id: &str, progress: Progress) {
         self.contents.faults.insert(id.to_owned(), progress);
         self.unwritten = true;
+    }
+
+    /// Forgets a fault, with the next [`Journal::write`]. Says whether it was known.
+    pub fn forget(&mut self, id: &str) -> bool {
+        let known = self.contents.faults.remove(id).is_some();
+        self.unwritten |= known;
+        known
     }
 
     /// Whether something waits to be written.
@@ -260,6 +284,21 @@ mod tests {
         let mut journal = Journal::open(dir.path()).unwrap();
         journal.note("a", Progress::Final(report("a", State::Refused(Reason::ContainerGone)))).unwrap();
         journal.accept(generation(1, 1), &BTreeSet::new()).unwrap();
+        drop(journal);
+        assert_eq!(Journal::open(dir.path()).unwrap().faults().count(), 0);
+    }
+
+    #[test]
+    fn what_stands_is_not_forgotten_before_it_is_put_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(dir.path()).unwrap();
+        let standing = Progress::Standing { undos: vec![], interruptions: 0 };
+        journal.note("a", standing.clone()).unwrap();
+        journal.note("b", Progress::Interrupted { interruptions: 1 }).unwrap();
+        journal.accept(generation(1, 1), &BTreeSet::new()).unwrap();
+        assert_eq!((journal.progress("a"), journal.progress("b")), (Some(&standing), None));
+        assert!(journal.forget("a") && journal.is_unwritten());
+        journal.write().unwrap();
         drop(journal);
         assert_eq!(Journal::open(dir.path()).unwrap().faults().count(), 0);
     }

@@ -143,8 +143,9 @@ async fn run(args: Args) -> Result<()> {
         () = watched.keep_written() => Ok(()),
         () = end => Ok(()),
     };
-    // Armed watches are let go of; a signal that was sent can't be taken back, and its outcome is looked up again by the
+    // What lasts is put back. Armed watches are let go of; a signal that was sent can't be taken back, and its outcome is looked up again by the
     // next daemon.
+    node.put_back().await;
     node.shut_down();
     tracing::info!("ended");
     served

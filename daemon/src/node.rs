@@ -5,6 +5,7 @@
 //! What a fault *is* stands elsewhere.
 
 mod fault;
+mod lasting;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -21,14 +22,17 @@ use tokio::{
 use crate::{
     journal::{Journal, JournalError, Progress},
     kill::Tools,
-    order::{Desired, Order, Stage},
-    report::{FaultReport, Generation, State},
+    order::{Action, Desired, Order, Stage},
+    report::{FaultReport, Generation, Reason, State},
+    setting::Settings,
 };
 
 /// Reports that a slow watcher may lag behind before it has to start again with a snapshot.
 const BACKLOG: usize = 4096;
 /// Outcomes that would be found out again after a restart are written together.
 const WRITTEN_WITHIN: Duration = Duration::from_millis(5);
+/// The kubelet kills a daemon that takes longer than 30 s to end.
+const PUT_BACK_WITHIN: Duration = Duration::from_secs(20);
 
 /// Why a state was not accepted.
 #[derive(Debug, thiserror::Error)]
@@ -64,11 +68,17 @@ struct Command {
     /// When the order to go this far came.
     ordered: SystemTime,
     expires: Instant,
+    /// Whether the state still lists it.
+    listed: bool,
+    /// The daemon ends, and what must not outlive it is put back.
+    ending: bool,
 }
 
 struct Running {
     command: watch::Sender<Command>,
     task: AbortHandle,
+    /// Whether something may stand: then it is told to recover, and never dropped.
+    lasting: bool,
 }
 
 struct Inner {
@@ -82,18 +92,30 @@ struct Inner {
 pub struct Node {
     name: String,
     tools: Tools,
+    /// What lasting faults have lowered.
+    settings: Settings,
     inner: Mutex<Inner>,
     told: broadcast::Sender<FaultReport>,
     write: Notify,
+    /// A lasting fault has ended.
+    ended: Notify,
 }
 
 impl Node {
-    /// A node with the memory of `journal`.
-    pub fn new(name: String, tools: Tools, journal: Journal) -> Arc<Self> {
+    /// A node with the memory of `journal`. What a daemon before this one left standing is put back first.
+    pub fn new(name: String, tools: Tools, mut journal: Journal) -> Arc<Self> {
+        lasting::put_back_left_over(&mut journal);
         let reports = journal
             .faults()
             .filter_map(|(id, progress)| match progress {
                 Progress::Intended { .. } => None,
+                Progress::Standing { interruptions, .. } => Some((
+                    id.clone(),
+                    lasting::left_over(id, State::Failed(Reason::Internal), *interruptions),
+                )),
+                Progress::Interrupted { interruptions } => {
+                    Some((id.clone(), lasting::left_over(id, State::Armed, *interruptions)))
+                }
                 Progress::Fired { report, .. } | Progress::Final(report) => {
                     Some((id.clone(), report.clone()))
                 }
@@ -101,7 +123,15 @@ impl Node {
             .collect();
         let inner = Inner { journal, running: HashMap::new(), reports };
         let (told, _) = broadcast::channel(BACKLOG);
-        Arc::new(Self { name, tools, inner: Mutex::new(inner), told, write: Notify::new() })
+        Arc::new(Self {
+            name,
+            tools,
+            settings: Settings::default(),
+            inner: Mutex::new(inner),
+            told,
+            write: Notify::new(),
+            ended: Notify::new(),
+        })
     }
 
     /// Its name.
@@ -112,6 +142,10 @@ impl Node {
     /// What its faults work with.
     pub fn tools(&self) -> &Tools {
         &self.tools
+    }
+
+    fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// Makes `desired` the state that the node shall have.
@@ -130,13 +164,20 @@ impl Node {
         inner.journal.accept(generation, &listed)?;
         inner.reports.retain(|id, _| listed.contains(id.as_str()));
         inner.running.retain(|id, running| {
-            let stays = listed.contains(id.as_str());
-            if !stays {
-                tracing::info!(fault = id, "no longer ordered");
+            if listed.contains(id.as_str()) {
+                return true;
+            }
+            tracing::info!(fault = id, "no longer ordered");
+            if running.lasting {
+                running.command.send_modify(|command| {
+                    command.listed = false;
+                    command.stage = Stage::Recover;
+                });
+            } else {
                 // Whatever it holds is let go of with its task.
                 running.task.abort();
             }
-            stays
+            running.lasting
         });
         for fault in faults {
             self.order(&mut inner, fault, came);
@@ -157,10 +198,13 @@ impl Node {
                     reports.entry(id.clone()).or_insert_with(|| untold(id, State::Fired));
                 }
                 // They have the report that was noted.
-                Progress::Fired { .. } | Progress::Final(_) => {}
+                Progress::Fired { .. }
+                | Progress::Final(_)
+                | Progress::Standing { .. }
+                | Progress::Interrupted { .. } => {}
             }
         }
-        for id in inner.running.keys() {
+        for (id, _) in inner.running.iter().filter(|(_, running)| running.command.borrow().listed) {
             reports.entry(id.clone()).or_insert_with(|| untold(id, State::Armed));
         }
         // Subscribed under the lock: nothing is missed, and nothing is told twice out of order.
@@ -181,6 +225,29 @@ impl Node {
         }
     }
 
+    /// Puts back what must not outlive the daemon; it will be injected again by the next one, if it is still ordered.
+    pub async fn put_back(&self) {
+        let end = Instant::now() + PUT_BACK_WITHIN;
+        let left = || {
+            let inner = self.lock();
+            let lasting = inner.running.values().filter(|running| running.lasting);
+            lasting.map(|running| running.command.send_modify(|command| command.ending = true)).count()
+        };
+        loop {
+            let ended = self.ended.notified();
+            match left() {
+                0 => return,
+                left if Instant::now() >= end => {
+                    tracing::error!(left, "not all was put back in time; the next daemon will do it");
+                    return;
+                }
+                _ => {}
+            }
+            // Some wait for what takes longer than the end of others.
+            let _ = tokio::time::timeout_at(end, ended).await;
+        }
+    }
+
     /// Lets go of everything that is under way, and writes the last of it down. Signals that were sent stay sent.
     pub fn shut_down(&self) {
         let mut inner = self.lock();
@@ -194,33 +261,53 @@ impl Node {
 
     fn order(self: &Arc<Self>, inner: &mut Inner, fault: Order, (ordered, now): (SystemTime, Instant)) {
         let expires = now + fault.ttl;
+        let lasting = match &fault.action {
+            Some(Action::Freeze | Action::Stress(_)) => true,
+            Some(Action::Kill(_)) | None => false,
+        };
         if let Some(running) = inner.running.get(&fault.id) {
             running.command.send_modify(|command| {
-                if fault.stage == Stage::Fire && command.stage == Stage::Arm {
-                    (command.stage, command.ordered) = (Stage::Fire, ordered);
+                let on = match (command.stage, fault.stage) {
+                    (Stage::Arm, Stage::Fire) => true,
+                    (Stage::Arm | Stage::Fire, Stage::Recover) | (Stage::Recover, Stage::Fire) => lasting,
+                    (_, Stage::Arm) | (Stage::Fire, Stage::Fire) | (Stage::Recover, Stage::Recover) => false,
+                };
+                if on {
+                    (command.stage, command.ordered) = (fault.stage, ordered);
                 }
-                command.expires = expires;
+                (command.expires, command.listed) = (expires, true);
             });
             return;
         }
         let progress = inner.journal.progress(&fault.id).cloned();
-        // What has an outcome is never done again.
-        if let Some(Progress::Final(_)) = progress {
+        // What has an outcome is never done again; but what was put back as ordered may be ordered again.
+        if let Some(Progress::Final(report)) = &progress
+            && (report.state != State::Recovered || fault.stage != Stage::Fire)
+        {
             return;
         }
         tracing::info!(
             fault = fault.id, experiment = fault.experiment, pod_uid = fault.container.pod_uid,
             container = fault.container.id, stage = ?fault.stage, "ordered"
         );
-        let (command, commands) = watch::channel(Command { stage: fault.stage, ordered, expires });
-        let id = fault.id.clone();
-        let task = tokio::spawn(fault::run(Arc::clone(self), fault, commands, progress)).abort_handle();
-        inner.running.insert(id, Running { command, task });
+        let command = Command { stage: fault.stage, ordered, expires, listed: true, ending: false };
+        let (command, commands) = watch::channel(command);
+        let (id, node) = (fault.id.clone(), Arc::clone(self));
+        let task = if lasting {
+            tokio::spawn(lasting::run(node, fault, commands, progress))
+        } else {
+            tokio::spawn(fault::run(node, fault, commands, progress))
+        };
+        inner.running.insert(id, Running { command, task: task.abort_handle(), lasting });
     }
 
     /// Tells what has become of a fault; with `target`, the process that it was fired at.
     fn tell(&self, report: FaultReport, target: Option<(i32, u64)>) {
         let mut inner = self.lock();
+        // Who is no longer listed has nobody to tell it to.
+        if inner.running.get(&report.id).is_some_and(|running| !running.command.borrow().listed) {
+            return;
+        }
         if report.state.is_final() {
             inner.running.remove(&report.id);
             inner.journal.note_soon(&report.id, Progress::Final(report.clone()));
@@ -229,6 +316,10 @@ impl Node {
             inner.journal.note_soon(&report.id, Progress::Fired { pid, start, report: report.clone() });
             self.write.notify_one();
         }
+        self.broadcast(&mut inner, report);
+    }
+
+    fn broadcast(&self, inner: &mut Inner, report: FaultReport) {
         let FaultReport { id, state, message, receipt: _, lasting: _ } = &report;
         tracing::info!(fault = id, ?state, message, "report");
         inner.reports.insert(report.id.clone(), report.clone());

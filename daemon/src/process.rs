@@ -132,6 +132,14 @@ impl Process {
         self.start
     }
 
+    /// How long ago it started; `None` when the clock does not tell.
+    pub fn age(&self) -> Option<Duration> {
+        let ticks = rustix::param::clock_ticks_per_second();
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let now = Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32);
+        now.checked_sub(Duration::from_millis(self.start.checked_mul(1000)?.checked_div(ticks)?))
+    }
+
     /// Its name.
     pub fn comm(&self) -> String {
         let text = fs::read_to_string(self.file("comm")).unwrap_or_default();

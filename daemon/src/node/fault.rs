@@ -42,7 +42,8 @@ pub(super) async fn run(
     };
     let mut again = false;
     match progress {
-        None => {}
+        // The other two are of lasting faults alone.
+        None | Some(Progress::Standing { .. } | Progress::Interrupted { .. }) => {}
         Some(Progress::Final(known)) => return node.tell(known, None),
         Some(Progress::Fired { pid, start, report: known }) => {
             let outcome = resume(&node, &mut commands, pid, start, known).await;
@@ -267,7 +268,7 @@ async fn to_the_end(
 }
 
 /// Ends when the order has not been renewed in time.
-async fn expiry(commands: &mut watch::Receiver<Command>) {
+pub(super) async fn expiry(commands: &mut watch::Receiver<Command>) {
     loop {
         let expires = commands.borrow_and_update().expires;
         tokio::select! {
