@@ -18,7 +18,8 @@ while read -r namespace pod images; do
 	# shellcheck disable=SC2086 # one word an image, on purpose
 	[ -z "$images" ] || $k -n "$namespace" set image "pod/$pod" $images </dev/null || continue
 	$k -n "$namespace" annotate pod "$pod" squall.dev/original-images- squall.dev/held-by- squall.dev/until- \
-		squall.dev/containers- squall.dev/fault-style- squall.dev/last-error- </dev/null >/dev/null || continue
+		squall.dev/containers- squall.dev/fault-style- squall.dev/last-error- squall.dev/pod-failure- \
+		squall.dev/requested-by- </dev/null >/dev/null || continue
 done
 $k label pods -A -l squall.dev/fault squall.dev/fault- || true
 

@@ -40,6 +40,16 @@ pub const CLEANUP: &str = "squall.dev/cleanup";
 pub const CLEANUP_FORCED: &str = "forced";
 /// Annotation on an experiment, Squall's own: who created it. Access is checked for this user.
 pub const REQUESTED_BY: &str = "squall.dev/requested-by";
+/// Annotation on a Pod or workload: its pods fail for a while. One of [`SMALL_FAULTS`].
+pub const ASK_POD_FAILURE: &str = "squall.dev/pod-failure";
+/// Annotation on a Pod or workload: pods are deleted gracefully, once. One of [`SMALL_FAULTS`].
+pub const ASK_POD_KILL: &str = "squall.dev/pod-kill";
+/// Annotation on a Pod or workload: containers are signalled, once. One of [`SMALL_FAULTS`].
+pub const ASK_CONTAINER_KILL: &str = "squall.dev/container-kill";
+/// The annotations that ask for a small fault without YAML.
+pub const SMALL_FAULTS: [&str; 3] = [ASK_POD_FAILURE, ASK_POD_KILL, ASK_CONTAINER_KILL];
+/// Annotation on an experiment, Squall's own: the annotation that it was made for, and which time.
+pub const MADE_FOR: &str = "squall.dev/made-for";
 /// Finalizer on experiments.
 pub const FINALIZER: &str = "squall.dev/recover";
 
@@ -91,6 +101,8 @@ pub const HEALTH_PORT: u16 = 8081;
 
 /// Path of the mutating review of pods.
 pub const PATH_MUTATE_PODS: &str = "/mutate/pods";
+/// Path of the mutating review of annotations on pods and workloads.
+pub const PATH_MUTATE_ANNOTATIONS: &str = "/mutate/annotations";
 /// Path of the mutating review of experiments.
 pub const PATH_MUTATE_EXPERIMENTS: &str = "/mutate/experiments";
 /// Path of the validating review of experiments.

@@ -16,6 +16,7 @@ use squall_model::pod::PodView;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
+use crate::annotate;
 use crate::apply::Applier;
 use crate::interest::Interests;
 use crate::janitor::{Janitor, PodKey};
@@ -54,6 +55,7 @@ struct Routes {
     interests: Interests,
     turns: mpsc::UnboundedSender<ObjectRef<PodChaos>>,
     chores: mpsc::UnboundedSender<PodKey>,
+    wakes: mpsc::UnboundedSender<annotate::Wake>,
     observer: Observer,
     experiments: Store<PodChaos>,
 }
@@ -65,6 +67,10 @@ impl Router {
             Change::Pod { old, new } => {
                 for pod in old.iter().chain(&new) {
                     routes.wake(routes.interests.of_pod(pod));
+                    if let Some(wake) = annotate::of_pod(pod) {
+                        // The receiver goes only with the term.
+                        let _ = routes.wakes.send(wake);
+                    }
                 }
                 if let Some(pod) = new {
                     routes.pod(&pod);
@@ -133,6 +139,7 @@ pub async fn lead(parts: Parts, router: Router) {
     let interests = Interests::default();
     let (turns, turned) = mpsc::unbounded_channel();
     let (chores, choring) = mpsc::unbounded_channel();
+    let (wakes, woken) = mpsc::unbounded_channel();
     // Until every experiment has had its turn, what the daemons shall have is not known in full.
     let roll = Arc::new(RollCall::new(nodes.clone()));
     let (experiments, writer) = reflector::store();
@@ -140,6 +147,7 @@ pub async fn lead(parts: Parts, router: Router) {
         interests: interests.clone(),
         turns,
         chores: chores.clone(),
+        wakes: wakes.clone(),
         observer: observer.clone(),
         experiments: experiments.clone(),
     };
@@ -157,8 +165,13 @@ pub async fn lead(parts: Parts, router: Router) {
         memories: Mutex::new(HashMap::new()),
     });
     let gone = {
-        let context = context.clone();
+        let (context, wakes) = (context.clone(), wakes.clone());
         move |event: &Event<PodChaos>| {
+            if let Event::Apply(chaos) | Event::Delete(chaos) = event
+                && let Some(wake) = annotate::of_experiment(chaos, matches!(event, Event::Delete(_)))
+            {
+                let _ = wakes.send(wake);
+            }
             let index = context.observer.read();
             let look_after = |pod: &PodView| {
                 // The receiver goes only with the term.
@@ -191,6 +204,13 @@ pub async fn lead(parts: Parts, router: Router) {
         experiments: experiments.clone(),
         teller: teller.clone(),
     };
+    let annotations = annotate::Annotations::new(
+        client.clone(),
+        observer.clone(),
+        applier.clone(),
+        experiments.clone(),
+        teller.clone(),
+    );
     metrics.on_scrape(Some(Box::new({
         let (experiments, nodes) = (experiments.clone(), context.nodes.clone());
         move |metrics| census(metrics, &experiments, &nodes)
@@ -211,7 +231,13 @@ pub async fn lead(parts: Parts, router: Router) {
             janitor.run(choring).await;
         }
     };
-    tokio::join!(turns, rounds);
+    let annotated = async {
+        // Nor could anybody say which annotations have their experiments already.
+        if experiments.wait_until_ready().await.is_ok() {
+            annotations.run(wakes, woken).await;
+        }
+    };
+    tokio::join!(turns, rounds, annotated);
 }
 
 /// How many experiments there are, by action and phase, and how many daemons.

@@ -7,6 +7,7 @@
 //! - [`nodes`]: the channels to the daemons.
 //! - [`health`], [`metrics`]: what an operator may ask.
 
+pub mod annotate;
 pub mod apply;
 pub mod ca;
 pub mod certs;

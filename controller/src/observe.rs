@@ -199,6 +199,11 @@ impl Index {
         self.pods.get(namespace).into_iter().flat_map(HashMap::values)
     }
 
+    /// Every pod.
+    pub fn pods_everywhere(&self) -> impl Iterator<Item = &PodView> {
+        self.pods.values().flat_map(HashMap::values)
+    }
+
     /// The pods that the holder holds.
     pub fn held_by<'a>(&'a self, holder: &str) -> impl Iterator<Item = &'a PodView> + use<'a> {
         self.listed(self.held.get(holder))

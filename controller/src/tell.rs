@@ -47,6 +47,11 @@ impl Teller {
         self.publish(note, pod_reference(pod));
     }
 
+    /// Tell something of an object that no experiment is behind.
+    pub fn tell_object(&self, note: Note, regarding: ObjectReference) {
+        self.publish(note, regarding);
+    }
+
     fn publish(&self, note: Note, regarding: ObjectReference) {
         let event = Event {
             type_: match note.kind {

@@ -11,9 +11,11 @@
 //! - [`select`]: which pods, which of their containers, and why the rest are not.
 //! - [`substitute`]: pod-failure on one pod: images, record, holders.
 //! - [`admission`]: what becomes of a pod that is created or changed.
+//! - [`annotation`]: small faults by `kubectl annotate`: what is asked for, by whom, and what becomes of it.
 //! - [`plan`]: the next step of an experiment.
 
 pub mod admission;
+pub mod annotation;
 pub mod error;
 pub mod plan;
 pub mod pod;

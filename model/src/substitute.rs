@@ -16,6 +16,7 @@ pub(crate) mod record;
 
 use record::{KeptMap, Record, StandIns};
 
+use crate::annotation;
 use crate::pod::{ContainerKind, PodView};
 use crate::spec::{Action, Spec};
 
@@ -297,6 +298,8 @@ pub(crate) fn clean(pod: &mut Pod, record: Record, ours: &StandIns) {
     if is_switched_on(pod) {
         remove(&mut pod.metadata.labels, &[names::FAULT], kept.contains(&KeptMap::Labels));
     }
+    // Asked for by annotation, it is over with the label.
+    annotation::forget(&mut pod.metadata.annotations, annotation::Fault::PodFailure);
     remove(&mut pod.metadata.annotations, &ANNOTATIONS, kept.contains(&KeptMap::Annotations));
 }
 

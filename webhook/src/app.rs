@@ -25,7 +25,7 @@ use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::review::{Answer, Request};
 use crate::world::World;
-use crate::{access, experiments};
+use crate::{access, annotations, experiments};
 
 /// The largest body: etcd takes 1.5 MiB an object, and an UPDATE carries two.
 pub const LIMIT: usize = 8 << 20;
@@ -66,6 +66,7 @@ type Held<'a> = (Vec<u8>, SemaphorePermit<'a>);
 #[derive(Clone, Copy, Debug)]
 enum Path {
     MutatePods,
+    MutateAnnotations,
     MutateExperiments,
     ValidateExperiments,
 }
@@ -74,6 +75,7 @@ impl Path {
     fn name(self) -> &'static str {
         match self {
             Self::MutatePods => names::PATH_MUTATE_PODS,
+            Self::MutateAnnotations => names::PATH_MUTATE_ANNOTATIONS,
             Self::MutateExperiments => names::PATH_MUTATE_EXPERIMENTS,
             Self::ValidateExperiments => names::PATH_VALIDATE_EXPERIMENTS,
         }
@@ -87,10 +89,10 @@ struct Rejected {
     message: String,
 }
 
-/// The three paths.
+/// Every path.
 pub fn router(app: App) -> Router {
     let desk = Arc::new(Desk { app, room: Semaphore::new(ROOM), turns: Semaphore::new(access::TOGETHER) });
-    [Path::MutatePods, Path::MutateExperiments, Path::ValidateExperiments]
+    [Path::MutatePods, Path::MutateAnnotations, Path::MutateExperiments, Path::ValidateExperiments]
         .into_iter()
         .fold(Router::new(), |router, path| {
             let handler = move |State(desk): State<Arc<Desk>>, headers: HeaderMap, body: Body| async move {
@@ -162,6 +164,18 @@ impl Desk {
     async fn decide(&self, path: Path, request: &Request<'_>) -> Answer {
         match path {
             Path::MutatePods => self.app.pods.review(request, &self.app.world, Timestamp::now()),
+            Path::MutateAnnotations => match annotations::check(request, Timestamp::now()) {
+                annotations::Verdict::Answered(answer) => answer,
+                annotations::Verdict::Ask { questions, wishes: _, answer } => {
+                    for ask in &questions {
+                        if let Err(denied) = access::allowed(&self.app.client, &self.turns, ask).await {
+                            return denied.into();
+                        }
+                    }
+                    // Policy's advice has its place here: each wish is an experiment by `annotation::experiment`.
+                    answer
+                }
+            },
             Path::MutateExperiments => experiments::mutate(request),
             Path::ValidateExperiments => match experiments::check(request) {
                 experiments::Verdict::Answered(answer) => answer,
@@ -251,7 +265,7 @@ fn is_bomb(path: Path, body: &[u8]) -> bool {
     let commas = body.iter().filter(|byte| **byte == b',').count();
     objects + commas > VALUES
         || match path {
-            Path::MutatePods => objects > OBJECTS,
+            Path::MutatePods | Path::MutateAnnotations => objects > OBJECTS,
             Path::MutateExperiments | Path::ValidateExperiments => false,
         }
 }

@@ -3,12 +3,14 @@
 //! - [`review`]: what the API server says and is told.
 //! - [`app`]: reads a review, asks who decides, answers; never panics, never hangs.
 //! - [`pods`]: pods. No call is made while one is admitted: all it needs is in [`world`].
+//! - [`annotations`]: small faults by annotation, on pods and workloads.
 //! - [`experiments`]: experiments, as far as that takes nobody else; [`access`] asks the API server the rest.
 //! - [`watch`] keeps [`world`] and the certificate of [`tls`] as the cluster has them; [`serve`] does the wire.
 //!
 //! Nothing here decides what a fault is or whom it may hit: that is `squall-model`'s.
 
 pub mod access;
+pub mod annotations;
 pub mod app;
 pub mod config;
 pub mod experiments;

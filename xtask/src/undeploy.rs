@@ -23,13 +23,15 @@ const CLOSED: &str = "squall-removal";
 /// Every kind of ours.
 const KINDS: [&str; 1] = ["podchaos"];
 /// Every annotation of ours on a pod.
-const ANNOTATIONS: [&str; 6] = [
+const ANNOTATIONS: [&str; 8] = [
     names::ORIGINAL_IMAGES,
     names::HELD_BY,
     names::UNTIL,
     names::CONTAINERS,
     names::FAULT_STYLE,
     names::LAST_ERROR,
+    names::ASK_POD_FAILURE,
+    names::REQUESTED_BY,
 ];
 
 /// Arguments of `cargo xtask undeploy`.

@@ -208,10 +208,17 @@ fn the_webhooks_are_registered_as_the_design_says() {
     let all = rendered();
     let mutating = find(&all, "MutatingWebhookConfiguration", names::MUTATING_WEBHOOKS);
     let validating = find(&all, "ValidatingWebhookConfiguration", names::VALIDATING_WEBHOOKS);
-    let pods = &mutating["webhooks"][0];
+    let pods = by_name(&mutating["webhooks"], "pods.mutate.squall.dev");
+    let annotations = by_name(&mutating["webhooks"], "annotations.mutate.squall.dev");
     let paths = [
         (pods, names::PATH_MUTATE_PODS, "Ignore", 2),
-        (&mutating["webhooks"][1], names::PATH_MUTATE_EXPERIMENTS, "Fail", 5),
+        (annotations, names::PATH_MUTATE_ANNOTATIONS, "Ignore", 5),
+        (
+            by_name(&mutating["webhooks"], "podchaos.mutate.squall.dev"),
+            names::PATH_MUTATE_EXPERIMENTS,
+            "Fail",
+            5,
+        ),
         (&validating["webhooks"][0], names::PATH_VALIDATE_EXPERIMENTS, "Fail", 5),
     ];
     for (webhook, path, policy, seconds) in paths {
@@ -224,7 +231,8 @@ fn the_webhooks_are_registered_as_the_design_says() {
         assert_eq!(webhook["sideEffects"], "None");
         assert!(webhook["clientConfig"].get("caBundle").is_none(), "the controller writes it");
         let rule = &webhook["rules"][0];
-        assert_eq!(strings(&rule["operations"]), ["CREATE", "UPDATE"]);
+        let births: &[&str] = if path == names::PATH_MUTATE_ANNOTATIONS { &[] } else { &["CREATE"] };
+        assert_eq!(strings(&rule["operations"]), [births, &["UPDATE"]].concat());
         if policy == "Fail" {
             assert_eq!(strings(&rule["apiGroups"]), [names::GROUP]);
             assert_eq!(strings(&rule["apiVersions"]), [names::VERSION]);
@@ -244,6 +252,29 @@ fn the_webhooks_are_registered_as_the_design_says() {
     let condition = pods["matchConditions"][0]["expression"].as_str().unwrap();
     for key in [names::FAULT, names::ORIGINAL_IMAGES, names::HELD_BY] {
         assert!(condition.contains(&format!("'{key}'")), "{key} is not in {condition}");
+    }
+}
+
+#[test]
+fn annotations_are_reviewed_before_the_pods_they_fail() {
+    let mutating = find(&rendered(), "MutatingWebhookConfiguration", names::MUTATING_WEBHOOKS);
+    let place =
+        |name: &str| list(&mutating["webhooks"]).iter().position(|webhook| webhook["name"] == name).unwrap();
+    assert!(place("annotations.mutate.squall.dev") < place("pods.mutate.squall.dev"));
+    let (pods, annotations) = (
+        by_name(&mutating["webhooks"], "pods.mutate.squall.dev"),
+        by_name(&mutating["webhooks"], "annotations.mutate.squall.dev"),
+    );
+    assert_eq!(annotations["namespaceSelector"], pods["namespaceSelector"]);
+    // Our own answer would look like a copy.
+    assert_eq!(annotations["reinvocationPolicy"], "Never");
+    let conditions = &annotations["matchConditions"];
+    assert!(
+        by_name(conditions, "not-squall")["expression"].as_str().unwrap().contains(names::CONTROLLER_USER)
+    );
+    let asked = by_name(conditions, "a-fault-is-asked-for")["expression"].as_str().unwrap();
+    for key in names::SMALL_FAULTS.iter().chain(&[names::REQUESTED_BY]) {
+        assert!(asked.contains(&format!("'{key}'")), "{key} is not in {asked}");
     }
 }
 

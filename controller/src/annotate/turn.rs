@@ -1,0 +1,305 @@
+//! One annotated object's turn: read it live, ask the model, and do what is due, in that order. A step that is done
+//! twice is done once: names of experiments say what they were made for, and patches test what they replace.
+
+use jiff::Timestamp;
+use json_patch::jsonptr::PointerBuf;
+use json_patch::{AddOperation, Patch as JsonPatch, PatchOperation, RemoveOperation, TestOperation};
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use squall_api::names;
+use squall_api::podchaos::PodChaos;
+use squall_model::annotation::{Fault, Kind, New, Parent, Subject, Turn, name_of, turn};
+use squall_model::plan::{Effect, Note, NoteKind, PodRef};
+use squall_model::substitute::MANUAL;
+
+use super::{Annotations, Key};
+use crate::apply::ApplyError;
+use crate::client::{code, is_conflict, is_gone};
+
+/// Why a turn ended early; it is taken again.
+#[derive(Debug, thiserror::Error)]
+pub enum TurnError {
+    /// The API server said no, or nothing.
+    #[error("{operation} {kind} {namespace}/{name}: {source}")]
+    Api {
+        /// What was tried.
+        operation: &'static str,
+        /// The object's kind.
+        kind: &'static str,
+        /// The object's namespace.
+        namespace: String,
+        /// The object's name.
+        name: String,
+        /// Why.
+        source: Box<kube::Error>,
+    },
+    /// The object isn't what it should be.
+    #[error("{kind} {namespace}/{name} can't be read: {source}")]
+    Unreadable {
+        /// The object's kind.
+        kind: &'static str,
+        /// The object's namespace.
+        namespace: String,
+        /// The object's name.
+        name: String,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// Someone else changed the object meanwhile.
+    #[error("{kind} {namespace}/{name} was changed meanwhile")]
+    Overtaken {
+        /// The object's kind.
+        kind: &'static str,
+        /// The object's namespace.
+        namespace: String,
+        /// The object's name.
+        name: String,
+    },
+    /// The hand's hold of a pod could not be ended.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+}
+
+impl Key {
+    fn failed(&self, operation: &'static str) -> impl FnOnce(kube::Error) -> TurnError {
+        let Key { kind, namespace, name } = self.clone();
+        move |source| TurnError::Api {
+            operation,
+            kind: kind.word(),
+            namespace,
+            name,
+            source: Box::new(source),
+        }
+    }
+}
+
+fn api(client: &Client, kind: Kind, namespace: &str) -> Api<DynamicObject> {
+    let (group, version, name, plural) = kind.names();
+    let resource = ApiResource {
+        group: group.to_owned(),
+        version: version.to_owned(),
+        api_version: kind.api_version(),
+        kind: name.to_owned(),
+        plural: plural.to_owned(),
+    };
+    Api::namespaced_with(client.clone(), namespace, &resource)
+}
+
+impl Annotations {
+    pub(super) async fn turn(&self, key: &Key) -> Result<(), TurnError> {
+        let objects = api(&self.client, key.kind, &key.namespace);
+        let Some(object) = objects.get_opt(&key.name).await.map_err(key.failed("get"))? else {
+            return Ok(());
+        };
+        let unreadable = |source| TurnError::Unreadable {
+            kind: key.kind.word(),
+            namespace: key.namespace.clone(),
+            name: key.name.clone(),
+            source,
+        };
+        let json = serde_json::to_string(&object).map_err(unreadable)?;
+        let subject = Subject::read(key.kind, &json).map_err(unreadable)?;
+        let parent = match subject.copied_from() {
+            Some(owner) => match self.parent(key, owner).await? {
+                Some(parent) => Some(parent),
+                // It goes with its Deployment.
+                None => return Ok(()),
+            },
+            None => None,
+        };
+        let (opted_in, leaving) = {
+            let index = self.observer.read();
+            let namespace = index.namespace(&key.namespace);
+            (namespace.is_some_and(|namespace| namespace.opted_in), index.is_leaving())
+        };
+        if leaving {
+            return Ok(());
+        }
+        let mut known = self.known(&key.namespace);
+        known.retain(|known| known.name == name_of(&subject, &known.made));
+        let due = turn(&subject, parent.as_ref(), &known, opted_in, Timestamp::now());
+        if due != Turn::default() {
+            self.carry_out(key, &subject, due).await?;
+        }
+        Ok(())
+    }
+
+    /// The keys on the Deployment that `owner` names; none if it is no more.
+    async fn parent(&self, key: &Key, owner: &OwnerReference) -> Result<Option<Parent>, TurnError> {
+        let deployments = api(&self.client, Kind::Deployment, &key.namespace);
+        let found =
+            deployments.get_metadata_opt(&owner.name).await.map_err(key.failed("get the owner of"))?;
+        Ok(found.filter(|found| found.metadata.uid.as_ref() == Some(&owner.uid)).map(|found| {
+            let annotations = found.metadata.annotations.unwrap_or_default();
+            Parent(Fault::ALL.into_iter().filter(|fault| annotations.contains_key(fault.key())).collect())
+        }))
+    }
+
+    async fn carry_out(&self, key: &Key, subject: &Subject, due: Turn) -> Result<(), TurnError> {
+        let Turn { make, delete, let_go, annotations, complaint } = due;
+        for new in make {
+            if let Err(why) = self.make(key, subject, &new).await? {
+                let Turn { let_go, annotations, complaint, .. } =
+                    Turn::give_up(subject, new.made.fault, &why);
+                self.let_go(subject, let_go).await?;
+                self.annotate(key, subject, annotations).await?;
+                self.complain(subject, complaint);
+                // What else is due is due again.
+                return Err(TurnError::Overtaken {
+                    kind: key.kind.word(),
+                    namespace: key.namespace.clone(),
+                    name: key.name.clone(),
+                });
+            }
+        }
+        let experiments: Api<PodChaos> = Api::namespaced(self.client.clone(), &key.namespace);
+        for name in delete {
+            match experiments.delete(&name, &DeleteParams::default()).await {
+                Ok(_) => {
+                    tracing::info!(
+                        kind = key.kind.word(),
+                        namespace = key.namespace,
+                        name = key.name,
+                        experiment = name,
+                        "ended, with its annotation"
+                    );
+                }
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(key.failed("end an experiment of")(error)),
+            }
+        }
+        self.let_go(subject, let_go).await?;
+        self.annotate(key, subject, annotations).await?;
+        self.complain(subject, complaint);
+        Ok(())
+    }
+
+    /// Make the experiment; why that is refused for good, if it is.
+    async fn make(&self, key: &Key, subject: &Subject, new: &New) -> Result<Result<(), String>, TurnError> {
+        let New { name, made, spec, requested_by } = new;
+        let mut chaos = PodChaos::new(name, spec.clone());
+        chaos.metadata.namespace = Some(key.namespace.clone());
+        chaos.metadata.annotations = Some(
+            [(names::REQUESTED_BY, requested_by.clone()), (names::MADE_FOR, made.written())]
+                .map(|(key, value)| (key.to_owned(), value))
+                .into(),
+        );
+        chaos.metadata.owner_references = Some(vec![OwnerReference {
+            api_version: subject.kind.api_version(),
+            kind: subject.kind.word().to_owned(),
+            name: subject.name.clone(),
+            uid: subject.uid.clone(),
+            ..OwnerReference::default()
+        }]);
+        let experiments: Api<PodChaos> = Api::namespaced(self.client.clone(), &key.namespace);
+        match experiments.create(&PostParams::default(), &chaos).await {
+            Ok(_) => {
+                tracing::info!(
+                    kind = key.kind.word(),
+                    namespace = key.namespace,
+                    name = key.name,
+                    annotation = made.fault.key(),
+                    requested_by,
+                    experiment = name,
+                    "asked for by annotation"
+                );
+                self.tell(
+                    subject,
+                    NoteKind::Normal,
+                    "Requested",
+                    format!("{} became PodChaos {name}", made.fault.key()),
+                );
+                Ok(Ok(()))
+            }
+            // Made before, and what came after was cut short.
+            Err(error) if is_conflict(&error) => Ok(Ok(())),
+            Err(kube::Error::Api(status)) if matches!(status.code, 400 | 403 | 404 | 422) => {
+                Ok(Err(status.message.clone()))
+            }
+            Err(error) => Err(key.failed("make an experiment for")(error)),
+        }
+    }
+
+    /// The hand lets the pod go, which its annotation had it hold.
+    async fn let_go(&self, subject: &Subject, due: bool) -> Result<(), TurnError> {
+        if due {
+            let pod = PodRef {
+                namespace: subject.namespace.clone(),
+                name: subject.name.clone(),
+                uid: subject.uid.clone(),
+            };
+            self.applier.apply(&Effect::Release { pod, holder: MANUAL.to_owned() }, None).await?;
+        }
+        Ok(())
+    }
+
+    /// Change annotations, if they are still as they were read.
+    async fn annotate(
+        &self,
+        key: &Key,
+        subject: &Subject,
+        changes: impl IntoIterator<Item = (String, Option<String>)>,
+    ) -> Result<(), TurnError> {
+        let path = |key: &str| PointerBuf::from_tokens(["metadata", "annotations", key]);
+        let mut patch = vec![PatchOperation::Test(TestOperation {
+            path: PointerBuf::from_tokens(["metadata", "uid"]),
+            value: subject.uid.clone().into(),
+        })];
+        for (annotation, value) in changes {
+            if let Some(before) = subject.annotations.get(&annotation) {
+                patch.push(PatchOperation::Test(TestOperation {
+                    path: path(&annotation),
+                    value: before.clone().into(),
+                }));
+            }
+            patch.push(match value {
+                Some(value) => {
+                    PatchOperation::Add(AddOperation { path: path(&annotation), value: value.into() })
+                }
+                None => PatchOperation::Remove(RemoveOperation { path: path(&annotation) }),
+            });
+        }
+        if patch.len() == 1 {
+            return Ok(());
+        }
+        let objects = api(&self.client, key.kind, &key.namespace);
+        let patch = Patch::<DynamicObject>::Json(JsonPatch(patch));
+        match objects.patch_metadata(&key.name, &PatchParams::default(), &patch).await {
+            Ok(_) => Ok(()),
+            Err(error) if is_gone(&error) => Ok(()),
+            Err(error) if matches!(code(&error), Some(409 | 422)) => Err(TurnError::Overtaken {
+                kind: key.kind.word(),
+                namespace: key.namespace.clone(),
+                name: key.name.clone(),
+            }),
+            Err(error) => Err(key.failed("annotate")(error)),
+        }
+    }
+
+    fn complain(&self, subject: &Subject, complaint: Option<String>) {
+        if let Some(complaint) = complaint {
+            tracing::info!(
+                kind = subject.kind.word(),
+                namespace = subject.namespace,
+                name = subject.name,
+                complaint,
+                "an annotation is not obeyed"
+            );
+            self.tell(subject, NoteKind::Warning, "NotDone", complaint);
+        }
+    }
+
+    fn tell(&self, subject: &Subject, kind: NoteKind, reason: &str, message: String) {
+        let regarding = ObjectReference {
+            api_version: Some(subject.kind.api_version()),
+            kind: Some(subject.kind.word().to_owned()),
+            namespace: Some(subject.namespace.clone()),
+            name: Some(subject.name.clone()),
+            uid: Some(subject.uid.clone()),
+            ..ObjectReference::default()
+        };
+        self.teller.tell_object(Note::experiment(kind, reason, message), regarding);
+    }
+}
