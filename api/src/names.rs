@@ -46,8 +46,13 @@ pub const ASK_POD_FAILURE: &str = "squall.dev/pod-failure";
 pub const ASK_POD_KILL: &str = "squall.dev/pod-kill";
 /// Annotation on a Pod or workload: containers are signalled, once. One of [`SMALL_FAULTS`].
 pub const ASK_CONTAINER_KILL: &str = "squall.dev/container-kill";
+/// Annotation on a Pod or workload: containers compute for a while. One of [`SMALL_FAULTS`].
+pub const ASK_STRESS_CPU: &str = "squall.dev/stress-cpu";
+/// Annotation on a Pod or workload: containers hold memory for a while. One of [`SMALL_FAULTS`].
+pub const ASK_STRESS_MEMORY: &str = "squall.dev/stress-memory";
 /// The annotations that ask for a small fault without YAML.
-pub const SMALL_FAULTS: [&str; 3] = [ASK_POD_FAILURE, ASK_POD_KILL, ASK_CONTAINER_KILL];
+pub const SMALL_FAULTS: [&str; 5] =
+    [ASK_POD_FAILURE, ASK_POD_KILL, ASK_CONTAINER_KILL, ASK_STRESS_CPU, ASK_STRESS_MEMORY];
 /// Annotation on an experiment, Squall's own: the annotation that it was made for, and which time.
 pub const MADE_FOR: &str = "squall.dev/made-for";
 /// Finalizer on experiments.

@@ -18,7 +18,7 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use squall_api::names;
 
-pub use self::made::{Made, experiment, name_of};
+pub use self::made::{Experiment, Made, experiment, name_of};
 pub use self::review::{Asker, Reviewed, review};
 pub use self::subject::{Kind, Subject};
 pub use self::ticket::{Ticket, Tickets, forget};
@@ -43,11 +43,16 @@ pub enum Fault {
     PodKill,
     /// Containers are signalled, once.
     ContainerKill,
+    /// Containers compute for a while.
+    StressCpu,
+    /// Containers hold memory for a while.
+    StressMemory,
 }
 
 impl Fault {
     /// Every one.
-    pub const ALL: [Self; names::SMALL_FAULTS.len()] = [Self::PodFailure, Self::PodKill, Self::ContainerKill];
+    pub const ALL: [Self; names::SMALL_FAULTS.len()] =
+        [Self::PodFailure, Self::PodKill, Self::ContainerKill, Self::StressCpu, Self::StressMemory];
 
     /// The annotation's key.
     pub fn key(self) -> &'static str {
@@ -55,6 +60,8 @@ impl Fault {
             Self::PodFailure => names::ASK_POD_FAILURE,
             Self::PodKill => names::ASK_POD_KILL,
             Self::ContainerKill => names::ASK_CONTAINER_KILL,
+            Self::StressCpu => names::ASK_STRESS_CPU,
+            Self::StressMemory => names::ASK_STRESS_MEMORY,
         }
     }
 
@@ -66,8 +73,16 @@ impl Fault {
     /// Whether it lasts and is recovered (true), or happens once (false).
     pub fn lasting(self) -> bool {
         match self {
-            Self::PodFailure => true,
+            Self::PodFailure | Self::StressCpu | Self::StressMemory => true,
             Self::PodKill | Self::ContainerKill => false,
+        }
+    }
+
+    /// The kind of experiment that it becomes.
+    pub fn becomes(self) -> &'static str {
+        match self {
+            Self::PodFailure | Self::PodKill | Self::ContainerKill => "PodChaos",
+            Self::StressCpu | Self::StressMemory => "StressChaos",
         }
     }
 
@@ -75,7 +90,7 @@ impl Fault {
     pub fn verb(self) -> &'static str {
         match self {
             Self::PodKill => "delete",
-            Self::PodFailure | Self::ContainerKill => "patch",
+            Self::PodFailure | Self::ContainerKill | Self::StressCpu | Self::StressMemory => "patch",
         }
     }
 
@@ -87,7 +102,8 @@ impl Fault {
     fn allowed(self, on: Kind) -> String {
         let count = if on == Kind::Pod { "" } else { "a count (one, all, 3, 50%), " };
         let own = match self {
-            Self::PodFailure => "a duration (30s, 1h5m; unset: 5m)",
+            Self::PodFailure | Self::StressCpu => "a duration (30s, 1h5m; unset: 5m)",
+            Self::StressMemory => "a size (256Mi, 1GB), a duration (30s, 1h5m; unset: 5m)",
             Self::PodKill => "grace=30s (unset: the pod's own)",
             Self::ContainerKill => "container or container:SIGNAL (unset: the first, SIGKILL)",
         };
@@ -110,13 +126,15 @@ pub struct Wish {
     pub container: Option<String>,
     /// container-kill: what with; `None` means SIGKILL.
     pub signal: Option<Signal>,
+    /// stress-memory: how much; set there, and only there.
+    pub size: Option<String>,
 }
 
 /// Read the value `text` of the annotation for `fault` on an object of kind `on`.
 pub fn parse(fault: Fault, text: &str, on: Kind) -> Result<Wish, FieldError> {
     let refused = |found: &str| FieldError::new(fault.field(), found, fault.allowed(on));
     let (mut mode, mut duration, mut grace) = (None, None, None);
-    let (mut container, mut signal) = (None, None);
+    let (mut container, mut signal, mut size) = (None, None, None);
     // No value at all asks for what is usual.
     let items = if text.trim().is_empty() { Vec::new() } else { text.split(',').map(str::trim).collect() };
     for item in items {
@@ -135,7 +153,12 @@ pub fn parse(fault: Fault, text: &str, on: Kind) -> Result<Wish, FieldError> {
             continue;
         }
         match fault {
-            Fault::PodFailure => {
+            Fault::StressMemory if is_size(item) => {
+                if size.replace(item.to_owned()).is_some() {
+                    return Err(twice("a size"));
+                }
+            }
+            Fault::PodFailure | Fault::StressCpu | Fault::StressMemory => {
                 let asked = parse_duration(&fault.field(), item).map_err(|_| refused(item))?;
                 if duration.replace(asked).is_some() {
                     return Err(twice("a duration"));
@@ -162,8 +185,15 @@ pub fn parse(fault: Fault, text: &str, on: Kind) -> Result<Wish, FieldError> {
             }
         }
     }
+    if fault == Fault::StressMemory && size.is_none() {
+        return Err(FieldError::new(
+            fault.field(),
+            text,
+            "a size is missing: write one, such as 256Mi or 1GB",
+        ));
+    }
     let duration = fault.lasting().then(|| duration.unwrap_or(DEFAULT_DURATION));
-    Ok(Wish { fault, mode: mode.unwrap_or(Mode::One), duration, grace, container, signal })
+    Ok(Wish { fault, mode: mode.unwrap_or(Mode::One), duration, grace, container, signal, size })
 }
 
 /// `item` as a count; `None` if it is none, `Some(None)` if it is one that makes no sense.
@@ -189,6 +219,15 @@ fn count(item: &str) -> Option<Option<Mode>> {
         None if !item.is_empty() && item.bytes().all(|byte| byte.is_ascii_digit()) => Some(None),
         None => None,
     }
+}
+
+/// Whether `item` is written as a size; how large it may be is for the experiment's own validation to say.
+fn is_size(item: &str) -> bool {
+    const UNITS: [&str; 15] =
+        ["B", "k", "K", "M", "G", "T", "Ki", "Mi", "Gi", "Ti", "KB", "kB", "MB", "GB", "TB"];
+    let end = item.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(item.len());
+    let (number, unit) = item.split_at(end);
+    number.len() <= 15 && number.parse::<f64>().is_ok_and(|number| number > 0.0) && UNITS.contains(&unit)
 }
 
 fn seconds(fault: Fault, text: &str) -> Result<u32, FieldError> {
@@ -243,6 +282,16 @@ mod tests {
         assert_eq!((found.grace, found.duration), (grace, None));
     }
 
+    #[rstest]
+    #[case("256Mi", Mode::One, 300, "256Mi")]
+    #[case("1m,all,1.5GB", Mode::All, 60, "1.5GB")]
+    #[case("50%,64M", Mode::FixedPercent(50), 300, "64M")]
+    fn memory_has_a_size(#[case] text: &str, #[case] mode: Mode, #[case] seconds: u64, #[case] size: &str) {
+        let found = wish(Fault::StressMemory, text);
+        assert_eq!((found.mode, found.size.as_deref()), (mode, Some(size)));
+        assert_eq!(found.duration, Some(Duration::from_secs(seconds)));
+    }
+
     #[test]
     fn a_container_may_name_its_signal() {
         let found = wish(Fault::ContainerKill, "all,app:TERM");
@@ -272,6 +321,13 @@ mod tests {
     #[case(Fault::PodKill, "grace=25h", "grace=25h")]
     #[case(Fault::PodKill, "grace=1s,grace=2s", "grace=2s")]
     #[case(Fault::PodKill, "app:TERM", "app:TERM")]
+    #[case(Fault::StressMemory, "1m", "1m")]
+    #[case(Fault::StressMemory, "", "")]
+    #[case(Fault::StressMemory, "256", "256")]
+    #[case(Fault::StressMemory, "256Mi,1Gi", "1Gi")]
+    #[case(Fault::StressMemory, "0Mi", "0Mi")]
+    #[case(Fault::StressMemory, "1Zi", "1Zi")]
+    #[case(Fault::StressCpu, "256Mi", "256Mi")]
     #[case(Fault::ContainerKill, "app:BOGUS", "BOGUS")]
     #[case(Fault::ContainerKill, "app,other", "other")]
     #[case(Fault::ContainerKill, ":TERM", ":TERM")]

@@ -5,12 +5,11 @@ use jiff::Timestamp;
 use json_patch::jsonptr::PointerBuf;
 use json_patch::{AddOperation, Patch as JsonPatch, PatchOperation, RemoveOperation, TestOperation};
 use k8s_openapi::api::core::v1::ObjectReference;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
-use squall_api::names;
-use squall_api::podchaos::PodChaos;
-use squall_model::annotation::{Fault, Kind, New, Parent, Subject, Turn, name_of, turn};
+use squall_api::{PodChaos, StressChaos, names};
+use squall_model::annotation::{Experiment, Fault, Kind, New, Parent, Subject, Turn, name_of, turn};
 use squall_model::plan::{Effect, Note, NoteKind, PodRef};
 use squall_model::substitute::MANUAL;
 
@@ -154,9 +153,8 @@ impl Annotations {
                 });
             }
         }
-        let experiments: Api<PodChaos> = Api::namespaced(self.client.clone(), &key.namespace);
-        for name in delete {
-            match experiments.delete(&name, &DeleteParams::default()).await {
+        for (fault, name) in delete {
+            match self.delete(key, fault, &name).await {
                 Ok(_) => {
                     tracing::info!(
                         kind = key.kind.word(),
@@ -176,25 +174,52 @@ impl Annotations {
         Ok(())
     }
 
+    async fn delete(&self, key: &Key, fault: Fault, name: &str) -> kube::Result<()> {
+        let (client, params) = (self.client.clone(), DeleteParams::default());
+        match fault {
+            Fault::PodFailure | Fault::PodKill | Fault::ContainerKill => {
+                Api::<PodChaos>::namespaced(client, &key.namespace).delete(name, &params).await.map(drop)
+            }
+            Fault::StressCpu | Fault::StressMemory => {
+                Api::<StressChaos>::namespaced(client, &key.namespace).delete(name, &params).await.map(drop)
+            }
+        }
+    }
+
     /// Make the experiment; why that is refused for good, if it is.
     async fn make(&self, key: &Key, subject: &Subject, new: &New) -> Result<Result<(), String>, TurnError> {
         let New { name, made, spec, requested_by } = new;
-        let mut chaos = PodChaos::new(name, spec.clone());
-        chaos.metadata.namespace = Some(key.namespace.clone());
-        chaos.metadata.annotations = Some(
-            [(names::REQUESTED_BY, requested_by.clone()), (names::MADE_FOR, made.written())]
-                .map(|(key, value)| (key.to_owned(), value))
-                .into(),
-        );
-        chaos.metadata.owner_references = Some(vec![OwnerReference {
-            api_version: subject.kind.api_version(),
-            kind: subject.kind.word().to_owned(),
-            name: subject.name.clone(),
-            uid: subject.uid.clone(),
-            ..OwnerReference::default()
-        }]);
-        let experiments: Api<PodChaos> = Api::namespaced(self.client.clone(), &key.namespace);
-        match experiments.create(&PostParams::default(), &chaos).await {
+        let metadata = ObjectMeta {
+            name: Some(name.clone()),
+            namespace: Some(key.namespace.clone()),
+            annotations: Some(
+                [(names::REQUESTED_BY, requested_by.clone()), (names::MADE_FOR, made.written())]
+                    .map(|(key, value)| (key.to_owned(), value))
+                    .into(),
+            ),
+            owner_references: Some(vec![OwnerReference {
+                api_version: subject.kind.api_version(),
+                kind: subject.kind.word().to_owned(),
+                name: subject.name.clone(),
+                uid: subject.uid.clone(),
+                ..OwnerReference::default()
+            }]),
+            ..ObjectMeta::default()
+        };
+        let params = PostParams::default();
+        let created = match spec {
+            Experiment::Pod(spec) => {
+                let chaos = PodChaos { metadata, spec: (**spec).clone(), status: None };
+                let experiments: Api<PodChaos> = Api::namespaced(self.client.clone(), &key.namespace);
+                experiments.create(&params, &chaos).await.map(drop)
+            }
+            Experiment::Stress(spec) => {
+                let chaos = StressChaos { metadata, spec: (**spec).clone(), status: None };
+                let experiments: Api<StressChaos> = Api::namespaced(self.client.clone(), &key.namespace);
+                experiments.create(&params, &chaos).await.map(drop)
+            }
+        };
+        match created {
             Ok(_) => {
                 tracing::info!(
                     kind = key.kind.word(),
@@ -209,7 +234,7 @@ impl Annotations {
                     subject,
                     NoteKind::Normal,
                     "Requested",
-                    format!("{} became PodChaos {name}", made.fault.key()),
+                    format!("{} became {} {name}", made.fault.key(), made.fault.becomes()),
                 );
                 Ok(Ok(()))
             }

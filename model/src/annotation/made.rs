@@ -2,7 +2,9 @@
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use sha2::{Digest, Sha256};
-use squall_api::podchaos::{Action, Mode as ApiMode, PodChaosSpec, PodSelector};
+use squall_api::podchaos::{Action, PodChaosSpec};
+use squall_api::selection::{Mode as ApiMode, PodSelector};
+use squall_api::stresschaos::{CpuStressor, MemoryStressor, StressChaosSpec, Stressors};
 
 use super::{Fault, Kind, Subject, Wish};
 use crate::spec::Mode;
@@ -44,9 +46,18 @@ pub fn name_of(subject: &Subject, made: &Made) -> String {
     format!("{}-{end}", stem.trim_end_matches(['.', '-']))
 }
 
+/// An experiment, of whichever kind.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Experiment {
+    /// A PodChaos.
+    Pod(Box<PodChaosSpec>),
+    /// A StressChaos.
+    Stress(Box<StressChaosSpec>),
+}
+
 /// What `wish` means for `subject`.
-pub fn experiment(subject: &Subject, wish: &Wish) -> PodChaosSpec {
-    let Wish { fault, mode, duration, grace, container, signal } = wish;
+pub fn experiment(subject: &Subject, wish: &Wish) -> Experiment {
+    let Wish { fault, mode, duration, grace, container, signal, size } = wish;
     let (mode, value) = match mode {
         Mode::One => (ApiMode::One, None),
         Mode::All => (ApiMode::All, None),
@@ -54,20 +65,43 @@ pub fn experiment(subject: &Subject, wish: &Wish) -> PodChaosSpec {
         Mode::FixedPercent(share) => (ApiMode::FixedPercent, Some(share.to_string())),
         Mode::RandomMaxPercent(share) => (ApiMode::RandomMaxPercent, Some(share.to_string())),
     };
-    PodChaosSpec {
-        action: match fault {
-            Fault::PodFailure => Action::PodFailure,
-            Fault::PodKill => Action::PodKill,
-            Fault::ContainerKill => Action::ContainerKill,
-        },
-        mode,
-        value,
-        selector: selector(subject),
-        container_names: container.iter().cloned().collect(),
-        grace_period: grace.map(i64::from),
-        duration: duration.map(format_duration),
-        signal: signal.map(|signal| IntOrString::String(signal.to_string())),
-        ..PodChaosSpec::default()
+    let duration = duration.map(format_duration);
+    let pod = |action, value| {
+        Experiment::Pod(Box::new(PodChaosSpec {
+            action,
+            mode,
+            value,
+            selector: selector(subject),
+            container_names: container.iter().cloned().collect(),
+            grace_period: grace.map(i64::from),
+            duration: duration.clone(),
+            signal: signal.map(|signal| IntOrString::String(signal.to_string())),
+            ..PodChaosSpec::default()
+        }))
+    };
+    let stress = |stressors, value| {
+        Experiment::Stress(Box::new(StressChaosSpec {
+            mode,
+            value,
+            selector: selector(subject),
+            duration: duration.clone(),
+            stressors: Some(stressors),
+            ..StressChaosSpec::default()
+        }))
+    };
+    match fault {
+        Fault::PodFailure => pod(Action::PodFailure, value),
+        Fault::PodKill => pod(Action::PodKill, value),
+        Fault::ContainerKill => pod(Action::ContainerKill, value),
+        Fault::StressCpu => {
+            let cpu = CpuStressor { workers: 1, ..CpuStressor::default() };
+            stress(Stressors { cpu: Some(cpu), ..Stressors::default() }, value)
+        }
+        Fault::StressMemory => {
+            let size = size.clone().unwrap_or_default();
+            let memory = MemoryStressor { workers: 1, size, ..MemoryStressor::default() };
+            stress(Stressors { memory: Some(memory), ..Stressors::default() }, value)
+        }
     }
 }
 

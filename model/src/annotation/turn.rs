@@ -8,10 +8,9 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use squall_api::names;
-use squall_api::podchaos::PodChaosSpec;
 
 use super::ticket::{is_stale, valid};
-use super::{Fault, Kind, Made, Subject, Tickets, experiment, name_of, parse};
+use super::{Experiment, Fault, Kind, Made, Subject, Tickets, experiment, name_of, parse};
 
 /// How many experiments that are over are kept of one object.
 const HISTORY: usize = 5;
@@ -45,7 +44,7 @@ pub struct New {
     /// For what.
     pub made: Made,
     /// What it is to do.
-    pub spec: PodChaosSpec,
+    pub spec: Experiment,
     /// For whom: the value of [`names::REQUESTED_BY`].
     pub requested_by: String,
 }
@@ -56,7 +55,7 @@ pub struct Turn {
     /// Experiments to make; one that is there already is as good.
     pub make: Vec<New>,
     /// Experiments to delete.
-    pub delete: Vec<String>,
+    pub delete: Vec<(Fault, String)>,
     /// The hand's hold of the pod ends.
     pub let_go: bool,
     /// Annotations to change; `None` removes.
@@ -124,7 +123,7 @@ pub fn turn(
         // A lasting fault that isn't asked for any more, or in other words.
         for other in known.iter().filter(|known| known.made.fault == fault && fault.lasting()) {
             if Some(&other.made) != made.as_ref() && !other.completed && !other.deleting {
-                turn.delete.push(other.name.clone());
+                turn.delete.push((fault, other.name.clone()));
             }
         }
         let Some(value) = subject.annotations.get(fault.key()) else {
@@ -177,7 +176,7 @@ pub fn turn(
     turn.complain(subject, about);
     let mut history: Vec<&Known> = known.iter().filter(|known| known.completed && !known.deleting).collect();
     history.sort_by(|a, b| (b.created, &b.name).cmp(&(a.created, &a.name)));
-    turn.delete.extend(history.into_iter().skip(HISTORY).map(|known| known.name.clone()));
+    turn.delete.extend(history.into_iter().skip(HISTORY).map(|known| (known.made.fault, known.name.clone())));
     turn
 }
 

@@ -1,0 +1,303 @@
+//! Laws of small faults by annotation: whatever is written, copied, repeated or interrupted.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use proptest::prelude::*;
+use proptest::sample::select;
+use serde_json::json;
+use squall_api::names;
+use squall_model::annotation::{
+    Asker, Experiment, Fault, Kind, Known, Made, Parent, Reviewed, Subject, Turn, name_of, parse, review,
+    turn,
+};
+use squall_model::validate::validate;
+
+fn now() -> Timestamp {
+    "2030-01-01T00:00:00Z".parse().unwrap()
+}
+
+fn subject(kind: Kind, annotations: &[(&str, &str)]) -> Subject {
+    Subject {
+        kind,
+        namespace: "shop".to_owned(),
+        name: "web".to_owned(),
+        uid: "uid-1".to_owned(),
+        labels: BTreeMap::new(),
+        annotations: annotations
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect(),
+        owner: None,
+        terminating: false,
+        selector: serde_json::from_value(json!({"matchLabels": {"app": "web"}})).unwrap(),
+        containers: vec!["app".to_owned()],
+    }
+}
+
+/// `old` with `key` set or removed by `user`, as the webhook leaves it.
+fn edited(old: &Subject, key: &str, value: Option<&str>, id: &str) -> Subject {
+    let mut new = old.clone();
+    match value {
+        Some(value) => new.annotations.insert(key.to_owned(), value.to_owned()),
+        None => new.annotations.remove(key),
+    };
+    admitted(old, new, id)
+}
+
+fn admitted(old: &Subject, mut new: Subject, id: &str) -> Subject {
+    let by = json!({"username": "ann"});
+    let Reviewed { annotations, labels, .. } =
+        review(old, &new, Asker { id, by: &by, now: now() }).expect("it is well-formed");
+    new.annotations = annotations;
+    new.labels = labels;
+    new
+}
+
+fn go(subject: &Subject, known: &[Known], at: Timestamp) -> Turn {
+    turn(subject, None, known, true, at)
+}
+
+/// `subject` after the controller's turn.
+fn after(subject: &Subject, due: &Turn) -> Subject {
+    let mut subject = subject.clone();
+    for (key, value) in &due.annotations {
+        match value {
+            Some(value) => subject.annotations.insert(key.clone(), value.clone()),
+            None => subject.annotations.remove(key),
+        };
+    }
+    subject
+}
+
+fn made(due: &Turn) -> Vec<Known> {
+    due.make
+        .iter()
+        .map(|new| Known {
+            name: new.name.clone(),
+            made: new.made.clone(),
+            created: Some(now()),
+            completed: false,
+            deleting: false,
+        })
+        .collect()
+}
+
+fn value(fault: Fault) -> &'static str {
+    if fault == Fault::StressMemory { "1Mi" } else { "" }
+}
+
+#[test]
+fn a_one_shot_fires_once_and_its_annotation_goes() {
+    for fault in [Fault::PodKill, Fault::ContainerKill] {
+        let asked = edited(&subject(Kind::Deployment, &[]), fault.key(), Some("one"), "r1");
+        let due = go(&asked, &[], now());
+        assert_eq!(due.make.len(), 1);
+        assert!(due.make[0].requested_by.contains("ann"));
+        // A crash before the annotation went: the same experiment, by name, or none once it is seen.
+        assert_eq!(go(&asked, &[], now()).make, due.make);
+        assert_eq!(go(&asked, &made(&due), now()).make, []);
+        let left = after(&asked, &due);
+        assert_eq!(left.annotations, BTreeMap::new());
+        assert_eq!(go(&left, &made(&due), now()), Turn::default());
+        // Asked for again it is another one.
+        let again = go(&edited(&left, fault.key(), Some("one"), "r2"), &made(&due), now());
+        assert_ne!(again.make[0].name, due.make[0].name);
+    }
+}
+
+#[test]
+fn a_lasting_fault_ends_with_its_annotation_and_takes_it_along() {
+    for fault in [Fault::PodFailure, Fault::StressCpu, Fault::StressMemory] {
+        let asked = edited(&subject(Kind::StatefulSet, &[]), fault.key(), Some(value(fault)), "r1");
+        let due = go(&asked, &[], now());
+        assert_eq!((due.make.len(), due.annotations.len()), (1, 0));
+        let there = made(&due);
+        assert_eq!(go(&asked, &there, now()), Turn::default());
+        // By hand.
+        let taken = edited(&asked, fault.key(), None, "r2");
+        assert_eq!(taken.annotations, BTreeMap::new());
+        assert_eq!(go(&taken, &there, now()).delete, [(fault, there[0].name.clone())]);
+        // In other words.
+        let longer = if fault == Fault::StressMemory { "10m,1Mi" } else { "10m" };
+        let other = go(&edited(&asked, fault.key(), Some(longer), "r3"), &there, now());
+        assert_eq!((other.make.len(), other.delete.len()), (1, 1));
+        // By itself, or because somebody deleted the experiment.
+        for (completed, deleting) in [(true, false), (false, true)] {
+            let over = [Known { completed, deleting, ..there[0].clone() }];
+            let due = go(&asked, &over, now());
+            assert_eq!((due.make.len(), due.delete.len()), (0, 0));
+            assert_eq!(after(&asked, &due).annotations, BTreeMap::new());
+        }
+    }
+}
+
+#[test]
+fn what_admission_did_not_see_does_nothing_and_says_so_once() {
+    for fault in Fault::ALL {
+        let born = subject(Kind::Deployment, &[(fault.key(), value(fault))]);
+        let due = go(&born, &[], now());
+        assert_eq!(due.make, []);
+        assert!(due.complaint.is_some());
+        assert!(due.annotations[names::LAST_ERROR].is_some());
+        assert_eq!(go(&after(&born, &due), &[], now()), Turn::default());
+        let outside = turn(&born, None, &[], false, now());
+        assert!(
+            outside.complaint.unwrap().contains("kubectl label namespace shop squall.dev/inject=enabled")
+        );
+    }
+}
+
+#[test]
+fn a_ticket_of_another_object_or_of_long_ago_is_worth_nothing() {
+    let asked = edited(&subject(Kind::Deployment, &[]), names::ASK_POD_KILL, Some("all"), "r1");
+    let copy = Subject { uid: "uid-2".to_owned(), ..asked.clone() };
+    assert_eq!(go(&copy, &[], now()).make, []);
+    let due = go(&asked, &[], now() + SignedDuration::from_secs(61));
+    assert_eq!(due.make, []);
+    assert!(due.complaint.as_deref().is_some_and(|text| text.contains("too long ago")), "{due:?}");
+    assert!(!after(&asked, &due).annotations.contains_key(names::ASK_POD_KILL));
+}
+
+#[test]
+fn a_rollback_brings_nothing_back() {
+    for fault in Fault::ALL {
+        let fresh = subject(Kind::Deployment, &[]);
+        let asked = edited(&fresh, fault.key(), Some(value(fault)), "r1");
+        // What `rollout undo` writes: the annotations of the copy, who asked among them.
+        let mut undone = fresh.clone();
+        undone.annotations.clone_from(&asked.annotations);
+        let admitted = admitted(&fresh, undone, "r2");
+        assert_eq!(admitted.annotations, BTreeMap::new(), "{fault:?}");
+    }
+}
+
+#[test]
+fn a_copy_keeps_what_its_original_has_and_nothing_else() {
+    let mut copy = edited(&subject(Kind::Deployment, &[]), names::ASK_POD_FAILURE, Some("all"), "r1");
+    copy.kind = Kind::ReplicaSet;
+    let had = turn(&copy, Some(&Parent(vec![Fault::PodFailure])), &[], true, now());
+    assert_eq!(had, Turn::default());
+    let due = turn(&copy, Some(&Parent::default()), &[], true, now());
+    assert_eq!(after(&copy, &due).annotations, BTreeMap::new());
+    assert_eq!((due.make.len(), due.complaint), (0, None));
+}
+
+#[test]
+fn on_a_pod_the_annotation_is_the_switch() {
+    let on = edited(&subject(Kind::Pod, &[]), names::ASK_POD_FAILURE, Some("10m"), "r1");
+    assert_eq!(on.labels.get(names::FAULT).map(String::as_str), Some(names::POD_FAILURE));
+    assert_eq!(on.annotations.get(names::UNTIL).map(String::as_str), Some("10m"));
+    let off = edited(&on, names::ASK_POD_FAILURE, None, "r2");
+    assert!(!off.labels.contains_key(names::FAULT));
+    // Its experiment is over: the hand lets go too.
+    let there = made(&go(&on, &[], now()));
+    let over = [Known { completed: true, ..there[0].clone() }];
+    assert!(go(&on, &over, now()).let_go);
+    // Taken away while there was no webhook.
+    let mut bare = on.clone();
+    bare.annotations.remove(names::ASK_POD_FAILURE);
+    let due = go(&bare, &there, now());
+    assert!(due.let_go && due.delete.len() == 1);
+    // A Deployment has no switch.
+    let other = edited(&subject(Kind::Deployment, &[]), names::ASK_POD_FAILURE, Some("10m"), "r1");
+    assert!(other.labels.is_empty());
+}
+
+#[test]
+fn who_asked_cannot_be_forged() {
+    let fresh = subject(Kind::Deployment, &[]);
+    let asked = edited(&fresh, names::ASK_POD_FAILURE, Some("all"), "r1");
+    let mut forged = asked.clone();
+    let text = asked.annotations[names::REQUESTED_BY].replace("ann", "root");
+    forged.annotations.insert(names::REQUESTED_BY.to_owned(), text);
+    assert_eq!(admitted(&asked, forged, "r2").annotations, asked.annotations);
+    let mut gone = asked.clone();
+    gone.annotations.remove(names::REQUESTED_BY);
+    assert_eq!(admitted(&asked, gone, "r2").annotations, asked.annotations);
+}
+
+#[test]
+fn unknown_containers_are_named_with_those_that_there_are() {
+    let fresh = subject(Kind::Deployment, &[]);
+    let mut new = fresh.clone();
+    new.annotations.insert(names::ASK_CONTAINER_KILL.to_owned(), "nginx".to_owned());
+    let by = json!({});
+    let errors = review(&fresh, &new, Asker { id: "r", by: &by, now: now() }).unwrap_err();
+    assert!(errors[0].to_string().contains("nginx") && errors[0].allowed.contains("app"), "{errors:?}");
+}
+
+#[test]
+fn history_is_short() {
+    let asked = subject(Kind::Deployment, &[]);
+    let known: Vec<Known> = (0..9)
+        .map(|index| Known {
+            name: format!("web-{index}"),
+            made: Made { fault: Fault::PodKill, id: index.to_string() },
+            created: Some(now() + SignedDuration::from_secs(index)),
+            completed: true,
+            deleting: false,
+        })
+        .collect();
+    let gone: Vec<String> = go(&asked, &known, now()).delete.into_iter().map(|(_, name)| name).collect();
+    assert_eq!(gone, ["web-3", "web-2", "web-1", "web-0"]);
+}
+
+fn faults() -> impl Strategy<Value = Fault> {
+    select(Fault::ALL.to_vec())
+}
+
+fn object_names() -> impl Strategy<Value = String> {
+    "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?){0,5}"
+        .prop_filter("as long as a name may be", |name| name.len() <= 253)
+}
+
+fn items() -> impl Strategy<Value = Vec<&'static str>> {
+    let known =
+        vec!["one", "all", "3", "50%", "5m", "grace=30s", "app:TERM", "app", "1Gi", "x y", "", "true"];
+    proptest::collection::vec(select(known), 0..4)
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_parsed_or_refused_with_its_key(fault in faults(), text in "\\PC{0,40}") {
+        if let Err(error) = parse(fault, &text, Kind::Deployment) {
+            prop_assert_eq!(error.field, fault.field());
+            prop_assert!(!error.allowed.is_empty());
+        }
+    }
+
+    #[test]
+    fn order_does_not_matter(fault in faults(), mut items in items()) {
+        let one = parse(fault, &items.join(","), Kind::Deployment);
+        items.reverse();
+        let other = parse(fault, &items.join(","), Kind::Deployment);
+        prop_assert_eq!(one.is_ok(), other.is_ok());
+        if let (Ok(one), Ok(other)) = (one, other) {
+            prop_assert_eq!(one, other);
+        }
+    }
+
+    #[test]
+    fn what_is_accepted_is_a_valid_experiment(fault in faults(), items in items(), pod: bool) {
+        let kind = if pod { Kind::Pod } else { Kind::DaemonSet };
+        if let Ok(wish) = parse(fault, &items.join(","), kind)
+            && let Experiment::Pod(spec) = squall_model::annotation::experiment(&subject(kind, &[]), &wish)
+        {
+            let valid = validate(&spec, "shop");
+            prop_assert!(valid.is_ok(), "{:?}", valid);
+        }
+    }
+
+    #[test]
+    fn names_are_dns_names_of_their_own(name in object_names(), id in "[a-f0-9-]{36}", fault in faults()) {
+        let subject = Subject { name, ..subject(Kind::StatefulSet, &[]) };
+        let made = Made { fault, id };
+        let name = name_of(&subject, &made);
+        prop_assert!(name.len() <= 253);
+        prop_assert!(!name.starts_with(['-', '.']) && !name.contains(".-") && !name.contains(".."), "{}", name);
+        prop_assert_eq!(Made::read(&made.written()), Some(made.clone()));
+        let elsewhere = Subject { uid: "other".to_owned(), ..subject };
+        prop_assert_ne!(name_of(&elsewhere, &made), name);
+    }
+}
