@@ -84,14 +84,18 @@ impl Applier {
             Effect::Evict { pod, grace } => self.evict(pod, *grace).await,
             Effect::Inject { pod, holder } => self.inject(pod, holder, view).await,
             Effect::Release { pod, holder } => {
-                self.change(pod, "release", |pod| substitute::release(pod, holder, &self.images)).await
+                // What other holders want can only be told from the whole pod.
+                let known = view
+                    .filter(|view| view.uid == pod.uid && view.held_by.iter().all(|held| held.uid == *holder))
+                    .map(PodView::sketch);
+                self.change(pod, "release", known, |pod| substitute::release(pod, holder, &self.images)).await
             }
         }
     }
 
     /// Put everything back on `pod`, whoever holds it.
     pub async fn restore(&self, pod: &PodRef) -> Result<Outcome, ApplyError> {
-        self.change(pod, "restore", |pod| {
+        self.change(pod, "restore", None, |pod| {
             substitute::restore(pod);
             Ok(())
         })
@@ -170,7 +174,9 @@ impl Applier {
                 uid = pod.uid,
                 "the webhook did not substitute; patching the images directly"
             );
-            return self.change(pod, "substitute", |pod| substitute::inject(pod, holder, &self.images)).await;
+            return self
+                .change(pod, "substitute", None, |pod| substitute::inject(pod, holder, &self.images))
+                .await;
         }
         Err(ApplyError::Contended {
             operation: "label",
@@ -179,19 +185,24 @@ impl Applier {
         })
     }
 
-    /// Read the pod, change it, and send the difference, on the condition that nobody else was faster.
+    /// Read the pod unless it is `known`, change it, and send the difference, on the condition that nobody else was
+    /// faster.
     async fn change(
         &self,
         pod: &PodRef,
         operation: &'static str,
+        mut known: Option<Pod>,
         change: impl Fn(&mut Pod) -> Result<(), Refusal>,
     ) -> Result<Outcome, ApplyError> {
         let pods = self.pods(pod);
         for _ in 0..TRIES {
-            let live = match pods.get(&pod.name).await {
-                Ok(live) => live,
-                Err(error) if is_gone(&error) => return Ok(gone()),
-                Err(error) => return Err(failed("get", pod, error)),
+            let live = match known.take() {
+                Some(known) => known,
+                None => match pods.get(&pod.name).await {
+                    Ok(live) => live,
+                    Err(error) if is_gone(&error) => return Ok(gone()),
+                    Err(error) => return Err(failed("get", pod, error)),
+                },
             };
             if live.metadata.uid.as_ref() != Some(&pod.uid) {
                 return Ok(gone());

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     self as core, Container, ContainerStatus, Namespace, Pod, PodSpec, PodStatus,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use squall_api::names;
 
 use crate::substitute::Holder;
@@ -191,6 +192,46 @@ impl PodView {
                 .and_then(|annotations| annotations.get(names::HELD_BY))
                 .map(|record| holders(record))
                 .unwrap_or_default(),
+        }
+    }
+
+    /// As much of the pod as a view knows: enough to put its images back and take our keys away, not enough to fail
+    /// it. Its maps are never empty, so that the difference to a changed sketch takes away keys of ours and never the
+    /// map, which may hold more than the view kept.
+    pub fn sketch(&self) -> Pod {
+        let map = |kept: &BTreeMap<String, String>| {
+            let mut map = kept.clone();
+            map.insert(String::new(), String::new());
+            Some(map)
+        };
+        let containers = |init: bool| {
+            let of_this_kind =
+                self.containers.iter().filter(move |one| (one.kind != ContainerKind::Main) == init);
+            of_this_kind
+                .map(|one| Container {
+                    name: one.name.clone(),
+                    image: Some(one.image.clone()).filter(|image| !image.is_empty()),
+                    restart_policy: (one.kind == ContainerKind::Sidecar).then(|| "Always".to_owned()),
+                    ..Container::default()
+                })
+                .collect()
+        };
+        Pod {
+            metadata: ObjectMeta {
+                namespace: Some(self.namespace.clone()),
+                name: Some(self.name.clone()),
+                uid: Some(self.uid.clone()),
+                resource_version: Some(self.resource_version.clone()),
+                labels: map(&self.labels),
+                annotations: map(&self.annotations),
+                ..ObjectMeta::default()
+            },
+            spec: Some(PodSpec {
+                init_containers: Some(containers(true)),
+                containers: containers(false),
+                ..PodSpec::default()
+            }),
+            status: None,
         }
     }
 

@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use proptest::prelude::*;
 use squall_api::names;
 use squall_api::podchaos::FaultStyle;
+use squall_model::pod::PodView;
 use squall_model::substitute::{FaultImages, Holder, inject, is_substituted, release, restore};
 
 fn images() -> FaultImages {
@@ -176,6 +177,28 @@ proptest! {
         prop_assert_eq!(&restored, &pod);
         restore(&mut failed);
         prop_assert_eq!(&failed, &pod);
+    }
+
+    #[test]
+    fn a_sketch_is_enough_to_put_a_pod_back(pod in pod(), asked in holder()) {
+        let holder = holders(&pod, &[asked]).remove(0);
+        let mut failed = pod.clone();
+        inject(&mut failed, &holder, &images()).unwrap();
+        let mut sketch = PodView::of(&failed).sketch();
+        // In the same place, or a patch of the sketch would hit another container of the pod.
+        let places = |pod: &Pod| {
+            let spec = pod.spec.clone().unwrap();
+            let names = |all: Vec<Container>| all.into_iter().map(|one| one.name).collect::<Vec<_>>();
+            (names(spec.init_containers.unwrap_or_default()), names(spec.containers))
+        };
+        prop_assert_eq!(places(&sketch), places(&failed));
+        release(&mut sketch, &holder.uid, &images()).unwrap();
+        for (container, original) in all(&sketch).into_iter().zip(all(&pod)) {
+            prop_assert_eq!(&container.image, &original.image);
+        }
+        prop_assert_eq!(keys_of_ours(&sketch), Vec::<String>::new());
+        // The maps stay, whatever the view did not keep.
+        prop_assert!(sketch.metadata.labels.is_some() && sketch.metadata.annotations.is_some());
     }
 
     #[test]
