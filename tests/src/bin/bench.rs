@@ -242,6 +242,7 @@ async fn container_kill(ns: &Ns, mode: Mode, pods: usize) -> Result<Duration> {
     // Which one is drawn is not known beforehand, so all are watched.
     let mut gone = watch_processes(ns).await?;
     let (name, made) = create(ns, &fault(Action::ContainerKill, mode)).await?;
+    let wall = jiff::Timestamp::now().as_microsecond();
     let count = hit(mode);
     let all = async {
         let mut left = count;
@@ -256,6 +257,28 @@ async fn container_kill(ns: &Ns, mode: Mode, pods: usize) -> Result<Duration> {
     let took = tokio::time::timeout(PATIENCE, all).await.context("it did not happen within a minute")??;
     let chaos = ns.completed(&name).await?;
     ensure!(chaos.phase() == Phase::Completed, "{}", chaos.shown());
+    if std::env::var_os("EXPLAIN").is_some() {
+        let st = chaos.status.clone().unwrap_or_default();
+        let rel = |t: Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime>| {
+            t.map(|t| (t.0.as_microsecond() - wall) as f64 / 1000.0).unwrap_or(f64::NAN)
+        };
+        for t in &st.targets {
+            let r = t.receipt.clone().unwrap_or_default();
+            let p = r.processes.first().cloned().unwrap_or_default();
+            eprintln!(
+                "sel {:6.1} ord {:6.1} sent {:6.1} deliv {:6.1} exited {:6.1} gone {:6.1} compl {:6.1} {} {:?}",
+                rel(st.selected_at.as_ref()),
+                rel(t.ordered_at.as_ref()),
+                rel(p.sent.as_ref()),
+                rel(p.delivered.as_ref()),
+                rel(p.exited.as_ref()),
+                took.as_secs_f64() * 1000.0,
+                rel(st.completed_at.as_ref()),
+                r.evidence,
+                r.evidence_error
+            );
+        }
+    }
     ns.end_chaos(&name).await?;
     fresh(ns, pods).await?;
     Ok(took)
