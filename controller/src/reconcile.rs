@@ -15,7 +15,7 @@ use kube_runtime::controller::Action;
 use kube_runtime::reflector::ObjectRef;
 use squall_api::podchaos::{Action as Fault, ExperimentStatus, PodChaos, Scope, Target, TargetPhase};
 use squall_api::{grpc, names};
-use squall_model::plan::{Effect, Input, Order, Outcome, Outcomes, Plan, Verb, notes, plan};
+use squall_model::plan::{Effect, Input, Order, Outcome, Outcomes, Plan, Verb, is_progress, notes, plan};
 
 use crate::apply::{Applier, ApplyError};
 use crate::client::{is_conflict, is_gone};
@@ -56,6 +56,9 @@ pub enum ReconcileError {
     },
 }
 
+/// How often mere progress is written, at most.
+const PROGRESS: SignedDuration = SignedDuration::from_millis(100);
+
 /// What a turn works with.
 pub struct Context {
     /// The API server.
@@ -85,9 +88,24 @@ pub struct Memory {
     status: ExperimentStatus,
     /// The resource version of that write.
     version: u64,
+    /// When that was.
+    written: Option<Timestamp>,
     outcomes: Outcomes,
     /// What the daemons have been told to have: node and id.
     orders: Orders,
+}
+
+impl Memory {
+    /// Until when writing `plan`'s status waits, if it does: mere progress is written at most once in a while.
+    fn hold_back(&self, plan: &Plan) -> Option<Timestamp> {
+        let at = self.written?.saturating_add(PROGRESS).ok()?;
+        let waits = plan.effects.is_empty()
+            && at > Timestamp::now()
+            && plan.notes.is_empty()
+            && plan.status != self.status
+            && is_progress(&self.status, &plan.status);
+        waits.then_some(at)
+    }
 }
 
 /// Node and id of faults.
@@ -168,8 +186,13 @@ impl Context {
     async fn turn(&self, chaos: &PodChaos, uid: &str, memory: &mut Memory) -> Result<Next, ReconcileError> {
         for _ in 0..ROUNDS {
             let plan = self.plan(chaos, memory);
+            let held_back = memory.hold_back(&plan);
             let wanted = self.order(chaos, memory, plan.orders);
             let due = !plan.effects.is_empty();
+            if let Some(at) = held_back {
+                self.interests.set(uid, interest(chaos, &memory.status));
+                return Ok(Next::At(Some(plan.wake.map_or(at, |wake| wake.min(at)))));
+            }
             if due {
                 self.carry_out(chaos, memory, plan.effects).await;
             }
@@ -303,6 +326,7 @@ impl Context {
         match api.replace_status(&name, &PostParams::default(), &object).await {
             Ok(written) => {
                 memory.version = version(&written);
+                memory.written = Some(Timestamp::now());
                 let phase = object.status.as_ref().and_then(|status| status.phase);
                 if phase != memory.status.phase {
                     tracing::info!(experiment = name, namespace, phase = ?phase.unwrap_or_default(), "phase");

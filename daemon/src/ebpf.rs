@@ -14,7 +14,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -156,10 +156,18 @@ impl Engine {
             clock: BootClock::measure(),
             lost_before,
             dropped,
+            settled: AtomicBool::new(false),
             events: Mutex::new(Vec::new()),
             loaded,
         };
         Ok((armed, Records(records)))
+    }
+
+    /// Has the programs in the kernel for as long as the answer is held, so that arming doesn't wait for them. What
+    /// goes wrong is told by [`Engine::arm`].
+    /// Blocks; needs a tokio runtime around it.
+    pub fn warm(&self) -> Warm {
+        Warm { _loaded: self.load().ok() }
     }
 
     /// Whether the programs are in the kernel now.
@@ -185,6 +193,12 @@ impl Engine {
     }
 }
 
+/// See [`Engine::warm`].
+#[derive(Debug)]
+pub struct Warm {
+    _loaded: Option<Arc<Loaded>>,
+}
+
 /// One armed watch; dropping it disarms.
 #[derive(Debug)]
 pub struct Armed {
@@ -195,6 +209,8 @@ pub struct Armed {
     clock: BootClock,
     lost_before: u64,
     dropped: Arc<AtomicU64>,
+    /// The daemon has signalled everyone whom the program would.
+    settled: AtomicBool,
     events: Mutex<Vec<std::os::fd::OwnedFd>>,
     loaded: Arc<Loaded>,
 }
@@ -203,6 +219,9 @@ impl Armed {
     /// Has the signalling program run for the tasks of the cgroup. The slow part of arming: it blocks for milliseconds,
     /// and without it the tracepoints still tell what happens.
     pub fn attach(&self) -> Result<(), EbpfError> {
+        if self.settled.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let dir = self.perf_dir.as_deref().ok_or(EbpfError::NoCgroupId)?;
         let events = perf::attach(dir, self.loaded.signal_program())?;
         lock(&self.events).extend(events);
@@ -223,6 +242,12 @@ impl Armed {
     /// Gives a claim back after the signal could not be sent.
     pub fn unclaim(&self, pid: i32, start: u64) {
         self.loaded.unclaim(key(pid, start));
+    }
+
+    /// Nobody is left for the program to signal: if it isn't attached yet, it need not be. With thirty containers at
+    /// once the attaching would take the CPU from those that are about to end.
+    pub fn settle(&self) {
+        self.settled.store(true, Ordering::Relaxed);
     }
 
     /// Kernel time as wall time.

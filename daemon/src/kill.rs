@@ -18,7 +18,7 @@ use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 use crate::{
     cgroup::{CgroupRoot, Target},
     container::{Container, ContainerError},
-    ebpf::{Armed, EbpfError, Engine, Records, Scope as Programs, WatchSpec},
+    ebpf::{Armed, EbpfError, Engine, Records, Scope as Programs, Warm, WatchSpec},
     order::{ContainerRef, Kill, Scope},
     report::{Evidence, Reason},
     runtime::Runtimes,
@@ -72,11 +72,16 @@ pub struct Prepared {
 struct Arming {
     watch: oneshot::Receiver<Result<(Arc<Armed>, Records), EbpfError>>,
     attached: JoinHandle<Result<(), EbpfError>>,
+    /// Keeps the programs loaded until they are armed.
+    _warm: Option<JoinHandle<Warm>>,
 }
 
 /// Finds the container, checks that it is the one of the order, and starts to arm. No effect on the container.
 pub async fn prepare(tools: &Tools, container: &ContainerRef, kill: Kill) -> Result<Prepared, KillError> {
-    Ok(Prepared::new(tools, Container::find(tools, container).await?, kill))
+    // Loading takes as long as asking the runtime, so both are done at once.
+    let engine = Arc::clone(&tools.engine);
+    let warm = tokio::task::spawn_blocking(move || engine.warm());
+    Ok(Prepared::new(tools, Container::find(tools, container).await?, kill, Some(warm)))
 }
 
 /// As [`prepare`], for a container whose first process is known.
@@ -86,11 +91,11 @@ pub fn prepare_process(
     kill: Kill,
     init_pid: i32,
 ) -> Result<Prepared, KillError> {
-    Ok(Prepared::new(tools, Container::of(tools, container, init_pid)?, kill))
+    Ok(Prepared::new(tools, Container::of(tools, container, init_pid)?, kill, None))
 }
 
 impl Prepared {
-    fn new(tools: &Tools, container: Container, kill: Kill) -> Self {
+    fn new(tools: &Tools, container: Container, kill: Kill, warm: Option<JoinHandle<Warm>>) -> Self {
         let spec = WatchSpec {
             scope: match kill.scope {
                 Scope::Init => Programs::Init,
@@ -100,7 +105,7 @@ impl Prepared {
             init_pid: container.init.pid(),
             init_start: container.init.start(),
         };
-        let arming = Arming::start(&tools.engine, &container.target, spec);
+        let arming = Arming::start(&tools.engine, &container.target, spec, warm);
         Self { container, kill, arming }
     }
 
@@ -156,7 +161,7 @@ impl Prepared {
 }
 
 impl Arming {
-    fn start(engine: &Arc<Engine>, target: &Target, spec: WatchSpec) -> Self {
+    fn start(engine: &Arc<Engine>, target: &Target, spec: WatchSpec, warm: Option<JoinHandle<Warm>>) -> Self {
         let (sender, watch) = oneshot::channel();
         let (engine, target) = (Arc::clone(engine), target.clone());
         let attached = tokio::task::spawn_blocking(move || match engine.arm(&target, spec) {
@@ -174,7 +179,7 @@ impl Arming {
                 Ok(())
             }
         });
-        Self { watch, attached }
+        Self { watch, attached, _warm: warm }
     }
 
     /// The watch, if it is there or comes soon, and what of arming did not work.

@@ -18,6 +18,7 @@ mod janitor;
 mod kill;
 mod notes;
 mod outcomes;
+mod progress;
 mod size;
 mod status;
 
@@ -30,6 +31,7 @@ use squall_api::podchaos::{ExperimentStatus, Phase, PodChaos, Receipt, Scope, Ta
 pub use self::janitor::{Chore, chore};
 pub use self::notes::{Note, NoteKind, notes};
 pub use self::outcomes::{Outcome, Outcomes, Verb};
+pub use self::progress::is_progress;
 use crate::pod::{NamespaceView, PodView};
 use crate::select::Nodes;
 use crate::spec::{Action, Spec};

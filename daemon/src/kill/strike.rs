@@ -89,6 +89,9 @@ impl Striker {
                 if let Some(init) = self.init_process.take() {
                     any |= self.hit_one(init);
                 }
+                if any && let Some(armed) = &self.armed {
+                    armed.settle();
+                }
             }
             Scope::All => {
                 for _ in 0..ROUNDS {
