@@ -15,7 +15,10 @@ pub fn is_progress(old: &ExperimentStatus, new: &ExperimentStatus) -> bool {
         rest.conditions.iter_mut().for_each(|condition| condition.message.clear());
         rest
     };
-    let same = |(old, new): (&Target, &Target)| old.uid == new.uid && old.container_id == new.container_id;
+    // That an order went out is what the next leader has to know.
+    let same = |(old, new): (&Target, &Target)| {
+        old.uid == new.uid && old.container_id == new.container_id && old.ordered_at == new.ordered_at
+    };
     old.targets.len() == new.targets.len()
         && old.targets.iter().zip(&new.targets).all(same)
         && rest(old) == rest(new)

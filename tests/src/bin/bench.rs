@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use futures::StreamExt as _;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::Api;
 use kube::api::{DeleteParams, PostParams, WatchEvent, WatchParams};
 use squall_api::podchaos::{Action, Mode, Phase, PodChaos};
@@ -19,6 +21,8 @@ use squall_tests::{
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
+/// Set, each container-kill also says where its time went.
+const EXPLAIN: &str = "SQUALL_BENCH_EXPLAIN";
 /// Pods of the large cases.
 const MANY: usize = 30;
 /// The longest that anything may take.
@@ -242,7 +246,7 @@ async fn container_kill(ns: &Ns, mode: Mode, pods: usize) -> Result<Duration> {
     // Which one is drawn is not known beforehand, so all are watched.
     let mut gone = watch_processes(ns).await?;
     let (name, made) = create(ns, &fault(Action::ContainerKill, mode)).await?;
-    let wall = jiff::Timestamp::now().as_microsecond();
+    let wall = jiff::Timestamp::now();
     let count = hit(mode);
     let all = async {
         let mut left = count;
@@ -257,31 +261,36 @@ async fn container_kill(ns: &Ns, mode: Mode, pods: usize) -> Result<Duration> {
     let took = tokio::time::timeout(PATIENCE, all).await.context("it did not happen within a minute")??;
     let chaos = ns.completed(&name).await?;
     ensure!(chaos.phase() == Phase::Completed, "{}", chaos.shown());
-    if std::env::var_os("EXPLAIN").is_some() {
-        let st = chaos.status.clone().unwrap_or_default();
-        let rel = |t: Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime>| {
-            t.map(|t| (t.0.as_microsecond() - wall) as f64 / 1000.0).unwrap_or(f64::NAN)
-        };
-        for t in &st.targets {
-            let r = t.receipt.clone().unwrap_or_default();
-            let p = r.processes.first().cloned().unwrap_or_default();
-            eprintln!(
-                "sel {:6.1} ord {:6.1} sent {:6.1} deliv {:6.1} exited {:6.1} gone {:6.1} compl {:6.1} {} {:?}",
-                rel(st.selected_at.as_ref()),
-                rel(t.ordered_at.as_ref()),
-                rel(p.sent.as_ref()),
-                rel(p.delivered.as_ref()),
-                rel(p.exited.as_ref()),
-                took.as_secs_f64() * 1000.0,
-                rel(st.completed_at.as_ref()),
-                r.evidence,
-                r.evidence_error
-            );
-        }
+    if std::env::var_os(EXPLAIN).is_some() {
+        explain(&chaos, wall, took);
     }
     ns.end_chaos(&name).await?;
     fresh(ns, pods).await?;
     Ok(took)
+}
+
+/// Where the time went, in milliseconds since the answer to the create call: one line a target.
+fn explain(chaos: &PodChaos, made: Timestamp, gone: Duration) {
+    let since = |at: Option<&MicroTime>| match at {
+        Some(at) => format!("{:.1}", (at.0 - made).total(jiff::Unit::Millisecond).unwrap_or(f64::NAN)),
+        None => "-".to_owned(),
+    };
+    let Some(status) = &chaos.status else { return };
+    for target in &status.targets {
+        let receipt = target.receipt.clone().unwrap_or_default();
+        let first = receipt.processes.first().cloned().unwrap_or_default();
+        eprintln!(
+            "chosen {} ordered {} sent {} delivered {} exited {} (by {}), last one seen gone {:.1}, completed {}",
+            since(status.selected_at.as_ref()),
+            since(target.ordered_at.as_ref()),
+            since(first.sent.as_ref()),
+            since(first.delivered.as_ref()),
+            since(first.exited.as_ref()),
+            receipt.evidence,
+            gone.as_secs_f64() * 1000.0,
+            since(status.completed_at.as_ref()),
+        );
+    }
 }
 
 /// Replace every pod that was restarted: the next restart would meet the kubelet's back-off, and it, not Squall, would
