@@ -55,6 +55,9 @@ pub const SMALL_FAULTS: [&str; 5] =
     [ASK_POD_FAILURE, ASK_POD_KILL, ASK_CONTAINER_KILL, ASK_STRESS_CPU, ASK_STRESS_MEMORY];
 /// Annotation on an experiment, Squall's own: the annotation that it was made for, and which time.
 pub const MADE_FOR: &str = "squall.dev/made-for";
+/// Annotation on a Namespace: nothing is hit there, and what lasts is recovered; the value says why. On [`NAMESPACE`]
+/// it means the whole cluster.
+pub const HALT: &str = "squall.dev/halt";
 /// Finalizer on experiments.
 pub const FINALIZER: &str = "squall.dev/recover";
 

@@ -46,6 +46,9 @@ pub struct ExperimentStatus {
     /// How often the fault was interrupted and injected again (restarts of a daemon).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interruptions: Option<i32>,
+    /// What ended it, or keeps it from going on: a halt, a window that closed, a probe that failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub halted: Option<Halted>,
     /// StressChaos: what is done, in short, such as `cpu 2x50%, squeeze memory 64Mi`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stressors: Option<String>,
@@ -55,6 +58,20 @@ pub struct ExperimentStatus {
     /// The pods, or containers of pods, that were chosen, and some that were not, with the reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub targets: Vec<Target>,
+}
+
+/// What ended an experiment, or keeps it from going on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Halted {
+    /// When it was seen.
+    pub at: MicroTime,
+    /// What said so: `Namespace shop`, `ChaosPolicy team-a`, `steadyState`.
+    pub by: String,
+    /// `Halted`, `WindowClosed` or `Unsteady`.
+    pub reason: String,
+    /// In words, with the evidence.
+    pub message: String,
 }
 
 /// Where an experiment stands.
@@ -96,6 +113,9 @@ pub struct Target {
     /// The UID of the workload that owns the pod: its replacement is known by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
+    /// The workload that the pod belongs to, such as `Deployment/web`: limits of policies are counted by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload: Option<String>,
     /// Faults on containers: the container's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,

@@ -13,12 +13,16 @@
 //! - [`admission`]: what becomes of a pod that is created or changed.
 //! - [`annotation`]: small faults by `kubectl annotate`: what is asked for, by whom, and what becomes of it.
 //! - [`plan`]: the next step of an experiment.
+//! - [`policy`]: what may be hit, how much, when and by whom; [`probe`]: what has to hold meanwhile.
+//! - [`zone`]: time zones by name.
 
 pub mod admission;
 pub mod annotation;
 pub mod error;
 pub mod plan;
 pub mod pod;
+pub mod policy;
+pub mod probe;
 pub mod select;
 mod selector;
 mod signal;
@@ -27,3 +31,4 @@ pub mod substitute;
 mod syntax;
 pub mod time;
 pub mod validate;
+pub mod zone;

@@ -33,6 +33,9 @@ pub use self::notes::{Note, NoteKind, notes};
 pub use self::outcomes::{Outcome, Outcomes, Verb};
 pub use self::progress::is_progress;
 use crate::pod::{NamespaceView, PodView};
+use crate::policy::Policies;
+use crate::policy::choice::Budget;
+use crate::policy::ledger::Ledger;
 use crate::select::Nodes;
 use crate::spec::{Action, Spec};
 use crate::substitute::{FaultImages, Holder};
@@ -53,6 +56,18 @@ pub trait World: Nodes {
     fn held_by<'a>(&'a self, uid: &str) -> Box<dyn Iterator<Item = &'a PodView> + 'a>;
     /// The pods that the workload `uid` owns.
     fn owned_by<'a>(&'a self, uid: &str) -> Box<dyn Iterator<Item = &'a PodView> + 'a>;
+    /// The policies.
+    fn policies(&self) -> &Policies {
+        const { &Policies::NONE }
+    }
+    /// What is hit now, by every experiment.
+    fn ledger(&self) -> &Ledger {
+        const { &Ledger::EMPTY }
+    }
+    /// The PodDisruptionBudgets of a namespace.
+    fn budgets(&self, _namespace: &str) -> &[Budget] {
+        &[]
+    }
     /// How things stand with a node's daemon.
     fn daemon(&self, node: &str) -> Daemon;
     /// The newest that `node`'s daemon has told of the fault `id`.

@@ -122,6 +122,10 @@ pub struct NamespaceView {
     pub protect: bool,
     /// It has a deletion mark.
     pub terminating: bool,
+    /// All labels: policies are chosen by them.
+    pub labels: BTreeMap<String, String>,
+    /// [`squall_api::names::HALT`]: nothing is hit there, and why.
+    pub halt: Option<String>,
 }
 
 /// Annotations with a longer value are not kept (our own are): no decision rests on them, and the controller
@@ -235,6 +239,23 @@ impl PodView {
         }
     }
 
+    /// The workload that it belongs to, as `KIND/NAME`: a Deployment through its ReplicaSet, else the controlling
+    /// owner; a bare pod is one of its own.
+    pub fn workload(&self) -> String {
+        let Some(owner) = &self.owner else { return format!("Pod/{}", self.name) };
+        let deployment = || {
+            let hash = self.labels.get("pod-template-hash")?;
+            owner.name.strip_suffix(hash.as_str())?.strip_suffix('-')
+        };
+        match owner.kind.as_str() {
+            "ReplicaSet" => match deployment() {
+                Some(name) => format!("Deployment/{name}"),
+                None => format!("ReplicaSet/{}", owner.name),
+            },
+            kind => format!("{kind}/{}", owner.name),
+        }
+    }
+
     /// Whether the pod itself asks to be left alone.
     pub fn is_protected(&self) -> bool {
         says_protect(Some(&self.labels), Some(&self.annotations))
@@ -252,6 +273,8 @@ impl NamespaceView {
                 && !names::is_protected_namespace(&name),
             protect: says_protect(meta.labels.as_ref(), meta.annotations.as_ref()),
             terminating: meta.deletion_timestamp.is_some(),
+            labels: meta.labels.clone().unwrap_or_default(),
+            halt: meta.annotations.as_ref().and_then(|annotations| annotations.get(names::HALT)).cloned(),
             name,
         }
     }

@@ -3,7 +3,7 @@
 //! Knows nothing of eligibility (opt-in, protection, state): that is `select`'s.
 
 mod narrow;
-mod parse;
+pub(crate) mod parse;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -46,7 +46,7 @@ pub enum AtBirth {
 
 /// A requirement on the labels.
 #[derive(Clone, Debug, PartialEq)]
-enum Expression {
+pub(crate) enum Expression {
     In(String, BTreeSet<String>),
     NotIn(String, BTreeSet<String>),
     Exists(String),
@@ -323,7 +323,7 @@ impl Field {
 }
 
 impl Expression {
-    fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+    pub(crate) fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
         match self {
             Self::In(key, values) => labels.get(key).is_some_and(|value| values.contains(value)),
             // As in Kubernetes, a pod without the label is not in the set either.

@@ -89,6 +89,11 @@ impl fmt::Display for Signal {
     }
 }
 
+/// The name of a signal by its number; one that is none is named by the number.
+pub(crate) fn name(number: i32) -> String {
+    Signal(number).to_string()
+}
+
 fn number_of(text: &str) -> Option<i32> {
     if !text.is_empty() && text.len() <= 2 && text.bytes().all(|byte| byte.is_ascii_digit()) {
         return text.parse().ok();

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt as _;
 use serde_json::Value;
-use squall_api::{PodChaos, StressChaos};
+use squall_api::{ChaosPolicy, PodChaos, StressChaos};
 
 use crate::{build, gen_ebpf, gen_proto};
 
@@ -59,7 +59,11 @@ pub fn run(args: Args) -> Result<()> {
 
 /// Every generated text by its path from the checkout's root.
 fn texts(root: &Path) -> Result<Vec<(String, String)>> {
-    let kinds = [("podchaos", PodChaos::crd()), ("stresschaos", StressChaos::crd())];
+    let kinds = [
+        ("podchaos", PodChaos::crd()),
+        ("stresschaos", StressChaos::crd()),
+        ("chaospolicy", ChaosPolicy::crd()),
+    ];
     let mut texts = Vec::new();
     for (name, kind) in kinds {
         texts.push((format!("deploy/crds/{name}.yaml"), crd(name, &kind)?));

@@ -35,7 +35,11 @@ impl Selector {
             pods: None,
             overridden: Vec::new(),
             labels: parse_labels("labelSelectors", label_selectors, &mut errors),
-            expressions: parse_expressions(expression_selectors, &mut errors),
+            expressions: parse_requirements(
+                "spec.selector.expressionSelectors",
+                expression_selectors,
+                &mut errors,
+            ),
             annotations: parse_annotations(annotation_selectors, &mut errors),
             fields: parse_fields(field_selectors, &mut errors),
             nodes: parse_list("nodes", nodes, syntax::dns_subdomain, &mut errors),
@@ -95,12 +99,21 @@ fn parse_labels(
     labels: &BTreeMap<String, String>,
     errors: &mut Vec<FieldError>,
 ) -> BTreeMap<String, String> {
+    parse_label_map(&format!("spec.selector.{field}"), labels, errors)
+}
+
+/// Labels and their values at `path`.
+pub(crate) fn parse_label_map(
+    path: &str,
+    labels: &BTreeMap<String, String>,
+    errors: &mut Vec<FieldError>,
+) -> BTreeMap<String, String> {
     for (key, value) in labels {
         if let Err(allowed) = syntax::label_key(key) {
-            errors.push(FieldError::new(format!("spec.selector.{field}"), key, allowed));
+            errors.push(FieldError::new(path, key, allowed));
         }
         if let Err(allowed) = syntax::label_value(value) {
-            errors.push(FieldError::new(format!("spec.selector.{field}[{key}]"), value, allowed));
+            errors.push(FieldError::new(format!("{path}[{key}]"), value, allowed));
         }
     }
     labels.clone()
@@ -125,10 +138,15 @@ fn parse_annotations(
     annotations.clone()
 }
 
-fn parse_expressions(written: &[LabelSelectorRequirement], errors: &mut Vec<FieldError>) -> Vec<Expression> {
+/// Requirements on labels, at `path`.
+pub(crate) fn parse_requirements(
+    path: &str,
+    written: &[LabelSelectorRequirement],
+    errors: &mut Vec<FieldError>,
+) -> Vec<Expression> {
     let mut expressions = Vec::new();
     for (index, LabelSelectorRequirement { key, operator, values }) in written.iter().enumerate() {
-        let path = format!("spec.selector.expressionSelectors[{index}]");
+        let path = format!("{path}[{index}]");
         if let Err(allowed) = syntax::label_key(key) {
             errors.push(FieldError::new(format!("{path}.key"), key, allowed));
         }

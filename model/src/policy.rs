@@ -1,0 +1,461 @@
+//! Policies: what may be hit, how much, when and by whom; and what stops everything.
+//!
+//! - [`Policy`]: a ChaosPolicy parsed once. One that makes no sense allows nothing until it does.
+//! - [`Policies`]: all there are. Each that matches a namespace is asked, and each can refuse: so allow-lists and
+//!   windows intersect, limits take the minimum, and what protects or halts unites.
+//! - [`Policies::permits`]: whether an experiment may be at all; the same at admission (advice) and when targets are
+//!   chosen (binding).
+//! - [`choice`]: which pods of those that are drawn, beside all that is hit already ([`ledger`]).
+//! - [`Policies::stop`]: what ends or forbids everything somewhere.
+//!
+//! Recovery is never asked about here.
+
+pub mod choice;
+mod labels;
+pub mod ledger;
+mod parse;
+mod window;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use squall_api::chaospolicy::PolicyAction;
+use squall_api::names;
+
+pub use self::labels::Labels;
+pub use self::window::Window;
+use crate::pod::{NamespaceView, PodView};
+use crate::spec::{Action, Mode, Spec};
+use crate::time::format_duration;
+
+/// A ChaosPolicy as decisions see it.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Policy {
+    /// Its name.
+    pub name: String,
+    namespaces: Labels,
+    /// Why it makes no sense.
+    invalid: Option<String>,
+    actions: Option<BTreeSet<PolicyAction>>,
+    signals: Option<Vec<i32>>,
+    users: Option<BTreeSet<String>>,
+    groups: Option<BTreeSet<String>>,
+    /// How much.
+    pub limits: Limits,
+    windows: Option<Vec<Window>>,
+    protect: Option<Labels>,
+    /// Its own halt, and why.
+    halt: Option<String>,
+    /// A probe of it that fails, and the evidence.
+    tripped: Option<String>,
+}
+
+/// How much may be hit at a time.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// Pods.
+    pub targets: Option<usize>,
+    /// Percent of a workload's pods.
+    pub percent: Option<usize>,
+    /// Pods of a workload that stay Ready.
+    pub available: Option<usize>,
+    /// Experiments.
+    pub experiments: Option<usize>,
+    /// How long a lasting fault may be asked for.
+    pub duration: Option<Duration>,
+    /// How old a pod has to be.
+    pub age: Option<Duration>,
+    /// Whether PodDisruptionBudgets count.
+    pub budgets: bool,
+}
+
+/// The part of a policy that refuses. Its number is bounded: it is a label of metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "each is the field that `path` says")]
+pub enum Rule {
+    Actions,
+    Signals,
+    Users,
+    Targets,
+    Percent,
+    Available,
+    Experiments,
+    Duration,
+    Age,
+    Budgets,
+    Windows,
+    Protect,
+    Halt,
+    HaltWhen,
+    Invalid,
+}
+
+impl Rule {
+    /// The field of the policy.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Actions => "allow.actions",
+            Self::Signals => "allow.signals",
+            Self::Users => "allow.users",
+            Self::Targets => "limits.maxTargets",
+            Self::Percent => "limits.maxPercentPerWorkload",
+            Self::Available => "limits.minAvailablePerWorkload",
+            Self::Experiments => "limits.maxConcurrentExperiments",
+            Self::Duration => "limits.maxDuration",
+            Self::Age => "limits.minPodAge",
+            Self::Budgets => "limits.respectDisruptionBudgets",
+            Self::Windows => "windows",
+            Self::Protect => "protect",
+            Self::Halt => "halt",
+            Self::HaltWhen => "haltWhen",
+            Self::Invalid => "spec",
+        }
+    }
+}
+
+/// A policy says no.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Which.
+    pub policy: String,
+    /// By which rule.
+    pub rule: Rule,
+    /// What was found.
+    pub found: String,
+    /// What is allowed.
+    pub allowed: String,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { policy, rule, found, allowed } = self;
+        write!(f, "ChaosPolicy {policy}, {}: found {found}; allowed: {allowed}", rule.path())
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// What ends every lasting fault somewhere, and forbids new ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stop {
+    /// The word for `reason`: `Halted` or `WindowClosed`.
+    pub reason: &'static str,
+    /// What says so: `Namespace shop`, `ChaosPolicy team-a`.
+    pub by: String,
+    /// In words.
+    pub message: String,
+    /// The rule, where a policy says so.
+    pub rule: Option<Rule>,
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// Who asks.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Who {
+    /// The user's name; empty if it is not known.
+    pub user: String,
+    /// The user's groups.
+    pub groups: Vec<String>,
+}
+
+impl Who {
+    /// As [`names::REQUESTED_BY`] has it. Who can't be read is nobody.
+    pub fn recorded(annotation: Option<&str>) -> Self {
+        #[derive(serde::Deserialize)]
+        struct Record {
+            #[serde(default)]
+            username: String,
+            #[serde(default)]
+            groups: Vec<String>,
+        }
+        annotation
+            .and_then(|text| serde_json::from_str::<Record>(text).ok())
+            .map(|Record { username, groups }| Self { user: username, groups })
+            .unwrap_or_default()
+    }
+}
+
+/// What is asked for, as far as it is the same for every pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// The action.
+    pub action: PolicyAction,
+    /// The signal's number, where one is sent.
+    pub signal: Option<i32>,
+    /// For how long; `None` where it is not said. What happens once is asked for zero.
+    pub duration: Option<Duration>,
+    /// How many pods, where that is said beforehand.
+    pub pods: Option<usize>,
+}
+
+impl Ask {
+    /// What `spec` asks for.
+    pub fn of(spec: &Spec) -> Self {
+        let (action, signal) = match &spec.action {
+            Action::PodKill { .. } => (PolicyAction::PodKill, None),
+            Action::PodFailure { .. } => (PolicyAction::PodFailure, None),
+            Action::ContainerKill { signal, .. } => (PolicyAction::ContainerKill, Some(signal.number())),
+        };
+        Self {
+            action,
+            signal,
+            duration: if spec.lasting() { spec.duration } else { Some(Duration::ZERO) },
+            pods: match spec.mode {
+                Mode::One => Some(1),
+                Mode::Fixed(count) => Some(usize::try_from(count).unwrap_or(usize::MAX)),
+                Mode::All | Mode::FixedPercent(_) | Mode::RandomMaxPercent(_) => None,
+            },
+        }
+    }
+
+    /// What the label on a pod asks for.
+    pub fn by_hand(duration: Option<Duration>) -> Self {
+        Self { action: PolicyAction::PodFailure, signal: None, duration, pods: Some(1) }
+    }
+}
+
+/// All policies, by name.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Policies(Vec<Policy>);
+
+impl Policies {
+    /// None.
+    pub const NONE: Self = Self(Vec::new());
+
+    /// These.
+    pub fn new(policies: impl IntoIterator<Item = Policy>) -> Self {
+        let mut all: Vec<Policy> = policies.into_iter().collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        Self(all)
+    }
+
+    /// Every one.
+    pub fn iter(&self) -> impl Iterator<Item = &Policy> {
+        self.0.iter()
+    }
+
+    /// Those for `namespace`.
+    pub fn over<'a>(&'a self, namespace: &'a NamespaceView) -> impl Iterator<Item = &'a Policy> {
+        self.0.iter().filter(|policy| policy.is_for(namespace))
+    }
+
+    /// What ends or forbids everything in `namespace`; `system` is Squall's own, whose halt means the whole cluster.
+    pub fn stop(&self, namespace: &NamespaceView, system: Option<&NamespaceView>, now: Timestamp) -> Option<Stop> {
+        if let Some(why) = system.and_then(|system| system.halt.as_deref()) {
+            return Some(Stop::by_annotation(names::NAMESPACE, why));
+        }
+        if let Some(why) = namespace.halt.as_deref() {
+            return Some(Stop::by_annotation(&namespace.name, why));
+        }
+        self.over(namespace).find_map(|policy| policy.stop(now))
+    }
+
+    /// When [`Self::stop`] may say something else for `namespace` though nothing changes: a window opens or closes.
+    pub fn turns(&self, namespace: &NamespaceView, now: Timestamp) -> Option<Timestamp> {
+        self.over(namespace).filter_map(|policy| policy.turns(now)).min()
+    }
+
+    /// Whether `who` may have `ask` in `namespace` at all. Halts and windows are [`Self::stop`]'s.
+    pub fn permits(&self, namespace: &NamespaceView, ask: &Ask, who: &Who) -> Result<(), Refusal> {
+        self.over(namespace).try_for_each(|policy| policy.permits(ask, who))
+    }
+
+    /// Whether `pod` may be hit as far as it is about the pod alone.
+    pub fn spares(&self, namespace: &NamespaceView, pod: &PodView, now: Timestamp) -> Option<Refusal> {
+        self.over(namespace).find_map(|policy| policy.spares(pod, now))
+    }
+}
+
+impl Stop {
+    fn by_annotation(namespace: &str, why: &str) -> Self {
+        let what = if namespace == names::NAMESPACE {
+            "the whole cluster is halted".to_owned()
+        } else {
+            format!("namespace {namespace} is halted")
+        };
+        let why = if why.is_empty() { String::new() } else { format!(": {why}") };
+        Self {
+            reason: "Halted",
+            by: format!("Namespace {namespace}"),
+            message: format!("{what}{why} (to lift it: kubectl annotate namespace {namespace} {}-)", names::HALT),
+            rule: None,
+        }
+    }
+}
+
+impl Policy {
+    /// Whether it applies in `namespace`. One whose selector makes no sense applies everywhere.
+    pub fn is_for(&self, namespace: &NamespaceView) -> bool {
+        self.namespaces.matches(&namespace.labels)
+    }
+
+    /// Why it makes no sense, if it doesn't.
+    pub fn invalid(&self) -> Option<&str> {
+        self.invalid.as_deref()
+    }
+
+    /// What it stops at `now`.
+    pub fn stop(&self, now: Timestamp) -> Option<Stop> {
+        let by = format!("ChaosPolicy {}", self.name);
+        let halted = |rule: Rule, message: String| {
+            Some(Stop { reason: "Halted", by: by.clone(), message, rule: Some(rule) })
+        };
+        if let Some(why) = &self.halt {
+            let why = if why.is_empty() { String::new() } else { format!(": {why}") };
+            return halted(Rule::Halt, format!("ChaosPolicy {}, spec.halt: halted{why}", self.name));
+        }
+        if let Some(evidence) = &self.tripped {
+            return halted(Rule::HaltWhen, format!("ChaosPolicy {}, haltWhen: {evidence}", self.name));
+        }
+        if let Some(windows) = &self.windows
+            && !windows.iter().any(|window| window.open_until(now).is_some())
+        {
+            let next = windows.iter().filter_map(|window| window.opens_after(now)).min();
+            let next = match next {
+                Some(at) => format!("the next window opens at {}", seconds(at)),
+                None => "no window ever opens".to_owned(),
+            };
+            return Some(Stop {
+                reason: "WindowClosed",
+                by,
+                message: format!(
+                    "ChaosPolicy {}, windows: found the time {}; allowed: inside a window, and {next}",
+                    self.name,
+                    seconds(now)
+                ),
+                rule: Some(Rule::Windows),
+            });
+        }
+        None
+    }
+
+    /// When a window opens or closes next.
+    pub fn turns(&self, now: Timestamp) -> Option<Timestamp> {
+        self.windows
+            .iter()
+            .flatten()
+            .filter_map(|window| window.open_until(now).or_else(|| window.opens_after(now)))
+            .min()
+    }
+
+    fn refuse(&self, rule: Rule, found: impl Into<String>, allowed: impl Into<String>) -> Refusal {
+        Refusal { policy: self.name.clone(), rule, found: found.into(), allowed: allowed.into() }
+    }
+
+    fn permits(&self, ask: &Ask, who: &Who) -> Result<(), Refusal> {
+        let Ask { action, signal, duration, pods } = ask;
+        if let Some(why) = &self.invalid {
+            return Err(self.refuse(Rule::Invalid, why, "nothing until the policy is corrected"));
+        }
+        if let Some(actions) = &self.actions
+            && !actions.contains(action)
+        {
+            let allowed = list(actions.iter().map(|action| word(*action).to_owned()));
+            return Err(self.refuse(Rule::Actions, word(*action), allowed));
+        }
+        if let (Some(allowed), Some(signal)) = (&self.signals, signal)
+            && !allowed.contains(signal)
+        {
+            let name = |number: &i32| crate::signal::name(*number);
+            return Err(self.refuse(Rule::Signals, name(signal), list(allowed.iter().map(name))));
+        }
+        self.permits_user(who)?;
+        if let Some(most) = self.limits.duration
+            && duration.is_none_or(|asked| asked > most)
+        {
+            let found = match duration {
+                Some(asked) => format_duration(*asked),
+                None => "no duration".to_owned(),
+            };
+            return Err(self.refuse(Rule::Duration, found, format!("at most {}", format_duration(most))));
+        }
+        // With 0 nothing fits, whatever is asked for.
+        if let Some(most) = self.limits.targets
+            && pods.unwrap_or(1) > most
+        {
+            return Err(self.refuse(Rule::Targets, pods.unwrap_or(1).to_string(), most.to_string()));
+        }
+        if self.limits.experiments == Some(0) {
+            return Err(self.refuse(Rule::Experiments, "1", "0"));
+        }
+        Ok(())
+    }
+
+    fn permits_user(&self, who: &Who) -> Result<(), Refusal> {
+        let (users, groups) = (&self.users, &self.groups);
+        if users.is_none() && groups.is_none() {
+            return Ok(());
+        }
+        let named = users.as_ref().is_some_and(|users| users.contains(&who.user))
+            || groups.as_ref().is_some_and(|groups| who.groups.iter().any(|group| groups.contains(group)));
+        if named {
+            return Ok(());
+        }
+        let user = if who.user.is_empty() { "nobody known" } else { &who.user };
+        let mut allowed = Vec::new();
+        if let Some(users) = users {
+            allowed.push(format!("users {}", list(users.iter().cloned())));
+        }
+        if let Some(groups) = groups {
+            allowed.push(format!("groups {}", list(groups.iter().cloned())));
+        }
+        Err(self.refuse(Rule::Users, user, allowed.join(", ")))
+    }
+
+    fn spares(&self, pod: &PodView, now: Timestamp) -> Option<Refusal> {
+        if self.protect.as_ref().is_some_and(|protect| protect.matches(&pod.labels)) {
+            return Some(self.refuse(
+                Rule::Protect,
+                "a pod that podSelector selects",
+                "pods that it does not select",
+            ));
+        }
+        if let Some(least) = self.limits.age {
+            // A pod at its birth has no age; in doubt it is young, also after a jump of a clock.
+            let age = pod.created.map(|created| now.duration_since(created)).unwrap_or_default();
+            if SignedDuration::try_from(least).is_ok_and(|least| age < least) {
+                let age = Duration::try_from(age).unwrap_or_default();
+                let found = format!("an age of {}", format_duration(Duration::from_secs(age.as_secs())));
+                return Some(self.refuse(Rule::Age, found, format!("at least {}", format_duration(least))));
+            }
+        }
+        None
+    }
+
+    /// When a pod that is too young now will be old enough for this policy.
+    pub fn old_enough(&self, pod: &PodView) -> Option<Timestamp> {
+        let least = SignedDuration::try_from(self.limits.age?).ok()?;
+        pod.created?.checked_add(least).ok()
+    }
+}
+
+/// The action, as users write it.
+pub fn word(action: PolicyAction) -> &'static str {
+    match action {
+        PolicyAction::PodKill => "pod-kill",
+        PolicyAction::PodFailure => "pod-failure",
+        PolicyAction::ContainerKill => "container-kill",
+        PolicyAction::ContainerFreeze => "container-freeze",
+        PolicyAction::Stress => "stress",
+    }
+}
+
+fn list(items: impl Iterator<Item = String>) -> String {
+    let items: Vec<String> = items.collect();
+    match items.len() {
+        0 => "none".to_owned(),
+        1..=10 => items.join(", "),
+        more => format!("{}, and {} more", items[..10].join(", "), more - 10),
+    }
+}
+
+fn seconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
+}
