@@ -247,7 +247,12 @@ impl Policies {
     }
 
     /// What ends or forbids everything in `namespace`; `system` is Squall's own, whose halt means the whole cluster.
-    pub fn stop(&self, namespace: &NamespaceView, system: Option<&NamespaceView>, now: Timestamp) -> Option<Stop> {
+    pub fn stop(
+        &self,
+        namespace: &NamespaceView,
+        system: Option<&NamespaceView>,
+        now: Timestamp,
+    ) -> Option<Stop> {
         if let Some(why) = system.and_then(|system| system.halt.as_deref()) {
             return Some(Stop::by_annotation(names::NAMESPACE, why));
         }
@@ -284,7 +289,10 @@ impl Stop {
         Self {
             reason: "Halted",
             by: format!("Namespace {namespace}"),
-            message: format!("{what}{why} (to lift it: kubectl annotate namespace {namespace} {}-)", names::HALT),
+            message: format!(
+                "{what}{why} (to lift it: kubectl annotate namespace {namespace} {}-)",
+                names::HALT
+            ),
             rule: None,
         }
     }

@@ -230,7 +230,9 @@ impl Context<'_> {
         let namespace = self.namespace("availability.namespace", namespace.as_ref());
         let pods = self.labels("availability.podSelector", pod_selector);
         let least = match below {
-            IntOrString::Int(count) => usize::try_from(*count).ok().filter(|count| *count > 0).map(Share::Count),
+            IntOrString::Int(count) => {
+                usize::try_from(*count).ok().filter(|count| *count > 0).map(Share::Count)
+            }
             IntOrString::String(text) => text
                 .strip_suffix('%')
                 .and_then(|percent| percent.parse().ok())
@@ -256,7 +258,8 @@ impl Context<'_> {
                 self.keep(parsed)
             }
             (Some(url), None, Place::Experiment { .. }) => {
-                let allowed = "an experiment names a Service (http.service); free addresses belong to a ChaosPolicy";
+                let allowed =
+                    "an experiment names a Service (http.service); free addresses belong to a ChaosPolicy";
                 self.fail("http.url", url, allowed);
                 None
             }
@@ -302,7 +305,11 @@ impl Context<'_> {
     fn prometheus(&mut self, written: &api::PrometheusProbe) -> Option<Kind> {
         let api::PrometheusProbe { url, query, above, below, timeout, every, failures } = written;
         if !matches!(self.place, Place::Policy) {
-            self.fail("prometheus", url, "Prometheus is asked by a ChaosPolicy only: write it to haltWhen there");
+            self.fail(
+                "prometheus",
+                url,
+                "Prometheus is asked by a ChaosPolicy only: write it to haltWhen there",
+            );
             return None;
         }
         let parsed = parse_url(&format!("{}.prometheus.url", self.path), url);
@@ -328,8 +335,11 @@ impl Context<'_> {
                 self.fail("nodes.conditions", condition, format!("allowed are: {}", known.join(", ")));
             }
         }
-        let conditions: BTreeSet<String> =
-            if conditions.is_empty() { BTreeSet::from(["Ready".to_owned()]) } else { conditions.iter().cloned().collect() };
+        let conditions: BTreeSet<String> = if conditions.is_empty() {
+            BTreeSet::from(["Ready".to_owned()])
+        } else {
+            conditions.iter().cloned().collect()
+        };
         let lasting = self.lasting("nodes.for", lasting.as_ref(), Duration::ZERO);
         let at_most = usize::try_from(at_most.unwrap_or(0)).unwrap_or_default();
         Some(Kind::Nodes { selector, conditions, at_most, lasting })
@@ -371,11 +381,14 @@ fn parse_url(field: &str, text: &str) -> Result<Address, FieldError> {
         return Err(bad("an address has no user, password or fragment"));
     }
     let (host, port) = if let Some(bracketed) = authority.strip_prefix('[') {
-        let (host, after) = bracketed.split_once(']').ok_or_else(|| bad("close the bracket of the IPv6 address"))?;
+        let (host, after) =
+            bracketed.split_once(']').ok_or_else(|| bad("close the bracket of the IPv6 address"))?;
         host.parse::<std::net::Ipv6Addr>().map_err(|_| bad("write an IPv6 address in the brackets"))?;
         let port = match after {
             "" => None,
-            after => Some(after.strip_prefix(':').ok_or_else(|| bad("after the bracket comes a colon and the port"))?),
+            after => Some(
+                after.strip_prefix(':').ok_or_else(|| bad("after the bracket comes a colon and the port"))?,
+            ),
         };
         (host, port)
     } else {
@@ -386,7 +399,9 @@ fn parse_url(field: &str, text: &str) -> Result<Address, FieldError> {
     };
     let port = match port {
         None => 80,
-        Some(port) => port.parse().ok().filter(|port| *port > 0).ok_or_else(|| bad("write a port from 1 to 65535"))?,
+        Some(port) => {
+            port.parse().ok().filter(|port| *port > 0).ok_or_else(|| bad("write a port from 1 to 65535"))?
+        }
     };
     let address = host.parse::<IpAddr>();
     match address {
@@ -417,7 +432,11 @@ fn is_path(path: &str) -> bool {
 pub fn is_forbidden(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => {
-            v4.is_loopback() || v4.is_link_local() || v4.is_unspecified() || v4.is_broadcast() || v4.is_multicast()
+            v4.is_loopback()
+                || v4.is_link_local()
+                || v4.is_unspecified()
+                || v4.is_broadcast()
+                || v4.is_multicast()
                 || v4.octets()[0] == 0
         }
         IpAddr::V6(v6) => {
@@ -577,9 +596,8 @@ pub fn nodes<'a>(
     nodes: impl Iterator<Item = &'a NodeHealth>,
     now: Timestamp,
 ) -> Seen {
-    let unwell = nodes
-        .filter(|node| selector.matches(&node.labels) && !node.unwell.is_disjoint(conditions))
-        .count();
+    let unwell =
+        nodes.filter(|node| selector.matches(&node.labels) && !node.unwell.is_disjoint(conditions)).count();
     let all: Vec<&str> = conditions.iter().map(String::as_str).collect();
     let evidence =
         format!("{unwell} nodes unwell by {} at {}, at most {at_most} wanted", all.join(", "), second(now));
@@ -606,7 +624,12 @@ mod tests {
     #[case("http://10.0.0.7", "10.0.0.7", 80, "/")]
     #[case("http://[2001:db8::1]:9090/a", "2001:db8::1", 9090, "/a")]
     #[case("http://h?x=1", "h", 80, "/?x=1")]
-    fn addresses_are_taken_apart(#[case] url: &str, #[case] host: &str, #[case] port: u16, #[case] path: &str) {
+    fn addresses_are_taken_apart(
+        #[case] url: &str,
+        #[case] host: &str,
+        #[case] port: u16,
+        #[case] path: &str,
+    ) {
         let expected = Address { host: host.into(), port, path: path.into() };
         assert_eq!(parse_url("f", url), Ok(expected));
     }
@@ -630,11 +653,18 @@ mod tests {
     #[case("http://web/\r\nHost: other")]
     #[case("http://we b/")]
     fn what_must_not_be_asked_is_refused(#[case] url: &str) {
-        assert_eq!(parse_url("spec.haltWhen[0].http.url", url).unwrap_err().field, "spec.haltWhen[0].http.url");
+        assert_eq!(
+            parse_url("spec.haltWhen[0].http.url", url).unwrap_err().field,
+            "spec.haltWhen[0].http.url"
+        );
     }
 
     fn service(namespace: Option<&str>) -> api::Probe {
-        let service = api::ServiceRef { namespace: namespace.map(Into::into), name: "web".into(), ..Default::default() };
+        let service = api::ServiceRef {
+            namespace: namespace.map(Into::into),
+            name: "web".into(),
+            ..Default::default()
+        };
         api::Probe {
             http: Some(api::HttpProbe { service: Some(service), ..Default::default() }),
             ..Default::default()
@@ -664,9 +694,16 @@ mod tests {
         let probe = Probe::parse("p", &service(Some("shop")), Place::Policy).unwrap();
         let mut judge = Judge::default();
         let now = Timestamp::UNIX_EPOCH;
-        for (seen, unhealthy) in
-            [(500, false), (500, false), (200, false), (500, false), (503, false), (500, true), (500, true), (200, false)]
-        {
+        for (seen, unhealthy) in [
+            (500, false),
+            (500, false),
+            (200, false),
+            (500, false),
+            (503, false),
+            (500, true),
+            (500, true),
+            (200, false),
+        ] {
             judge.see(&probe, status_code(&BTreeSet::new(), seen, now), now);
             assert_eq!(matches!(judge.health, Health::Unhealthy(_)), unhealthy, "{seen}: {:?}", judge.health);
         }
@@ -685,7 +722,8 @@ mod tests {
         };
         let probe = Probe::parse("p", &written, Place::Policy).unwrap();
         let Kind::Availability { pods: labels, least, .. } = &probe.kind else { panic!() };
-        let pods: Vec<PodView> = [true, false, false].map(|ready| PodView { ready, ..PodView::default() }).to_vec();
+        let pods: Vec<PodView> =
+            [true, false, false].map(|ready| PodView { ready, ..PodView::default() }).to_vec();
         let at = |seconds| Timestamp::from_second(seconds).unwrap();
         let seen = |now| availability(labels, *least, pods.iter(), now).unwrap();
         let mut judge = Judge::default();

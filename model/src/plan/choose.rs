@@ -199,6 +199,7 @@ pub(super) fn of_pod(pod: &PodView) -> Target {
         uid: pod.uid.clone(),
         node: pod.node.clone(),
         owner: pod.owner.as_ref().map(|owner| owner.uid.clone()),
+        workload: Some(pod.workload()),
         ..Target::default()
     }
 }

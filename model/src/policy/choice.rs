@@ -193,9 +193,8 @@ impl<'a> Hall<'a> {
             .collect();
         for policy in concerned.into_values() {
             let Some(most) = policy.limits.experiments else { continue };
-            let over = |name: &String| {
-                self.world.namespace(name).is_some_and(|namespace| policy.is_for(namespace))
-            };
+            let over =
+                |name: &String| self.world.namespace(name).is_some_and(|namespace| policy.is_for(namespace));
             let others = self
                 .world
                 .ledger()
@@ -246,7 +245,9 @@ impl<'a> Hall<'a> {
             count.free = count.free.saturating_sub(usize::from(pod.ready));
         }
         if pod.ready {
-            for budget in self.world.budgets(&pod.namespace).iter().filter(|budget| budget.pods.matches(&pod.labels)) {
+            for budget in
+                self.world.budgets(&pod.namespace).iter().filter(|budget| budget.pods.matches(&pod.labels))
+            {
                 if let Some(left) = self.budgets.get_mut(&(budget.namespace.clone(), budget.name.clone())) {
                     *left = left.saturating_sub(1);
                 }
@@ -288,7 +289,11 @@ impl<'a> Hall<'a> {
         let there = self.workloads.get(workload).map_or(0, BTreeSet::len) + more;
         if there > most {
             let found = format!("{there} of the {all} pods of {}", workload.1);
-            return Err(policy.refuse(Rule::Percent, found, format!("{most} ({percent} % of {all} is {most})")));
+            return Err(policy.refuse(
+                Rule::Percent,
+                found,
+                format!("{most} ({percent} % of {all} is {most})"),
+            ));
         }
         Ok(())
     }

@@ -42,7 +42,8 @@ impl Policy {
     /// Parse `spec`; every error at once.
     pub fn parse(name: &str, spec: &ChaosPolicySpec) -> Result<Self, Vec<FieldError>> {
         // No `..`: a field that is added must be dealt with here.
-        let ChaosPolicySpec { namespace_selector, allow, limits, windows, protect, halt_when, halt: _ } = spec;
+        let ChaosPolicySpec { namespace_selector, allow, limits, windows, protect, halt_when, halt: _ } =
+            spec;
         let mut errors = Vec::new();
         let namespaces = namespace_selector
             .as_ref()
@@ -61,14 +62,16 @@ impl Policy {
         });
         let limits = parse_limits(&limits.clone().unwrap_or_default(), &mut errors);
         let windows = windows.as_ref().map(|windows| {
-            let parse = |(index, window)| Window::parse(&format!("spec.windows[{index}]"), window, &mut errors);
+            let parse =
+                |(index, window)| Window::parse(&format!("spec.windows[{index}]"), window, &mut errors);
             windows.iter().enumerate().filter_map(parse).collect()
         });
         let protect = protect
             .as_ref()
             .map(|protect| Labels::parse("spec.protect.podSelector", &protect.pod_selector, &mut errors));
         for (index, written) in halt_when.iter().enumerate() {
-            if let Err(more) = probe::Probe::parse(&format!("spec.haltWhen[{index}]"), written, Place::Policy) {
+            if let Err(more) = probe::Probe::parse(&format!("spec.haltWhen[{index}]"), written, Place::Policy)
+            {
                 errors.extend(more);
             }
         }

@@ -41,7 +41,7 @@ fn pod() -> PodView {
 }
 
 fn namespace() -> NamespaceView {
-    NamespaceView { name: "shop".to_owned(), opted_in: true, protect: false, terminating: false }
+    NamespaceView { name: "shop".to_owned(), opted_in: true, ..NamespaceView::default() }
 }
 
 fn spec(action: Action, containers: &[&str], allow_terminal: bool) -> Spec {
