@@ -18,6 +18,7 @@ use crate::{
     order::{Action, Stress},
     report::{Reason, Usage},
     setting::{SettingError, Wanted},
+    stress::Starving,
     usage::Reading,
 };
 
@@ -50,6 +51,8 @@ impl LastingError {
     pub fn reason(&self) -> Reason {
         match self {
             Self::Container(error) => error.reason(),
+            // The kernel could not take so much away from the container.
+            Self::Setting(error) if error.is_busy() => Reason::OutOfMemory,
             Self::Setting(_) => Reason::Internal,
             Self::Because { reason, .. } => *reason,
         }
@@ -93,14 +96,14 @@ pub trait Lasting: Send {
     async fn revert(&mut self) -> Vec<String>;
 }
 
-/// The fault for `action`; `None`: it is not a lasting one, or none that this daemon knows.
-pub fn kind(_tools: &Tools, action: &Action) -> Option<Box<dyn Lasting>> {
+/// The fault `id` for `action`; `None`: it is not a lasting one, or none that this daemon knows.
+pub fn kind(tools: &Tools, id: &str, action: &Action) -> Option<Box<dyn Lasting>> {
     match action {
         Action::Kill(_) => None,
         Action::Freeze => None,
         Action::Stress(stress) => {
-            let Stress { .. } = &**stress;
-            None
+            let stress = Stress::clone(stress);
+            Some(Box::new(Starving::new(tools.cgroups.proc().to_owned(), id, stress)))
         }
     }
 }

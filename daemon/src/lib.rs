@@ -21,5 +21,6 @@ pub mod report;
 pub mod runtime;
 pub mod server;
 pub mod setting;
+pub mod stress;
 pub mod tls;
 pub mod usage;

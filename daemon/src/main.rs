@@ -20,6 +20,7 @@ use squall_daemon::{
     readiness::Readiness,
     runtime::{Runtimes, containerd::Containerd},
     server,
+    stress::{spawn, stressor},
     tls::{Bundle, Current, ServerTls},
 };
 use tokio::{
@@ -69,6 +70,7 @@ struct Args {
 }
 
 fn main() -> Result<()> {
+    stressor::run_if_asked();
     let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).init();
     // A task that died would leave a daemon that looks alive; a new one begins with the journal.
@@ -107,6 +109,10 @@ async fn run(args: Args) -> Result<()> {
         cgroups: CgroupRoot::discover(&cgroups, &proc)?,
         runtimes: Runtimes::new(vec![Arc::new(Containerd::new(containerd_socket, "/".as_ref()))]),
     };
+    match spawn::sweep(&proc) {
+        0 => {}
+        ended => tracing::warn!(ended, "ended stressors of a daemon that is no more"),
+    }
     let readiness = Readiness::find(tools.clone()).await;
     give_memory_back();
     let node = Node::new(name.clone(), tools, journal);

@@ -6,7 +6,7 @@
 use std::time::Duration;
 use std::{
     fs, io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -138,6 +138,27 @@ impl Process {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         let now = Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32);
         now.checked_sub(Duration::from_millis(self.start.checked_mul(1000)?.checked_div(ticks)?))
+    }
+
+    /// CPU time that it has used, all threads together.
+    pub fn cpu_time(&self) -> Option<Duration> {
+        let text = fs::read_to_string(self.file("stat")).ok()?;
+        let mut fields = text.rsplit_once(')')?.1.split_whitespace().skip(11);
+        let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+        let ticks = rustix::param::clock_ticks_per_second();
+        Some(Duration::from_millis((user + system) * 1000 / ticks))
+    }
+
+    /// Memory of its own that is resident.
+    pub fn resident(&self) -> Option<u64> {
+        let text = fs::read_to_string(self.file("status")).ok()?;
+        let kib = text.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+        Some(kib.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+    }
+
+    /// Its descriptor, for a process that shall end with it.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
     }
 
     /// Its name.

@@ -79,8 +79,14 @@ pub struct Undo {
 pub struct SettingError {
     what: &'static str,
     file: PathBuf,
-    /// Why.
-    pub source: io::Error,
+    source: io::Error,
+}
+
+impl SettingError {
+    /// Whether the container uses more than it was to be left with.
+    pub fn is_busy(&self) -> bool {
+        self.source.raw_os_error() == Some(libc::EBUSY)
+    }
 }
 
 impl Setting {

@@ -20,6 +20,7 @@ pub struct Meter {
     /// The v2 directory: only there is pressure told.
     pressure: Option<PathBuf>,
     oom: Option<PathBuf>,
+    memory_stat: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug)]
@@ -58,6 +59,7 @@ impl Meter {
             io: counter("blkio", "io.stat", "blkio.throttle.io_service_bytes_recursive"),
             pressure: target.v2.as_ref().map(|v2| v2.dir.clone()),
             oom: file("memory", "memory.events", "memory.oom_control"),
+            memory_stat: file("memory", "memory.stat", "memory.stat"),
         }
     }
 
@@ -68,7 +70,8 @@ impl Meter {
             Counter::V2(path) => Some(field(&text(path)?, "usage_usec")? * 1000),
         });
         let io_bytes = self.io.as_ref().and_then(|counter| match counter {
-            Counter::V1(path) => Some(v1_io(&text(path)?)),
+            // Without a throttle the kernel counts nothing there: that is no zero.
+            Counter::V1(path) => Some(v1_io(&text(path)?)).filter(|bytes| *bytes > 0),
             Counter::V2(path) => Some(v2_io(&text(path)?)),
         });
         let pressure = |name: &str| {
@@ -85,6 +88,14 @@ impl Meter {
             io_bps: None,
         };
         Reading { at: Instant::now(), cpu_nanos, io_bytes, now }
+    }
+
+    /// Memory that can't simply be dropped.
+    pub fn working_set(&self) -> Option<u64> {
+        let current = number(self.memory.as_deref()?)?;
+        let stat = text(self.memory_stat.as_deref()?).unwrap_or_default();
+        let file = field(&stat, "total_inactive_file").or_else(|| field(&stat, "inactive_file"));
+        Some(current.saturating_sub(file.unwrap_or(0)))
     }
 
     /// How many processes of it the kernel has killed for want of memory.

@@ -8,12 +8,14 @@ mod kernel {
     pub mod cases;
     pub mod node;
     pub mod sandbox;
+    pub mod stress;
     pub mod target;
 }
 
 use std::{env, panic, process::ExitCode, time::Instant};
 
 fn main() -> ExitCode {
+    squall_daemon::stress::stressor::run_if_asked();
     if let Some(duty) = env::var_os(kernel::target::DUTY) {
         kernel::target::run(&duty.to_string_lossy());
     }
@@ -26,7 +28,12 @@ fn main() -> ExitCode {
     };
     let mut passed_in_all = 0;
     let mut failed = Vec::new();
-    for (name, case) in kernel::cases::ALL.iter().chain(kernel::node::ALL).filter(|(name, _)| wanted(name)) {
+    for (name, case) in kernel::cases::ALL
+        .iter()
+        .chain(kernel::node::ALL)
+        .chain(kernel::stress::ALL)
+        .filter(|(name, _)| wanted(name))
+    {
         if arguments.iter().any(|argument| argument == "--list") {
             println!("{name}: test");
             continue;

@@ -244,7 +244,7 @@ impl Turn<'_> {
         if commands.borrow().stage == Stage::Recover {
             return self.told(State::Recovered, "nothing was left to put back".into());
         }
-        let Some(mut fault) = kind(self.node.tools(), action) else {
+        let Some(mut fault) = kind(self.node.tools(), self.id, action) else {
             return self.told(State::Refused(Reason::Unsupported), UNKNOWN.into());
         };
         let container = match Container::find(self.node.tools(), order).await {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     path::Path,
     sync::{Arc, Mutex},
     time::{Duration, Instant, SystemTime},
@@ -11,7 +12,7 @@ use squall_daemon::{
     journal::{Journal, Progress},
     kill::Tools,
     node::{ApplyError, Node},
-    order::{Action, Desired, Kill, Order, Scope, Stage},
+    order::{Action, ContainerRef, Desired, Kill, Order, Scope, Stage},
     report::{Evidence, FaultReport, Generation, Reason, State},
     runtime::{ContainerInfo, Runtime, RuntimeError, Runtimes},
 };
@@ -61,21 +62,27 @@ impl Runtime for Sandboxes {
     }
 }
 
-struct Rig {
-    dir: TempDir,
-    tools: Tools,
-    node: Arc<Node>,
+pub struct Rig {
+    pub dir: TempDir,
+    pub tools: Tools,
+    pub node: Arc<Node>,
     reports: Receiver<FaultReport>,
     counter: u64,
 }
 
 impl Rig {
-    fn new(targets: &[(&Sandbox, &Target)]) -> Self {
+    pub fn new(targets: &[(&Sandbox, &Target)]) -> Self {
+        let targets: Vec<_> =
+            targets.iter().map(|(sandbox, target)| (sandbox.order(), target.pid())).collect();
+        Self::of(&targets)
+    }
+
+    /// For containers that are known by their first processes.
+    pub fn of(targets: &[(ContainerRef, i32)]) -> Self {
         let sandboxes = Sandboxes::default();
-        for (sandbox, target) in targets {
-            let order = sandbox.order();
+        for (order, init_pid) in targets.iter().cloned() {
             let info = ContainerInfo {
-                init_pid: target.pid(),
+                init_pid,
                 namespace: Some(order.namespace),
                 pod: Some(order.pod),
                 pod_uid: Some(order.pod_uid),
@@ -89,20 +96,37 @@ impl Rig {
         Self { dir, tools, node, reports, counter: 0 }
     }
 
-    fn order(&mut self, faults: Vec<Order>) {
+    /// A new daemon with the memory of this one.
+    pub fn start_again(&mut self) {
+        self.node.shut_down();
+        // The old one may hold its lock for a moment longer.
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::copy(self.dir.path().join("journal"), dir.path().join("journal")).expect("copying the journal");
+        self.start_in(dir.path());
+        self.dir = dir;
+    }
+
+    /// A new daemon with the memory in `dir`.
+    pub fn start_in(&mut self, dir: &Path) {
+        self.node.shut_down();
+        (self.node, self.reports) = start(&self.tools, dir);
+        self.counter = self.node.watch().0.counter;
+    }
+
+    pub fn order(&mut self, faults: Vec<Order>) {
         self.counter += 1;
         let generation = Generation { term: 1, counter: self.counter };
         self.node.apply(Desired { generation, node: "n".into(), faults }).expect("accepted");
     }
 
-    async fn report(&mut self) -> FaultReport {
-        tokio::time::timeout(Duration::from_secs(5), self.reports.recv())
+    pub async fn report(&mut self) -> FaultReport {
+        tokio::time::timeout(Duration::from_secs(10), self.reports.recv())
             .await
             .expect("a report")
             .expect("reports")
     }
 
-    async fn outcome(&mut self) -> FaultReport {
+    pub async fn outcome(&mut self) -> FaultReport {
         loop {
             let report = self.report().await;
             if report.state.is_final() {

@@ -86,6 +86,39 @@ impl Sandbox {
         assert!(set, "no pids controller");
     }
 
+    /// Writes a value into whichever of its cgroups has `file`.
+    pub fn set(&self, file: &str, value: &str) {
+        fs::write(self.file(file), value)
+            .unwrap_or_else(|error| panic!("writing {value} to {file}: {error}"));
+    }
+
+    /// The file in whichever of its cgroups has it.
+    pub fn file(&self, file: &str) -> PathBuf {
+        let dir = self.dirs.iter().find(|dir| dir.join(file).exists()).expect("a controller with that file");
+        dir.join(file)
+    }
+
+    /// Reads a value from whichever of its cgroups has `file`.
+    pub fn get(&self, file: &str) -> String {
+        fs::read_to_string(self.file(file)).expect("a value").trim().to_owned()
+    }
+
+    /// Every process in it, by all hierarchies.
+    pub fn pids(&self) -> Vec<i32> {
+        let mut pids: Vec<i32> = self
+            .dirs
+            .iter()
+            .flat_map(|dir| tree(dir))
+            .flat_map(|dir| {
+                let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+                text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<i32>>()
+            })
+            .collect();
+        pids.sort_unstable();
+        pids.dedup();
+        pids
+    }
+
     /// Its cgroups of version 1.
     pub fn v1(&self) -> Vec<PathBuf> {
         self.dirs.iter().filter(|dir| !dir.join("cgroup.controllers").exists()).cloned().collect()
@@ -106,7 +139,7 @@ impl Sandbox {
     }
 
     pub fn start_in(&mut self, duty: &str, dirs: &[PathBuf]) -> Target {
-        let child = spawn(duty, dirs);
+        let child = spawn(duty, dirs, &[]);
         self.children.push(child.0.id());
         child
     }
@@ -119,14 +152,7 @@ impl Sandbox {
     }
 
     pub fn order(&self) -> ContainerRef {
-        ContainerRef {
-            namespace: "test".into(),
-            pod: "pod".into(),
-            pod_uid: "uid".into(),
-            name: "container".into(),
-            scheme: "test".into(),
-            id: self.id.clone(),
-        }
+        order_of(&self.id)
     }
 
     pub fn prepare(&self, tools: &Tools, init: i32, signal: i32, scope: Scope) -> Prepared {
@@ -134,9 +160,26 @@ impl Sandbox {
     }
 }
 
+/// How an order names the container `id`.
+pub fn order_of(id: &str) -> ContainerRef {
+    ContainerRef {
+        namespace: "test".into(),
+        pod: "pod".into(),
+        pod_uid: "uid".into(),
+        name: "container".into(),
+        scheme: "test".into(),
+        id: id.into(),
+    }
+}
+
 /// A target outside of any sandbox.
 pub fn stranger(duty: &str) -> Target {
-    spawn(duty, &[])
+    spawn(duty, &[], &[])
+}
+
+/// As [`stranger`], told more in its environment.
+pub fn stranger_with(duty: &str, told: &[(&str, &str)]) -> Target {
+    spawn(duty, &[], told)
 }
 
 pub fn tools() -> Tools {
@@ -157,11 +200,12 @@ pub async fn until(limit: Duration, what: &str, mut holds: impl FnMut() -> bool)
     }
 }
 
-fn spawn(duty: &str, dirs: &[PathBuf]) -> Target {
+fn spawn(duty: &str, dirs: &[PathBuf], told: &[(&str, &str)]) -> Target {
     let files: Vec<String> = dirs.iter().map(|dir| dir.join("cgroup.procs").display().to_string()).collect();
     let mut child = Command::new(env::current_exe().expect("own path"))
         .env(DUTY, duty)
         .env(CGROUPS, files.join(":"))
+        .envs(told.iter().copied())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

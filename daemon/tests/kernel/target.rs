@@ -38,6 +38,10 @@ pub fn run(duty: &str) -> ! {
     if duty == "hold-a-watch" {
         hold_a_watch();
     }
+    if duty == "hold-stress" {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(super::stress::hold_stress());
+    }
     println!("ready");
     match duty {
         "busy" => loop {

@@ -1,0 +1,428 @@
+//! Stress on one container: stressors, which are processes of ours in its cgroups, and squeezes, which are lower limits
+//! of them. A [`Lasting`] fault.
+//!
+//! It refuses what the container's limits don't allow, and reports as failed what has no effect. The stressors end with
+//! the daemon, with the container, and when they are told to; see `stressor.rs` for what keeps that promise.
+
+mod files;
+mod limits;
+pub mod message;
+pub mod spawn;
+mod squeeze;
+pub mod stressor;
+mod work;
+
+use std::{
+    collections::VecDeque,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::process::ExitStatusExt,
+    },
+    path::PathBuf,
+    process::ExitStatus,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::future::{join_all, select_all};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::time::{Instant, sleep_until};
+
+use crate::{
+    cgroup::Home,
+    container::Container,
+    lasting::{Event, Lasting, LastingError, Measured},
+    order::{
+        Stress,
+        stress::{Cpu, Io, Memory, OnOom, Size},
+    },
+    report::Reason,
+    setting::Wanted,
+    usage::Meter,
+};
+use limits::Limits;
+use message::{Said, Task};
+use spawn::{Heard, SpawnError, Stressor};
+
+/// The effect shows after this long, beside what the order itself takes.
+const SHOWS_WITHIN: Duration = Duration::from_secs(5);
+/// A stressor that was ended for want of memory is started again after this long, then after twice as long.
+const RESTART: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Effects below these are not judged: they drown in what the container does itself.
+const LEAST: (u64, u64) = (20, 8 * 1024 * 1024);
+/// A process without a limit for it is the first that the kernel ends for want of memory.
+const FIRST_TO_GO: i32 = 1000;
+
+/// Stress on one container.
+pub struct Starving {
+    proc: PathBuf,
+    id: String,
+    stress: Stress,
+    began: Instant,
+    limits: Option<Limits>,
+    /// Known once it is injected.
+    site: Option<Site>,
+    running: Vec<Running>,
+    /// A stressor to start again, and when.
+    again: Option<(Instant, Duration, Vec<Work>)>,
+    to_say: VecDeque<Event>,
+}
+
+struct Site {
+    homes: Vec<Home>,
+    init: OwnedFd,
+    meter: Meter,
+    oom_kills: Option<u64>,
+}
+
+struct Work {
+    what: &'static str,
+    task: Task,
+    files: Vec<OwnedFd>,
+}
+
+struct Running {
+    work: Work,
+    stressor: Stressor,
+}
+
+impl Starving {
+    /// Nothing yet.
+    pub fn new(proc: PathBuf, id: &str, stress: Stress) -> Self {
+        Self {
+            proc,
+            id: id.to_owned(),
+            stress,
+            began: Instant::now(),
+            limits: None,
+            site: None,
+            running: Vec::new(),
+            again: None,
+            to_say: VecDeque::new(),
+        }
+    }
+
+    fn works(&self, container: &Container, limits: &Limits) -> Result<Vec<Work>, LastingError> {
+        let Stress { cpu, memory, io, pids, squeeze: _, allow_oom: _, on_oom: _ } = &self.stress;
+        let mut works = Vec::new();
+        if let Some(cpu) = cpu {
+            let share = asked_millis(cpu, limits) * 1000 / u64::from(cpu.workers);
+            let task = Task::Cpu { workers: cpu.workers, share: share as u32 };
+            works.push(Work { what: "cpu", task, files: vec![] });
+        }
+        if let Some(memory) = memory {
+            let task = Task::Memory {
+                workers: memory.workers,
+                bytes: bytes(memory, limits),
+                ramp: memory.ramp,
+                oom_score_adj: memory.oom_score_adj.unwrap_or(FIRST_TO_GO),
+            };
+            works.push(Work { what: "memory", task, files: vec![] });
+        }
+        if let Some(Io { workers, bytes, path }) = io {
+            let files = files::unnamed(&self.proc, container, path, *workers)?;
+            works.push(Work { what: "io", task: Task::Io { bytes: *bytes }, files });
+        }
+        if let Some(count) = pids {
+            works.push(Work { what: "pids", task: Task::Pids { count: *count }, files: vec![] });
+        }
+        Ok(works)
+    }
+
+    fn failed(&self, what: &str, error: &SpawnError) -> LastingError {
+        let oom = error.was_killed() && self.oom_killed();
+        let reason = match error {
+            _ if oom => Reason::OutOfMemory,
+            SpawnError::Failed(_) => Reason::Unsupported,
+            SpawnError::Start(_)
+            | SpawnError::Process(_)
+            | SpawnError::Place { .. }
+            | SpawnError::Cgroup(_)
+            | SpawnError::Elsewhere { .. }
+            | SpawnError::Tell(_)
+            | SpawnError::Ended(_)
+            | SpawnError::Late => Reason::Internal,
+        };
+        let why = if oom { "the kernel ended it for want of memory".to_owned() } else { error.to_string() };
+        LastingError::because(reason, format!("{what} stressor: {why}"))
+    }
+
+    /// Whether the kernel has ended a process of the container for want of memory since this was last known.
+    fn oom_killed(&self) -> bool {
+        self.site.as_ref().is_some_and(|site| site.meter.oom_kills() > site.oom_kills)
+    }
+
+    /// What a stressor's end means; `None`: nothing, for the container ends, too.
+    fn ended(&mut self, work: Work, status: ExitStatus) -> Option<Event> {
+        if self.site.as_ref().is_none_or(|site| has_ended(&site.init)) {
+            return None;
+        }
+        let what = work.what;
+        if status.signal() != Some(libc::SIGKILL) || !self.oom_killed() {
+            let message = format!("the {what} stressor was ended from outside: {status}");
+            return Some(Event::Ended(LastingError::because(Reason::NoEffect, message)));
+        }
+        match self.stress.on_oom {
+            OnOom::Stop => {
+                let message = format!("the kernel ended the {what} stressor for want of memory");
+                Some(Event::Ended(LastingError::because(Reason::OutOfMemory, message)))
+            }
+            OnOom::Restart => {
+                let (at, wait, mut works) =
+                    self.again.take().unwrap_or_else(|| (Instant::now() + RESTART.0, RESTART.0, Vec::new()));
+                let at = if works.is_empty() { Instant::now() + wait } else { at };
+                works.push(work);
+                self.again = Some((at, wait, works));
+                if let Some(site) = &mut self.site {
+                    site.oom_kills = site.meter.oom_kills();
+                }
+                let message = format!(
+                    "the kernel ended the {what} stressor for want of memory; it is started again, as onOOM says"
+                );
+                Some(Event::Warning(message))
+            }
+        }
+    }
+
+    /// Starts again what was ended for want of memory.
+    fn restart(&mut self) {
+        let Some((_, wait, works)) = self.again.take() else { return };
+        let wait = (wait * 2).min(RESTART.1);
+        self.again = Some((Instant::now() + wait, wait, Vec::new()));
+        for work in works {
+            let begun = self.begin(&work);
+            match begun {
+                Ok(stressor) => self.running.push(Running { work, stressor }),
+                Err(error) => self.to_say.push_back(Event::Ended(self.failed(work.what, &error))),
+            }
+        }
+    }
+
+    /// A stressor that was told what to do, but has not said that it does.
+    fn begin(&self, work: &Work) -> Result<Stressor, SpawnError> {
+        let stressor = Stressor::start(&self.proc, &self.id)?;
+        if let Some(site) = &self.site {
+            stressor.place(&self.proc, &site.homes)?;
+            stressor.tell(&work.task, site.init.as_fd(), &work.files)?;
+        }
+        Ok(stressor)
+    }
+
+    fn judge_cpu(&self, cpu: &Cpu, limits: &Limits, measured: &Measured) -> Result<(), LastingError> {
+        let before = measured.before.cpu_millis.unwrap_or(0);
+        let asked = asked_millis(cpu, limits);
+        let permitted = asked.min(limits.cpu_millis.saturating_sub(before));
+        let own: Duration = self.running.iter().filter_map(|one| one.stressor.cpu_time()).sum();
+        let own = own.as_millis() as u64 * 1000 / (self.began.elapsed().as_millis() as u64).max(1);
+        let during = measured.during.cpu_millis.unwrap_or(0);
+        // The container may have done less itself, because of us: then our own share is the effect.
+        let effect = during.saturating_sub(before).max(own);
+        if permitted < LEAST.0 || effect * 2 >= permitted {
+            return Ok(());
+        }
+        let message = format!(
+            "cpu: {asked}m were asked for, but after {} s the container uses {during}m (before: {before}m), of which \
+             {own}m are the stressor's; its limit is {}m, and the rest is what the node's other work left",
+            SHOWS_WITHIN.as_secs(),
+            limits.cpu_millis
+        );
+        Err(LastingError::because(Reason::NoEffect, message))
+    }
+
+    fn judge_memory(
+        &self,
+        memory: &Memory,
+        limits: &Limits,
+        measured: &Measured,
+    ) -> Result<(), LastingError> {
+        let Some(during) = measured.during.memory_bytes else { return Ok(()) };
+        let before = measured.before.memory_bytes.unwrap_or(0);
+        let asked = bytes(memory, limits);
+        let permitted = asked.min(limits.memory.map_or(u64::MAX, |limit| limit.saturating_sub(before)));
+        let own: u64 = self.running.iter().filter_map(|one| one.stressor.resident()).sum();
+        let effect = during.saturating_sub(before).max(own);
+        if permitted < LEAST.1 || effect * 2 >= permitted {
+            return Ok(());
+        }
+        let message = format!(
+            "memory: {asked} bytes were asked for, but the container holds {during} (before: {before}), of which \
+             {own} are the stressor's"
+        );
+        Err(LastingError::because(Reason::NoEffect, message))
+    }
+
+    fn judge_pids(&self, count: u32, limits: &Limits, measured: &Measured) -> Result<(), LastingError> {
+        let (Some(before), Some(during)) = (measured.before.pids, measured.during.pids) else {
+            return Ok(());
+        };
+        let permitted =
+            u64::from(count).min(limits.pids.map_or(u64::MAX, |limit| limit.saturating_sub(before)));
+        if during.saturating_sub(before) * 2 >= permitted {
+            return Ok(());
+        }
+        let message =
+            format!("pids: {count} tasks were asked for, but the container has {during} (before: {before})");
+        Err(LastingError::because(Reason::NoEffect, message))
+    }
+
+    /// Whether the size fits, if it has to.
+    fn check_memory(&self, container: &Container, limits: &Limits) -> Result<(), LastingError> {
+        let Some(memory) = self.stress.memory.filter(|_| !self.stress.allow_oom) else { return Ok(()) };
+        let size = bytes(&memory, limits);
+        let used = Meter::new(&container.target).working_set().unwrap_or(0);
+        let squeezed = self.stress.squeeze.memory.filter(|_| self.stress.squeeze.memory_hard);
+        let limit = match (limits.memory, squeezed) {
+            (Some(limit), Some(squeezed)) => Some(limit.min(squeezed)),
+            (limit, squeezed) => limit.or(squeezed),
+        };
+        let (room, whose) = match limit {
+            Some(limit) => (limit.saturating_sub(used), format!("the container's limit is {limit}")),
+            None => (limits.available_memory, "it has no limit, and the node has no more to give".to_owned()),
+        };
+        if size <= room {
+            return Ok(());
+        }
+        let message = format!(
+            "memory.size: {size} bytes are more than the {room} that are left: {whose}, and the container uses {used}; \
+             allowOOM: true does it all the same"
+        );
+        Err(LastingError::because(Reason::OutOfMemory, message))
+    }
+}
+
+#[async_trait]
+impl Lasting for Starving {
+    fn intend(&mut self, container: &Container) -> Result<Vec<Wanted>, LastingError> {
+        let wanted = squeeze::wanted(&container.target, &self.stress.squeeze)?;
+        self.check_memory(container, &Limits::of(container))?;
+        Ok(wanted)
+    }
+
+    async fn inject(&mut self, container: &Container) -> Result<(), LastingError> {
+        let internal = |error: String| LastingError::because(Reason::Internal, error);
+        let now = container.init.memberships().map_err(|error| internal(error.to_string()))?;
+        let init =
+            container.init.pidfd().try_clone_to_owned().map_err(|error| internal(error.to_string()))?;
+        let meter = Meter::new(&container.target);
+        let oom_kills = meter.oom_kills();
+        let site = Site { homes: container.target.homes(&now), init, meter, oom_kills };
+        // As they are now that they are squeezed.
+        let limits = Limits::of(container);
+        let works = self.works(container, &limits)?;
+        self.began = Instant::now();
+        self.limits = Some(limits);
+        self.site = Some(site);
+        for work in works {
+            let stressor = self.begin(&work).map_err(|error| self.failed(work.what, &error))?;
+            self.running.push(Running { work, stressor });
+        }
+        let mut ready = Vec::new();
+        for Running { work, stressor } in &mut self.running {
+            ready.push((work.what, stressor.ready().await));
+        }
+        for (what, ready) in ready {
+            match ready {
+                Ok(None) => {}
+                Ok(Some(short)) => self.to_say.push_back(Event::Warning(format!("{what}: {short}"))),
+                Err(error) => return Err(self.failed(what, &error)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn watch(&mut self) -> Event {
+        loop {
+            if let Some(event) = self.to_say.pop_front() {
+                return event;
+            }
+            let again = self.again.as_ref().filter(|(.., works)| !works.is_empty()).map(|(at, ..)| *at);
+            let heard = async {
+                if self.running.is_empty() {
+                    return std::future::pending().await;
+                }
+                let listening = self.running.iter_mut().map(|one| Box::pin(one.stressor.listen()));
+                let (heard, index, _) = select_all(listening).await;
+                (heard, index)
+            };
+            let (heard, index) = tokio::select! {
+                heard = heard => heard,
+                () = async { match again { Some(at) => sleep_until(at).await, None => std::future::pending().await } } => {
+                    self.restart();
+                    continue;
+                }
+            };
+            let event = match heard {
+                Heard::Said(Said::Ready) => None,
+                Heard::Said(Said::Short(what)) => Some(Event::Warning(what)),
+                Heard::Said(Said::Failed(why)) => {
+                    let what = self.running[index].work.what;
+                    let message = format!("{what} stressor: {why}");
+                    Some(Event::Ended(LastingError::because(Reason::NoEffect, message)))
+                }
+                Heard::Ended(status) => {
+                    let Running { work, stressor } = self.running.remove(index);
+                    drop(stressor);
+                    self.ended(work, status)
+                }
+            };
+            if let Some(event) = event {
+                return event;
+            }
+        }
+    }
+
+    fn shows_within(&self) -> Option<Duration> {
+        Some(SHOWS_WITHIN + self.stress.memory.map_or(Duration::ZERO, |memory| memory.ramp))
+    }
+
+    fn judge(&self, measured: &Measured) -> Result<(), LastingError> {
+        let Some(limits) = &self.limits else { return Ok(()) };
+        let Stress { cpu, memory, io: _, pids, squeeze: _, allow_oom: _, on_oom: _ } = &self.stress;
+        if let Some(cpu) = cpu {
+            self.judge_cpu(cpu, limits, measured)?;
+        }
+        // While one waits to be started again there is nothing to judge.
+        let whole = self.again.as_ref().is_none_or(|(.., works)| works.is_empty());
+        if let Some(memory) = memory.as_ref().filter(|_| whole) {
+            self.judge_memory(memory, limits, measured)?;
+        }
+        if let Some(count) = pids {
+            self.judge_pids(*count, limits, measured)?;
+        }
+        Ok(())
+    }
+
+    async fn revert(&mut self) -> Vec<String> {
+        self.again = None;
+        for one in &self.running {
+            one.stressor.ask_to_end();
+        }
+        let ends = self.running.drain(..).map(|Running { work, stressor }| async move {
+            (!stressor.end().await).then(|| {
+                let what = work.what;
+                format!("the {what} stressor is killed, but has not ended yet: the container is frozen, or hangs in IO")
+            })
+        });
+        join_all(ends).await.into_iter().flatten().collect()
+    }
+}
+
+fn asked_millis(cpu: &Cpu, limits: &Limits) -> u64 {
+    (u64::from(cpu.workers) * 1000).min(limits.cpu_millis) * u64::from(cpu.load) / 100
+}
+
+fn bytes(memory: &Memory, limits: &Limits) -> u64 {
+    match memory.size {
+        Size::Bytes(bytes) => bytes,
+        Size::Percent(percent) => {
+            let whole = u128::from(limits.memory.unwrap_or(limits.node_memory));
+            (whole * u128::from(percent) / 100) as u64
+        }
+    }
+}
+
+/// Whether the process has ended, or is just about to.
+fn has_ended(init: &OwnedFd) -> bool {
+    let soon = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+    matches!(poll(&mut [PollFd::new(init, PollFlags::IN)], Some(&soon)), Ok(1..))
+}

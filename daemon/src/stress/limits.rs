@@ -1,0 +1,90 @@
+//! What a container may use at most: the strictest of its own cgroup and of all above it.
+//!
+//! Reads only. Where nothing limits it, the node does.
+
+use std::{fs, path::Path};
+
+use rustix::{process::Pid, thread::sched_getaffinity};
+
+use crate::{cgroup::Target, container::Container};
+
+/// v1 says "no limit" by a number near this.
+const V1_UNLIMITED: u64 = 1 << 62;
+
+/// What limits a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Thousandths of a CPU, by quota and by the CPUs it may run on.
+    pub cpu_millis: u64,
+    /// Bytes, where there is a limit.
+    pub memory: Option<u64>,
+    /// Of the node.
+    pub node_memory: u64,
+    /// What the node could still give.
+    pub available_memory: u64,
+    /// Tasks, where there is a limit.
+    pub pids: Option<u64>,
+}
+
+impl Limits {
+    /// Reads those of `container`, now.
+    pub fn of(container: &Container) -> Self {
+        let target = &container.target;
+        let cpus = cpus(container.init.pid()) * 1000;
+        let quota = strictest(target, "cpu", "cpu.max", |dir, v2| {
+            let (quota, period) = if v2 {
+                let text = fs::read_to_string(dir.join("cpu.max")).ok()?;
+                let (quota, period) = text.trim().split_once(' ')?;
+                (quota.parse::<u64>().ok()?, period.parse::<u64>().ok()?)
+            } else {
+                (number(&dir.join("cpu.cfs_quota_us"))?, number(&dir.join("cpu.cfs_period_us"))?)
+            };
+            (period > 0).then(|| quota * 1000 / period)
+        });
+        let memory = strictest(target, "memory", "memory.max", |dir, v2| {
+            let file = if v2 { "memory.max" } else { "memory.limit_in_bytes" };
+            number(&dir.join(file)).filter(|limit| *limit < V1_UNLIMITED)
+        });
+        let pids = strictest(target, "pids", "pids.max", |dir, _| number(&dir.join("pids.max")));
+        Self {
+            cpu_millis: quota.map_or(cpus, |quota| quota.min(cpus)),
+            memory,
+            node_memory: node_memory(),
+            available_memory: available_memory(container.target.proc()),
+            pids,
+        }
+    }
+}
+
+fn strictest(
+    target: &Target,
+    controller: &str,
+    file: &str,
+    read: impl Fn(&Path, bool) -> Option<u64>,
+) -> Option<u64> {
+    let place = target.place(controller, file)?;
+    let dirs = place.dir.ancestors().take_while(|dir| dir.join("cgroup.procs").exists());
+    dirs.filter_map(|dir| read(dir, place.v2)).min()
+}
+
+fn number(file: &Path) -> Option<u64> {
+    fs::read_to_string(file).ok()?.trim().parse().ok()
+}
+
+/// How many CPUs `pid` may run on.
+fn cpus(pid: i32) -> u64 {
+    let set = Pid::from_raw(pid).and_then(|pid| sched_getaffinity(Some(pid)).ok());
+    set.map_or(1, |set| u64::from(set.count()).max(1))
+}
+
+fn node_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram.saturating_mul(u64::from(info.mem_unit))
+}
+
+fn available_memory(proc: &Path) -> u64 {
+    let text = fs::read_to_string(proc.join("meminfo")).unwrap_or_default();
+    let kib = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = kib.and_then(|kib| kib.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.map_or_else(node_memory, |kib| kib * 1024)
+}

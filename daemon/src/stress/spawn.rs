@@ -1,0 +1,274 @@
+//! The daemon's side of a stressor: started, placed in every cgroup of the target, checked, and only then told what to
+//! do. Ended by TERM, then KILL; dropping it ends it at once.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::unix::process::{CommandExt, ExitStatusExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::{
+    message::{Said, Task, receive, send},
+    stressor::MARK,
+};
+use crate::{
+    cgroup::{CgroupError, Home, Memberships},
+    process::{Process, ProcessError, start_time},
+};
+
+/// How long a stressor may take until it works.
+const READY: Duration = Duration::from_secs(5);
+/// How long it may take to end by itself.
+const TERM: Duration = Duration::from_millis(200);
+/// How long the kernel may take to end it.
+const KILL: Duration = Duration::from_secs(2);
+
+/// Why a stressor did not come about.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// It could not be started.
+    #[error("starting a stressor: {0}")]
+    Start(#[source] io::Error),
+    /// It ended at once, or its PID could not be held.
+    #[error("starting a stressor: {0}")]
+    Process(#[from] ProcessError),
+    /// The kernel did not take it into a cgroup.
+    #[error("placing a stressor in {}: {source}", dir.display())]
+    Place {
+        /// The cgroup.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Where it is could not be read.
+    #[error("placing a stressor: {0}")]
+    Cgroup(#[from] CgroupError),
+    /// It is not where it was put.
+    #[error("placing a stressor: it is not in {cgroup}, where it was put")]
+    Elsewhere {
+        /// The cgroup, as `/proc` should show it.
+        cgroup: String,
+    },
+    /// It could not be told what to do.
+    #[error("telling a stressor what to do: {0}")]
+    Tell(#[source] io::Error),
+    /// It says why it can't.
+    #[error("{0}")]
+    Failed(String),
+    /// It ended before it worked.
+    #[error("the stressor ended at once: {0}")]
+    Ended(ExitStatus),
+    /// It does not get to work.
+    #[error("the stressor did not get to work within {READY:?}")]
+    Late,
+}
+
+impl SpawnError {
+    /// Whether a signal ended it that nobody but the kernel, for want of memory, or an outsider sends.
+    pub fn was_killed(&self) -> bool {
+        matches!(self, Self::Ended(status) if status.signal() == Some(libc::SIGKILL))
+    }
+}
+
+/// One stressor.
+#[derive(Debug)]
+pub struct Stressor {
+    child: Child,
+    process: Process,
+    socket: AsyncFd<OwnedFd>,
+}
+
+impl Stressor {
+    /// Starts one; it waits for its task and has none of the target's cgroups yet. Not from a thread that may end: the
+    /// kernel would end it, too.
+    pub fn start(proc: &Path, id: &str) -> Result<Self, SpawnError> {
+        let start = |errno: rustix::io::Errno| SpawnError::Start(errno.into());
+        let (own, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .map_err(start)?;
+        rustix::io::ioctl_fionbio(&own, true).map_err(start)?;
+        let another = || theirs.try_clone().map(Stdio::from).map_err(SpawnError::Start);
+        let child = Command::new("/proc/self/exe")
+            .arg0(MARK)
+            .arg(owner(proc)?)
+            .arg(id)
+            .env_clear()
+            .stdin(another()?)
+            .stdout(another()?)
+            .stderr(another()?)
+            .spawn()
+            .map_err(SpawnError::Start)?;
+        let mut child = Unheld(Some(child));
+        let process = Process::open(proc, child.pid())?;
+        // SAFETY: the descriptor is owned by what is registered, and stays the same.
+        let socket = unsafe { AsyncFd::register_with_interest(own, Interest::READABLE) }
+            .map_err(|error| SpawnError::Start(error.into()))?;
+        match child.0.take() {
+            Some(child) => Ok(Self { child, process, socket }),
+            None => Err(SpawnError::Late),
+        }
+    }
+
+    /// Moves it into `homes`, and makes sure that it is there.
+    pub fn place(&self, proc: &Path, homes: &[Home]) -> Result<(), SpawnError> {
+        let pid = self.process.pid();
+        for home in homes {
+            fs::write(home.dir.join("cgroup.procs"), pid.to_string())
+                .map_err(|source| SpawnError::Place { dir: home.dir.clone(), source })?;
+        }
+        let found = Memberships::of(proc, pid)?;
+        match homes.iter().find(|home| !found.0.contains(&home.membership)) {
+            None => Ok(()),
+            Some(home) => Err(SpawnError::Elsewhere { cgroup: home.membership.path.clone() }),
+        }
+    }
+
+    /// Tells it what to do.
+    pub fn tell(&self, task: &Task, init: BorrowedFd<'_>, files: &[OwnedFd]) -> Result<(), SpawnError> {
+        let descriptors: Vec<BorrowedFd<'_>> =
+            std::iter::once(init).chain(files.iter().map(AsFd::as_fd)).collect();
+        send(self.socket.as_fd(), task, &descriptors).map_err(SpawnError::Tell)
+    }
+
+    /// Returns when it works, with what of that it can't do.
+    pub async fn ready(&mut self) -> Result<Option<String>, SpawnError> {
+        let ready = async {
+            let mut short = None;
+            loop {
+                match self.listen().await {
+                    Heard::Said(Said::Ready) => return Ok(short),
+                    Heard::Said(Said::Short(what)) => short = Some(what),
+                    Heard::Said(Said::Failed(why)) => return Err(SpawnError::Failed(why)),
+                    Heard::Ended(status) => return Err(SpawnError::Ended(status)),
+                }
+            }
+        };
+        tokio::time::timeout(READY, ready).await.map_err(|_| SpawnError::Late)?
+    }
+
+    /// Waits for its next word, or its end. May be dropped at any time.
+    pub async fn listen(&mut self) -> Heard {
+        loop {
+            let Ok(mut ready) = self.socket.readable().await else { break };
+            match ready.try_io(|socket| receive::<Said>(socket.get_ref())) {
+                Ok(Ok(Some((said, _)))) => return Heard::Said(said),
+                Ok(Ok(None) | Err(_)) => break,
+                Err(_) => {}
+            }
+        }
+        // The socket is closed: it has ended, or is about to.
+        if self.process.exited().await.is_err() {
+            let _ = self.child.kill();
+        }
+        match self.child.wait() {
+            Ok(status) => Heard::Ended(status),
+            Err(_) => Heard::Ended(ExitStatus::from_raw(0)),
+        }
+    }
+
+    /// CPU time that it has used.
+    pub fn cpu_time(&self) -> Option<Duration> {
+        self.process.cpu_time()
+    }
+
+    /// Memory of its own that is resident.
+    pub fn resident(&self) -> Option<u64> {
+        self.process.resident()
+    }
+
+    /// Asks it to end.
+    pub fn ask_to_end(&self) {
+        // It has ended, or ends by KILL.
+        let _ = self.process.send(libc::SIGTERM);
+    }
+
+    /// Waits for its end, and makes it. `false`: the kernel has not ended it yet.
+    pub async fn end(mut self) -> bool {
+        if tokio::time::timeout(TERM, self.process.exited()).await.is_err() {
+            let _ = self.process.send(libc::SIGKILL);
+            if tokio::time::timeout(KILL, self.process.exited()).await.is_err() {
+                return false;
+            }
+        }
+        let _ = self.child.wait();
+        true
+    }
+}
+
+impl Drop for Stressor {
+    fn drop(&mut self) {
+        // Also of one that has ended, and was reaped already: both calls know that.
+        let _ = self.child.kill();
+        if self.process.ends_within(TERM) {
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// What is heard of a stressor.
+#[derive(Debug)]
+pub enum Heard {
+    /// Its word.
+    Said(Said),
+    /// Its end.
+    Ended(ExitStatus),
+}
+
+/// A child that is not held by its pidfd yet.
+struct Unheld(Option<Child>);
+
+impl Unheld {
+    fn pid(&self) -> i32 {
+        self.0.as_ref().map_or(0, |child| child.id() as i32)
+    }
+}
+
+impl Drop for Unheld {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// This daemon, as its stressors bear it: PID and start time.
+fn owner(proc: &Path) -> Result<String, ProcessError> {
+    let pid = std::process::id() as i32;
+    Ok(format!("{pid}:{}", start_time(proc, pid)?))
+}
+
+/// Ends every stressor whose daemon is no more. By the kernel's own means there should be none.
+pub fn sweep(proc: &Path) -> usize {
+    let entries = fs::read_dir(proc).into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let orphans = pids.filter(|pid| is_orphan(proc, *pid)).collect::<Vec<_>>();
+    let ended = orphans.into_iter().filter(|pid| {
+        // Held first, then looked at again: the PID may be another's by now.
+        let Ok(process) = Process::open(proc, *pid) else { return false };
+        is_orphan(proc, *pid) && process.send(libc::SIGKILL).is_ok()
+    });
+    ended.count()
+}
+
+fn is_orphan(proc: &Path, pid: i32) -> bool {
+    let Some((daemon, start)) = owner_of(proc, pid) else { return false };
+    !start_time(proc, daemon).is_ok_and(|found| found == start)
+}
+
+/// The daemon of the stressor `pid`; `None`: it is no stressor.
+pub fn owner_of(proc: &Path, pid: i32) -> Option<(i32, u64)> {
+    let line = fs::read(proc.join(pid.to_string()).join("cmdline")).ok()?;
+    let mut arguments = line.split(|byte| *byte == 0).map(|part| std::str::from_utf8(part).unwrap_or(""));
+    if arguments.next()? != MARK {
+        return None;
+    }
+    let (daemon, start) = arguments.next()?.split_once(':')?;
+    Some((daemon.parse().ok()?, start.parse().ok()?))
+}

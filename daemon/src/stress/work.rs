@@ -1,0 +1,75 @@
+//! What stressors do: the four kinds of work, each in threads of the stressor's process, all ended by its end.
+
+mod cpu;
+mod io;
+mod memory;
+
+use std::{
+    os::fd::{BorrowedFd, OwnedFd},
+    thread,
+};
+
+use super::message::{Said, Task, send};
+
+/// Threads that do nothing need no more than the least that there is.
+const SMALL_STACK: usize = 64 * 1024;
+
+/// Starts the workers of `task`.
+pub fn start(task: Task, files: Vec<OwnedFd>, socket: BorrowedFd<'static>) -> Result<(), String> {
+    match task {
+        Task::Cpu { workers, share } => {
+            many(workers, || move || cpu::work(f64::from(share) / 1e6))?;
+        }
+        Task::Memory { workers, bytes, ramp, oom_score_adj: _ } => {
+            let workers64 = u64::from(workers);
+            let each = bytes.div_ceil(workers64);
+            let mut left = bytes;
+            many(workers, || {
+                let own = each.min(left);
+                left -= own;
+                move || memory::work(own, ramp)
+            })?;
+        }
+        Task::Io { bytes } => {
+            for file in files {
+                spawn(move || {
+                    let problem = io::work(&file, bytes);
+                    let _ = send(socket, &Said::Failed(format!("writing and reading: {problem}")), &[]);
+                    std::process::exit(1);
+                })
+                .map_err(refused)?;
+            }
+        }
+        Task::Pids { count } => {
+            // The first is this one.
+            for number in 1..count {
+                let parked = spawn(|| {
+                    loop {
+                        thread::park();
+                    }
+                });
+                if let Err(error) = parked {
+                    let short = format!("{number} of {count} tasks were to be had: {error}");
+                    let _ = send(socket, &Said::Short(short), &[]);
+                    break;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn many<W: FnOnce() + Send + 'static>(workers: u32, mut make: impl FnMut() -> W) -> Result<(), String> {
+    for _ in 0..workers {
+        spawn(make()).map_err(refused)?;
+    }
+    Ok(())
+}
+
+fn spawn(work: impl FnOnce() + Send + 'static) -> std::io::Result<thread::JoinHandle<()>> {
+    thread::Builder::new().stack_size(SMALL_STACK).spawn(work)
+}
+
+fn refused(error: std::io::Error) -> String {
+    format!("the container has no room for another worker: {error}")
+}

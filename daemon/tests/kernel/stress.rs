@@ -1,0 +1,581 @@
+//! Stress on the real kernel: hungry as ordered, seen in the cgroup's own counters, and nothing of it left.
+
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use squall_daemon::{
+    order::{
+        Action, Order, Stage, Stress,
+        stress::{Cpu, Io, Memory, OnOom, Size, Squeeze},
+    },
+    report::{FaultReport, Reason, State},
+    stress::spawn::owner_of,
+};
+
+use super::{
+    node::Rig,
+    sandbox::{Sandbox, Target, order_of, stranger_with, until},
+};
+
+crate::cases![
+    a_cpu_stressor_holds_its_load,
+    a_cpu_stressor_holds_its_share_of_the_containers_limit,
+    cpu_stressors_add_up_and_each_ends_alone,
+    a_neighbour_notices_nothing,
+    memory_is_resident_and_goes,
+    memory_above_the_limit_is_refused_by_name,
+    an_oom_killed_stressor_ends_the_fault,
+    an_oom_killed_stressor_is_started_again_when_asked_for,
+    a_negative_oom_score_that_cannot_be_set_is_told,
+    io_leaves_no_file,
+    io_paths_stay_in_the_container,
+    pids_are_there_and_go,
+    stressors_have_no_capability_and_no_file,
+    squeezes_hold_the_stricter_and_each_ends_alone,
+    somebody_elses_limit_stays,
+    soft_memory_is_refused_where_there_is_none,
+    an_order_that_is_not_renewed_is_put_back_and_comes_back,
+    stressors_end_with_the_container,
+    what_is_no_longer_ordered_is_put_back,
+    a_daemon_that_ends_puts_back_and_the_next_injects_again,
+    a_killed_daemon_leaves_nothing_and_the_next_puts_back,
+    a_daemon_killed_before_the_effect_changes_nothing,
+    a_stressor_is_quickly_there_and_quickly_gone,
+];
+
+fn none() -> Stress {
+    Stress {
+        cpu: None,
+        memory: None,
+        io: None,
+        pids: None,
+        squeeze: Squeeze::default(),
+        allow_oom: false,
+        on_oom: OnOom::Stop,
+    }
+}
+
+fn cpu(workers: u32, load: u32) -> Stress {
+    Stress { cpu: Some(Cpu { workers, load }), ..none() }
+}
+
+fn memory(bytes: u64) -> Stress {
+    let memory = Memory { workers: 2, size: Size::Bytes(bytes), ramp: Duration::ZERO, oom_score_adj: None };
+    Stress { memory: Some(memory), ..none() }
+}
+
+fn squeeze(squeeze: Squeeze) -> Stress {
+    Stress { squeeze, ..none() }
+}
+
+fn fault(sandbox: &Sandbox, name: &str, stage: Stage, stress: &Stress) -> Order {
+    fault_of(&sandbox.id, name, stage, stress)
+}
+
+fn fault_of(id: &str, name: &str, stage: Stage, stress: &Stress) -> Order {
+    Order {
+        id: format!("{name}/{id}"),
+        experiment: format!("ns/{name}"),
+        container: order_of(id),
+        stage,
+        ttl: Duration::from_secs(60),
+        action: Some(Action::Stress(Box::new(stress.clone()))),
+    }
+}
+
+/// Stressors in the sandbox, by the mark that a scan finds them by.
+fn stressors(sandbox: &Sandbox) -> Vec<i32> {
+    sandbox.pids().into_iter().filter(|pid| owner_of(Path::new("/proc"), *pid).is_some()).collect()
+}
+
+/// Stressors anywhere that belong to this process.
+fn ours() -> Vec<i32> {
+    let own = std::process::id() as i32;
+    all().into_iter().filter(|(_, owner)| *owner == own).map(|(pid, _)| pid).collect()
+}
+
+fn all() -> Vec<(i32, i32)> {
+    let entries = fs::read_dir("/proc").expect("processes").flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter_map(|pid| Some((pid, owner_of(Path::new("/proc"), pid)?.0))).collect()
+}
+
+async fn nothing_left(sandbox: &Sandbox) {
+    until(Duration::from_secs(2), "no stressor is left", || stressors(sandbox).is_empty()).await;
+}
+
+fn cpu_nanos(sandbox: &Sandbox) -> u64 {
+    sandbox.get("cpuacct.usage").parse().expect("nanoseconds")
+}
+
+/// Percent of one CPU that the sandbox uses, over `time`.
+async fn load(sandbox: &Sandbox, time: Duration) -> f64 {
+    let (start, before) = (Instant::now(), cpu_nanos(sandbox));
+    tokio::time::sleep(time).await;
+    (cpu_nanos(sandbox) - before) as f64 / start.elapsed().as_nanos() as f64 * 100.0
+}
+
+fn memory_used(sandbox: &Sandbox) -> u64 {
+    sandbox.get("memory.usage_in_bytes").parse().expect("bytes")
+}
+
+async fn injected(rig: &mut Rig) -> FaultReport {
+    let report = rig.report().await;
+    assert_eq!(report.state, State::Injected, "{report:?}");
+    report
+}
+
+fn one() -> (Sandbox, Target, Rig) {
+    let mut sandbox = Sandbox::new();
+    let target = sandbox.start("sleep");
+    let rig = Rig::new(&[(&sandbox, &target)]);
+    (sandbox, target, rig)
+}
+
+async fn a_cpu_stressor_holds_its_load() {
+    let (sandbox, _target, mut rig) = one();
+    rig.order(vec![fault(&sandbox, "a", Stage::Fire, &cpu(1, 40))]);
+    let first = injected(&mut rig).await;
+    assert!(first.lasting.effect.expect("an effect").before.is_some());
+    let found = load(&sandbox, Duration::from_secs(5)).await;
+    assert!((35.0..45.0).contains(&found), "{found} %, not 40 %");
+    let shown = injected(&mut rig).await.lasting.effect.expect("an effect").during.expect("measured");
+    let millis = shown.cpu_millis.expect("CPU time");
+    assert!((350..450).contains(&millis), "{millis}m");
+    rig.order(vec![fault(&sandbox, "a", Stage::Recover, &cpu(1, 40))]);
+    let end = rig.outcome().await;
+    assert_eq!(end.state, State::Recovered, "{end:?}");
+    let effect = end.lasting.effect.expect("an effect");
+    assert!(
+        effect.during.and_then(|usage| usage.cpu_millis).is_some_and(|millis| millis > 300),
+        "{effect:?}"
+    );
+    assert!(effect.after.and_then(|usage| usage.cpu_millis).is_some_and(|millis| millis < 50), "{effect:?}");
+    assert!(stressors(&sandbox).is_empty() && ours().is_empty());
+}
+
+async fn a_cpu_stressor_holds_its_share_of_the_containers_limit() {
+    let (sandbox, _target, mut rig) = one();
+    sandbox.set("cpu.cfs_quota_us", "50000");
+    rig.order(vec![fault(&sandbox, "a", Stage::Fire, &cpu(4, 60))]);
+    injected(&mut rig).await;
+    let found = load(&sandbox, Duration::from_secs(5)).await;
+    // 60 % of the half core that the container may use.
+    assert!((25.0..35.0).contains(&found), "{found} %, not 30 %");
+}
+
+async fn cpu_stressors_add_up_and_each_ends_alone() {
+    let (sandbox, _target, mut rig) = one();
+    let (a, b) = (cpu(1, 20), cpu(1, 30));
+    let order = |name, stress| fault(&sandbox, name, Stage::Fire, stress);
+    rig.order(vec![order("a", &a), order("b", &b)]);
+    injected(&mut rig).await;
+    injected(&mut rig).await;
+    let both = load(&sandbox, Duration::from_secs(3)).await;
+    assert!((44.0..56.0).contains(&both), "{both} %, not 50 %");
+    rig.order(vec![order("a", &a)]);
+    until(Duration::from_secs(2), "one is gone", || stressors(&sandbox).len() == 1).await;
+    let left = load(&sandbox, Duration::from_secs(3)).await;
+    assert!((15.0..25.0).contains(&left), "{left} %, not 20 %");
+}
+
+async fn a_neighbour_notices_nothing() {
+    let (sandbox, _target, mut rig) = one();
+    let mut neighbour = Sandbox::new();
+    let _other = neighbour.start("sleep");
+    let (memory_before, cpu_before, start) = (memory_used(&neighbour), cpu_nanos(&neighbour), Instant::now());
+    let both = Stress { memory: memory(64 << 20).memory, ..cpu(1, 80) };
+    rig.order(vec![fault(&sandbox, "a", Stage::Fire, &both)]);
+    injected(&mut rig).await;
+    let found = load(&sandbox, Duration::from_secs(2)).await;
+    assert!(found > 50.0, "{found} %");
+    assert!(memory_used(&sandbox) > 64 << 20);
+    let theirs = (cpu_nanos(&neighbour) - cpu_before) as f64 / start.elapsed().as_nanos() as f64;
+    assert!(theirs < 0.01, "{theirs}");
+    assert!(memory_used(&neighbour) <= memory_before + (1 << 20));
+}
+
+async fn memory_is_resident_and_goes() {
+    let (sandbox, _target, mut rig) = one();
+    let size = 200 << 20;
+    let before = memory_used(&sandbox);
+    rig.order(vec![fault(&sandbox, "a", Stage::Fire, &memory(size))]);
+    injected(&mut rig).await;
+    until(Duration::from_secs(4), "it is filled", || memory_used(&sandbox) >= before + size).await;
+    assert!(memory_used(&sandbox) < before + size + (16 << 20));
+    let resident: u64 = stressors(&sandbox)
+        .into_iter()
+        .map(|pid| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+            let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("its memory");
+            line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+        })
+        .sum();
+    assert!(resident >= size, "{resident}");
+    let shown = injected(&mut rig).await.lasting.effect.expect("an effect");
+    let grown = shown.during.and_then(|usage| usage.memory_bytes).expect("measured")
+        - shown.before.and_then(|usage| usage.memory_bytes).expect("measured");
+    assert!(grown >= size, "{grown}");
+    rig.order(vec![fault(&sandbox, "a", Stage::Recover, &memory(size))]);
+    assert_eq!(rig.outcome().await.state, State::Recovered);
+    assert!(memory_used(&sandbox) < before + (8 << 20));
+}
+
+async fn memory_above_the_limit_is_refused_by_name() {
+    let (sandbox, _target, mut rig) = one();
+    sandbox.set("memory.limit_in_bytes", "67108864");
+    rig.order(vec![fault(&sandbox, "a", Stage::Fire, &memory(128 << 20))]);
+    let refused = rig.outcome().await;
+    assert_eq!(refused.state, State::Refused(Reason::OutOfMemory), "{refused:?}");
+    assert!(refused.message.contains("memory.size") && refused.message.contains("allowOOM"), "{refused:?}");
+    assert!(stressors(&sandbox).is_empty());
+}
+
+fn too_much(on_oom: OnOom) -> Stress {
+    Stress { allow_oom: true, on_oom, ..memory(128 << 20) }
+}
+
+async fn an_oom_killed_stressor_ends_the_fault() {
+    let (sandbox, mut target, mut rig) = one();
+    sandbox.set("memory.limit_in_bytes", "67108864");
+    rig.order(vec![fault(&sandbox, "a", Stage::Fire, &too_much(OnOom::Stop))]);
+    let ended = rig.outcome().await;
+    assert_eq!(ended.state, State::Failed(Reason::OutOfMemory), "{ended:?}");
+    assert!(target.runs(), "the stressor goes first");
+    assert!(stressors(&sandbox).is_empty());
+}
+
+async fn an_oom_killed_stressor_is_started_again_when_asked_for() {
+    let (sandbox, mut target, mut rig) = one();
+    sandbox.set("memory.limit_in_bytes", "67108864");
+    rig.order(vec![fault(&sandbox, "a", Stage::Fire, &too_much(OnOom::Restart))]);
+    injected(&mut rig).await;
+    let first = stressors(&sandbox);
+    let told = injected(&mut rig).await;
+    assert!(told.lasting.warnings.iter().any(|warning| warning.contains("onOOM")), "{told:?}");
+    until(Duration::from_secs(4), "another is there", || {
+        stressors(&sandbox).iter().any(|pid| !first.contains(pid))
+    })
+    .await;
+    assert!(target.runs());
+    rig.order(vec![fault(&sandbox, "a", Stage::Recover, &too_much(OnOom::Restart))]);
+    assert_eq!(rig.outcome().await.state, State::Recovered);
+    assert!(stressors(&sandbox).is_empty());
+}
+
+async fn a_negative_oom_score_that_cannot_be_set_is_told() {
+    let (sandbox, _target, mut rig) = one();
+    let mut stress = memory(8 << 20);
+    if let Some(memory) = &mut stress.memory {
+        memory.oom_score_adj = Some(-1000);
+    }
+    rig.order(vec![fault(&sandbox, "a", Stage::Fire, &stress)]);
+    let report = rig.report().await;
+    // Where root may do everything it can be set.
+    if report.state != State::Injected {
+        assert_eq!(report.state, State::Failed(Reason::Unsupported), "{report:?}");
+        assert!(report.message.contains("oomScoreAdj"), "{report:?}");
+    }
+}
+
+fn io(path: &str) -> Stress {
+    Stress { io: Some(Io { workers: 2, bytes: 1 << 20, path: path.into() }), ..none() }
+}
+
+async fn io_leaves_no_file() {
+    let (sandbox, _target, mut rig) = one();
+    let dir = tempfile::tempdir_in(".").expect("a directory on a disk");
+    let path = dir.path().canonicalize().expect("its path");
+    let path = path.to_str().expect("a path");
+    rig.order(vec![fault(&sandbox, "a", Stage::Fire, &io(path))]);
+    injected(&mut rig).await;
+    let pid = stressors(&sandbox)[0];
+    // By the kernel's counters of the process: those of the cgroup of version 1 count nothing without a throttle.
+    let moved = |field: &str| {
+        let text = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+        let value = text.lines().find_map(|line| line.strip_prefix(field)?.trim().parse::<u64>().ok());
+        value.is_some_and(|bytes| bytes > 0)
+    };
+    until(Duration::from_secs(5), "it writes", || moved("write_bytes:")).await;
+    assert_eq!(fs::read_dir(path).expect("the directory").count(), 0, "the file has a name");
+    rig.order(vec![]);
+    nothing_left(&sandbox).await;
+    assert_eq!(fs::read_dir(path).expect("the directory").count(), 0);
+}
+
+async fn io_paths_stay_in_the_container() {
+    let (sandbox, _target, mut rig) = one();
+    for path in ["/nowhere/at/all", "/proc/self/root/tmp"] {
+        rig.order(vec![]);
+        rig.order(vec![fault(&sandbox, path, Stage::Fire, &io(path))]);
+        let refused = rig.outcome().await;
+        assert_eq!(refused.state, State::Failed(Reason::Unsupported), "{refused:?}");
+        assert!(refused.message.contains("io.path"), "{refused:?}");
+    }
+}
+
+async fn pids_are_there_and_go() {
+    let (sandbox, _target, mut rig) = one();
+    let before: u64 = sandbox.get("pids.current").parse().expect("a number");
+    let stress = Stress { pids: Some(150), ..none() };
+    rig.order(vec![fault(&sandbox, "a", Stage::Fire, &stress)]);
+    injected(&mut rig).await;
+    let during: u64 = sandbox.get("pids.current").parse().expect("a number");
+    assert_eq!(during, before + 150);
+    rig.order(vec![fault(&sandbox, "a", Stage::Recover, &stress)]);
+    assert_eq!(rig.outcome().await.state, State::Recovered);
+    assert_eq!(sandbox.get("pids.current").parse::<u64>().expect("a number"), before);
+    // As many as the container's limit lets through, and that is told.
+    sandbox.limit(50);
+    rig.order(vec![fault(&sandbox, "b", Stage::Fire, &stress)]);
+    injected(&mut rig).await;
+    let told = injected(&mut rig).await;
+    assert!(told.lasting.warnings.iter().any(|warning| warning.contains("of 150 tasks")), "{told:?}");
+}
+
+async fn stressors_have_no_capability_and_no_file() {
+    let (sandbox, target, mut rig) = one();
+    rig.order(vec![fault(&sandbox, "a", Stage::Fire, &cpu(1, 10))]);
+    injected(&mut rig).await;
+    let pid = stressors(&sandbox)[0];
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+    for field in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("a field");
+        assert_eq!(line.trim(), "0000000000000000", "{field}");
+    }
+    assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+    let mut open: Vec<String> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .expect("its files")
+        .flatten()
+        .map(|entry| fs::read_link(entry.path()).expect("a file").display().to_string())
+        .collect();
+    open.sort();
+    assert_eq!(open.len(), 4, "{open:?}");
+    assert!(
+        open[0] == "anon_inode:[pidfd]" && open[1..].iter().all(|file| file.starts_with("socket:")),
+        "{open:?}"
+    );
+    assert_eq!(fs::read(format!("/proc/{pid}/environ")).expect("its environment"), b"");
+    // In every hierarchy where the target is.
+    let cgroups = |pid| fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("its cgroups");
+    assert_eq!(cgroups(pid), cgroups(target.pid()));
+}
+
+async fn squeezes_hold_the_stricter_and_each_ends_alone() {
+    let (sandbox, _target, mut rig) = one();
+    let before =
+        (sandbox.get("cpu.cfs_quota_us"), sandbox.get("memory.limit_in_bytes"), sandbox.get("pids.max"));
+    let a = squeeze(Squeeze { cpu_millis: Some(300), pids: Some(40), ..Squeeze::default() });
+    let b = squeeze(Squeeze {
+        cpu_millis: Some(100),
+        memory: Some((64 << 20) + 1),
+        memory_hard: true,
+        ..Squeeze::default()
+    });
+    let order = |name, stress| fault(&sandbox, name, Stage::Fire, stress);
+    rig.order(vec![order("a", &a)]);
+    injected(&mut rig).await;
+    assert_eq!((sandbox.get("cpu.cfs_quota_us"), sandbox.get("pids.max")), ("30000".into(), "40".into()));
+    rig.order(vec![order("a", &a), order("b", &b)]);
+    injected(&mut rig).await;
+    assert_eq!(sandbox.get("cpu.cfs_quota_us"), "10000");
+    assert_eq!(sandbox.get("memory.limit_in_bytes"), (64 << 20).to_string());
+    rig.order(vec![order("a", &a), fault(&sandbox, "b", Stage::Recover, &b)]);
+    assert_eq!(rig.outcome().await.state, State::Recovered);
+    assert_eq!(sandbox.get("cpu.cfs_quota_us"), "30000");
+    assert_eq!(sandbox.get("memory.limit_in_bytes"), before.1);
+    rig.order(vec![fault(&sandbox, "a", Stage::Recover, &a)]);
+    assert_eq!(rig.outcome().await.state, State::Recovered);
+    let after =
+        (sandbox.get("cpu.cfs_quota_us"), sandbox.get("memory.limit_in_bytes"), sandbox.get("pids.max"));
+    assert_eq!(after, before);
+}
+
+async fn somebody_elses_limit_stays() {
+    let (sandbox, _target, mut rig) = one();
+    let stress = squeeze(Squeeze { cpu_millis: Some(300), pids: Some(40), ..Squeeze::default() });
+    rig.order(vec![fault(&sandbox, "a", Stage::Fire, &stress)]);
+    injected(&mut rig).await;
+    sandbox.set("pids.max", "77");
+    rig.order(vec![fault(&sandbox, "a", Stage::Recover, &stress)]);
+    let end = rig.outcome().await;
+    assert_eq!(end.state, State::Recovered);
+    assert!(end.lasting.warnings.iter().any(|warning| warning.contains("pids.max")), "{end:?}");
+    assert_eq!((sandbox.get("cpu.cfs_quota_us"), sandbox.get("pids.max")), ("-1".into(), "77".into()));
+}
+
+async fn soft_memory_is_refused_where_there_is_none() {
+    let (sandbox, _target, mut rig) = one();
+    let stress = squeeze(Squeeze { memory: Some(64 << 20), ..Squeeze::default() });
+    rig.order(vec![fault(&sandbox, "a", Stage::Fire, &stress)]);
+    let refused = rig.outcome().await;
+    assert_eq!(refused.state, State::Refused(Reason::Unsupported), "{refused:?}");
+    assert!(refused.message.contains("memoryHard"), "{refused:?}");
+}
+
+/// A CPU stressor and a squeeze.
+fn both() -> Stress {
+    Stress { squeeze: Squeeze { pids: Some(60), ..Squeeze::default() }, ..cpu(1, 20) }
+}
+
+fn stands(sandbox: &Sandbox) -> bool {
+    sandbox.get("pids.max") == "60" && stressors(sandbox).len() == 1
+}
+
+fn is_as_before(sandbox: &Sandbox) -> bool {
+    sandbox.get("pids.max") == "max" && stressors(sandbox).is_empty()
+}
+
+async fn an_order_that_is_not_renewed_is_put_back_and_comes_back() {
+    let (sandbox, _target, mut rig) = one();
+    let order = || Order { ttl: Duration::from_millis(500), ..fault(&sandbox, "a", Stage::Fire, &both()) };
+    rig.order(vec![order()]);
+    injected(&mut rig).await;
+    assert!(stands(&sandbox));
+    let end = rig.outcome().await;
+    assert_eq!(end.state, State::Recovered);
+    assert!(end.message.contains("not renewed") && is_as_before(&sandbox), "{end:?}");
+    rig.order(vec![order()]);
+    assert_eq!(injected(&mut rig).await.lasting.interruptions, 1);
+    assert!(stands(&sandbox));
+}
+
+async fn stressors_end_with_the_container() {
+    let (sandbox, mut target, mut rig) = one();
+    rig.order(vec![fault(&sandbox, "a", Stage::Fire, &both())]);
+    injected(&mut rig).await;
+    target.0.kill().expect("killing the target");
+    target.wait().await;
+    let end = rig.outcome().await;
+    assert_eq!(end.state, State::Failed(Reason::ContainerGone), "{end:?}");
+    assert!(is_as_before(&sandbox) && ours().is_empty());
+}
+
+async fn what_is_no_longer_ordered_is_put_back() {
+    let (sandbox, _target, mut rig) = one();
+    rig.order(vec![fault(&sandbox, "a", Stage::Fire, &both())]);
+    injected(&mut rig).await;
+    rig.order(vec![]);
+    until(Duration::from_secs(2), "all is as before", || is_as_before(&sandbox)).await;
+    assert!(rig.node.watch().1.is_empty());
+    // Ordered again while it ends, it stands again.
+    for _ in 0..5 {
+        rig.order(vec![fault(&sandbox, "a", Stage::Fire, &both())]);
+        rig.order(vec![]);
+        rig.order(vec![fault(&sandbox, "a", Stage::Fire, &both())]);
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+    until(Duration::from_secs(2), "it stands", || stands(&sandbox)).await;
+}
+
+async fn a_daemon_that_ends_puts_back_and_the_next_injects_again() {
+    let (sandbox, _target, mut rig) = one();
+    rig.order(vec![fault(&sandbox, "a", Stage::Fire, &both())]);
+    injected(&mut rig).await;
+    rig.node.put_back().await;
+    assert!(is_as_before(&sandbox));
+    rig.start_again();
+    let (_, known, _) = rig.node.watch();
+    assert_eq!((known.len(), known[0].state, known[0].lasting.interruptions), (1, State::Armed, 1));
+    rig.order(vec![fault(&sandbox, "a", Stage::Fire, &both())]);
+    assert_eq!(injected(&mut rig).await.lasting.interruptions, 1);
+    assert!(stands(&sandbox));
+}
+
+/// A daemon of its own, in a process of its own, that can be killed.
+fn daemon(duty: &str, sandbox: &Sandbox, target: &Target, dir: &Path) -> Target {
+    stranger_with(
+        duty,
+        &[
+            ("SQUALL_TEST_JOURNAL", dir.to_str().expect("a path")),
+            ("SQUALL_TEST_CONTAINER", &sandbox.id),
+            ("SQUALL_TEST_INIT", &target.pid().to_string()),
+        ],
+    )
+}
+
+/// What that daemon does.
+pub async fn hold_stress() {
+    let variable = |name| std::env::var(name).expect("a variable");
+    let init = variable("SQUALL_TEST_INIT").parse().expect("a PID");
+    let id = variable("SQUALL_TEST_CONTAINER");
+    let mut rig = Rig::of(&[(order_of(&id), init)]);
+    rig.start_in(Path::new(&variable("SQUALL_TEST_JOURNAL")));
+    rig.order(vec![fault_of(&id, "a", Stage::Fire, &both())]);
+    injected(&mut rig).await;
+    println!("ready");
+    std::future::pending::<()>().await;
+}
+
+async fn a_killed_daemon_leaves_nothing_and_the_next_puts_back() {
+    let (sandbox, target, mut rig) = one();
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut other = daemon("hold-stress", &sandbox, &target, dir.path());
+    assert!(stands(&sandbox));
+    let pid = other.pid();
+    other.0.kill().expect("killing the daemon");
+    other.wait().await;
+    // By the kernel's own means, without anybody's help.
+    until(Duration::from_secs(2), "its stressors are gone", || all().iter().all(|(_, owner)| *owner != pid))
+        .await;
+    nothing_left(&sandbox).await;
+    assert_eq!(sandbox.get("pids.max"), "60");
+    let start = Instant::now();
+    rig.start_in(dir.path());
+    assert!(is_as_before(&sandbox));
+    assert!(start.elapsed() < Duration::from_secs(1));
+    rig.order(vec![fault(&sandbox, "a", Stage::Fire, &both())]);
+    assert_eq!(injected(&mut rig).await.lasting.interruptions, 1);
+    assert!(stands(&sandbox));
+}
+
+async fn a_daemon_killed_before_the_effect_changes_nothing() {
+    use squall_daemon::{
+        journal::{Journal, Progress},
+        setting::{Setting, Undo, Value},
+    };
+    let (sandbox, _target, mut rig) = one();
+    sandbox.set("pids.max", "99");
+    let setting = Setting::new(sandbox.file("pids.max"), Value::Number);
+    let undos = vec![Undo { setting, original: Some(99), wanted: 60 }];
+    // Killed before the write; after it; and somebody else's value, written while no daemon was there.
+    for (found, left) in [("99", "99"), ("60", "99"), ("77", "77")] {
+        sandbox.set("pids.max", found);
+        let dir = tempfile::tempdir().expect("a directory");
+        let standing = Progress::Standing { undos: undos.clone(), interruptions: 0 };
+        Journal::open(dir.path()).expect("a journal").note("a/x", standing).expect("noted");
+        rig.start_in(dir.path());
+        assert_eq!(sandbox.get("pids.max"), left);
+        let interrupted = Progress::Interrupted { interruptions: 1 };
+        let text = fs::read_to_string(dir.path().join("journal")).expect("the journal");
+        assert!(text.contains("Interrupted"), "{text} has no {interrupted:?}");
+    }
+}
+
+async fn a_stressor_is_quickly_there_and_quickly_gone() {
+    let (sandbox, _target, mut rig) = one();
+    let (mut there, mut gone) = (Vec::new(), Vec::new());
+    for round in 0..10 {
+        let name = format!("round-{round}");
+        let order = |stage| fault(&sandbox, &name, stage, &cpu(1, 100));
+        rig.order(vec![order(Stage::Arm)]);
+        assert_eq!(rig.report().await.state, State::Armed);
+        let start = Instant::now();
+        rig.order(vec![order(Stage::Fire)]);
+        injected(&mut rig).await;
+        there.push(start.elapsed());
+        let start = Instant::now();
+        rig.order(vec![order(Stage::Recover)]);
+        until(Duration::from_secs(2), "it is gone", || stressors(&sandbox).is_empty()).await;
+        gone.push(start.elapsed());
+        rig.outcome().await;
+    }
+    there.sort();
+    gone.sort();
+    println!("  there after {:?}, gone after {:?} (medians)", there[5], gone[5]);
+    // Unoptimised, and on a busy machine.
+    assert!(there[5] < Duration::from_millis(100) && gone[5] < Duration::from_millis(100));
+}
