@@ -64,9 +64,9 @@ pub(super) async fn run(
             left: false,
         };
         let end = match (&action, turn.put_back_left_over()) {
-            (_, Err(end)) => end,
-            (Some(action), Ok(())) => turn.take(&container, action, &mut commands).await,
-            (None, Ok(())) => turn.told(State::Refused(Reason::Unsupported), UNKNOWN.into()),
+            (_, Some(end)) => end,
+            (Some(action), None) => turn.take(&container, action, &mut commands).await,
+            (None, None) => turn.told(State::Refused(Reason::Unsupported), UNKNOWN.into()),
         };
         match node.finish(&id, end, interruptions) {
             Next::Nothing => return,
@@ -195,8 +195,8 @@ struct Turn<'a> {
 }
 
 impl Turn<'_> {
-    /// What could not be put back the last time.
-    fn put_back_left_over(&mut self) -> Result<(), End> {
+    /// Puts back what could not be put back the last time; the end, if it still can't.
+    fn put_back_left_over(&mut self) -> Option<End> {
         let undos = match self.node.lock().journal.progress(self.id) {
             Some(Progress::Standing { undos, .. }) => undos.clone(),
             Some(
@@ -205,18 +205,18 @@ impl Turn<'_> {
                 | Progress::Interrupted { .. }
                 | Progress::Final(_),
             )
-            | None => return Ok(()),
+            | None => return None,
         };
         for (_, outcome) in put_back_all(undos.iter().map(|undo| (self.id, undo))) {
             match outcome {
                 Ok(warning) => self.lasting.warnings.extend(warning),
                 Err(error) => {
                     let message = format!("an earlier change could not be put back: {error}");
-                    return Err(End::Left(self.report(State::Failed(Reason::Internal), message)));
+                    return Some(End::Left(self.report(State::Failed(Reason::Internal), message)));
                 }
             }
         }
-        Ok(())
+        None
     }
 
     fn report(&self, state: State, message: String) -> FaultReport {
