@@ -61,6 +61,8 @@ pub const HALT: &str = "squall.dev/halt";
 /// Finalizer on experiments.
 pub const FINALIZER: &str = "squall.dev/recover";
 
+/// The CRDs of experiments, by name: plural and group. That one of them is deleted means that Squall is removed.
+pub const CRDS: [&str; 2] = ["podchaos.squall.dev", "stresschaos.squall.dev"];
 /// Namespaces that no label can open, beside [`NAMESPACE`].
 pub const PROTECTED_NAMESPACES: [&str; 4] = ["kube-system", "kube-public", "kube-node-lease", NAMESPACE];
 
@@ -115,6 +117,8 @@ pub const PATH_MUTATE_ANNOTATIONS: &str = "/mutate/annotations";
 pub const PATH_MUTATE_EXPERIMENTS: &str = "/mutate/experiments";
 /// Path of the validating review of experiments.
 pub const PATH_VALIDATE_EXPERIMENTS: &str = "/validate/experiments";
+/// Path of the webhook that holds up Squall's own removal until nothing is failed.
+pub const PATH_VALIDATE_REMOVAL: &str = "/validate/removal";
 
 /// The DNS name for which the webhook's certificate is made.
 pub const WEBHOOK_SERVER_NAME: &str = "squall-webhook.squall-system.svc";

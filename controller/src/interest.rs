@@ -18,6 +18,8 @@ pub struct Interest {
     pub owners: HashSet<String>,
     /// Nodes whose daemons matter.
     pub nodes: HashSet<String>,
+    /// It looks for pods by the labels of their nodes.
+    pub node_labels: bool,
     /// Namespaces in which every pod matters.
     pub namespaces: BTreeSet<String>,
     /// Namespaces whose opt-in or protection matters: those of the targets.
@@ -61,6 +63,11 @@ impl Interests {
     /// Whom news from the node's daemon concern.
     pub fn of_node(&self, name: &str) -> Vec<ObjectRef<PodChaos>> {
         self.filter(|interest| interest.nodes.contains(name))
+    }
+
+    /// Whom other labels of a node concern. Of any node: whether pods of theirs are on it is for the plan to see.
+    pub fn of_labels(&self) -> Vec<ObjectRef<PodChaos>> {
+        self.filter(|interest| interest.node_labels)
     }
 
     /// The experiment `uid`.

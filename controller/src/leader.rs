@@ -76,17 +76,15 @@ impl Router {
                     routes.pod(&pod);
                 }
             }
+            Change::Namespace(name) if name == names::NAMESPACE => routes.leaving(),
             Change::Namespace(name) => {
                 routes.wake(routes.interests.of_namespace(&name));
-                let index = routes.observer.read();
-                let ours = name == names::NAMESPACE;
-                if ours && index.is_leaving() {
-                    routes.wake(routes.experiments.state().iter().map(|chaos| ObjectRef::from_obj(&**chaos)));
-                }
-                for pod in index.all_held().filter(|pod| ours || pod.namespace == name) {
+                for pod in routes.observer.read().all_held().filter(|pod| pod.namespace == name) {
                     routes.pod(pod);
                 }
             }
+            Change::Node(_) => routes.wake(routes.interests.of_labels()),
+            Change::Leaving => routes.leaving(),
         });
     }
 
@@ -114,6 +112,15 @@ impl Routes {
             // The receiver goes only with the term.
             let _ = self.turns.send(experiment);
         }
+    }
+
+    /// Squall is being removed, or may be: everything is put back then.
+    fn leaving(&self) {
+        let index = self.observer.read();
+        if index.is_leaving() {
+            self.wake(self.experiments.state().iter().map(|chaos| ObjectRef::from_obj(&**chaos)));
+        }
+        index.all_held().for_each(|pod| self.pod(pod));
     }
 
     /// A recorded pod: its holders may have to let it go, and the janitor looks at it.

@@ -8,6 +8,7 @@ use std::sync::{Arc, RwLock, RwLockReadGuard};
 
 use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::PartialObjectMeta;
 use kube::{Api, Client};
 use kube_runtime::WatchStreamExt;
@@ -30,6 +31,10 @@ pub enum Change {
     },
     /// A namespace, by name.
     Namespace(String),
+    /// A node's labels, by its name.
+    Node(String),
+    /// Whether [Squall is being removed](Index::is_leaving).
+    Leaving,
 }
 
 /// The index and its feeders.
@@ -39,7 +44,7 @@ pub struct Observer {
     synced: watch::Receiver<u8>,
 }
 
-/// How many kinds are watched.
+/// How many kinds are waited for. Our CRDs aren't: nothing is decided by them but that Squall is being removed.
 const KINDS: u8 = 3;
 
 impl Observer {
@@ -67,6 +72,24 @@ impl Observer {
             },
             Index::namespaces,
         ));
+        for name in names::CRDS {
+            // By name: more than that we may not see.
+            let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+            let crds =
+                watcher(Api::<PartialObjectMeta<CustomResourceDefinition>>::all(client.clone()), config);
+            let (not_counted, _) = watch::channel(0);
+            tokio::spawn(feed(
+                crds,
+                index.clone(),
+                changes.clone(),
+                Arc::new(not_counted),
+                |meta: &PartialObjectMeta<CustomResourceDefinition>| CrdView {
+                    name: meta.metadata.name.clone().unwrap_or_default(),
+                    terminating: meta.metadata.deletion_timestamp.is_some(),
+                },
+                Index::crds,
+            ));
+        }
         tokio::spawn(feed(
             nodes,
             index.clone(),
@@ -103,6 +126,13 @@ impl Observer {
 struct NodeView {
     name: String,
     labels: BTreeMap<String, String>,
+}
+
+/// One of our CRDs as decisions see it.
+#[derive(Clone, Debug, Default)]
+struct CrdView {
+    name: String,
+    terminating: bool,
 }
 
 /// How the views of one kind are kept.
@@ -171,6 +201,8 @@ pub struct Index {
     held: HashMap<String, BTreeSet<(String, String)>>,
     /// By owner's UID: namespace and name of the pods that it owns.
     owned: HashMap<String, BTreeSet<(String, String)>>,
+    /// Our CRDs that are being deleted.
+    leaving: BTreeSet<String>,
 }
 
 impl Index {
@@ -179,9 +211,10 @@ impl Index {
         self.namespaces.get(name)
     }
 
-    /// Squall itself is being removed: its namespace has a deletion mark.
+    /// Squall itself is being removed: its namespace or one of its CRDs has a deletion mark.
     pub fn is_leaving(&self) -> bool {
-        self.namespace(names::NAMESPACE).is_some_and(|namespace| namespace.terminating)
+        !self.leaving.is_empty()
+            || self.namespace(names::NAMESPACE).is_some_and(|namespace| namespace.terminating)
     }
 
     /// A node's labels.
@@ -314,16 +347,39 @@ impl Index {
     fn nodes() -> Kind<NodeView> {
         Kind {
             put: |index, node| {
-                index.nodes.insert(node.name, node.labels);
-                None
+                let old = index.nodes.insert(node.name.clone(), node.labels);
+                // Nodes report themselves every few seconds, and nothing of that matters here.
+                (old.as_ref() != index.nodes.get(&node.name)).then_some(Change::Node(node.name))
             },
-            remove: |index, node| {
-                index.nodes.remove(&node.name);
-                None
-            },
+            remove: |index, node| index.nodes.remove(&node.name).map(|_| Change::Node(node.name.clone())),
             retain: |index, listed| {
                 let there: BTreeSet<&str> = listed.iter().map(|node| node.name.as_str()).collect();
-                index.nodes.retain(|name, _| there.contains(name.as_str()));
+                index
+                    .nodes
+                    .extract_if(|name, _| !there.contains(name.as_str()))
+                    .map(|(name, _)| Change::Node(name))
+                    .collect()
+            },
+        }
+    }
+
+    fn crds() -> Kind<CrdView> {
+        Kind {
+            put: |index, crd| {
+                let changed = if crd.terminating {
+                    index.leaving.insert(crd.name)
+                } else {
+                    index.leaving.remove(&crd.name)
+                };
+                changed.then_some(Change::Leaving)
+            },
+            remove: |index, crd| index.leaving.remove(&crd.name).then_some(Change::Leaving),
+            // Each watch lists one: what it doesn't list, it doesn't know.
+            retain: |index, listed| {
+                if listed.is_empty() && !index.leaving.is_empty() {
+                    index.leaving.clear();
+                    return vec![Change::Leaving];
+                }
                 Vec::new()
             },
         }
@@ -387,6 +443,31 @@ mod tests {
         index.put_pod(pod("a", "2", None));
         assert_eq!((Index::pods().remove)(&mut index, &pod("a", "1", None)), None);
         assert!(index.pod("ns", "a").is_some());
+    }
+
+    #[test]
+    fn a_node_is_told_of_when_its_labels_change_only() {
+        let mut index = Index::default();
+        let node = |zone: &str| NodeView { name: "n".into(), labels: [("zone".into(), zone.into())].into() };
+        let told = Some(Change::Node("n".to_owned()));
+        assert_eq!((Index::nodes().put)(&mut index, node("a")), told);
+        assert_eq!((Index::nodes().put)(&mut index, node("a")), None);
+        assert_eq!((Index::nodes().put)(&mut index, node("b")), told);
+        assert_eq!((Index::nodes().retain)(&mut index, &[]), [Change::Node("n".to_owned())]);
+        assert_eq!(index.node_labels("n"), None);
+    }
+
+    #[test]
+    fn a_crd_on_its_way_out_means_that_squall_is_removed_until_it_is_gone() {
+        let mut index = Index::default();
+        let crd = |terminating| CrdView { name: names::CRDS[0].into(), terminating };
+        assert_eq!((Index::crds().put)(&mut index, crd(false)), None);
+        assert!(!index.is_leaving());
+        assert_eq!((Index::crds().put)(&mut index, crd(true)), Some(Change::Leaving));
+        assert_eq!((Index::crds().put)(&mut index, crd(true)), None);
+        assert!(index.is_leaving());
+        assert_eq!((Index::crds().remove)(&mut index, &crd(true)), Some(Change::Leaving));
+        assert!(!index.is_leaving());
     }
 
     #[test]

@@ -419,6 +419,7 @@ fn interest(chaos: &PodChaos, status: &ExperimentStatus) -> Interest {
         pods: targets().map(|target| target.uid.clone()).collect(),
         owners: targets().filter_map(|target| target.owner.clone()).collect(),
         nodes: targets().filter_map(|target| target.node.clone()).collect(),
+        node_labels: looking && !chaos.spec.selector.node_selectors.is_empty(),
         opt_ins: targets().map(|target| target.namespace.clone()).collect(),
         namespaces,
     }

@@ -25,7 +25,7 @@ use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::review::{Answer, Request};
 use crate::world::World;
-use crate::{access, annotations, experiments};
+use crate::{access, annotations, experiments, removal};
 
 /// The largest body: etcd takes 1.5 MiB an object, and an UPDATE carries two.
 pub const LIMIT: usize = 8 << 20;
@@ -58,6 +58,8 @@ struct Desk {
     room: Semaphore,
     /// Of questions to the API server.
     turns: Semaphore,
+    /// Of removals that are held up.
+    removals: Semaphore,
 }
 
 /// A body, and its room.
@@ -69,6 +71,7 @@ enum Path {
     MutateAnnotations,
     MutateExperiments,
     ValidateExperiments,
+    ValidateRemoval,
 }
 
 impl Path {
@@ -78,6 +81,7 @@ impl Path {
             Self::MutateAnnotations => names::PATH_MUTATE_ANNOTATIONS,
             Self::MutateExperiments => names::PATH_MUTATE_EXPERIMENTS,
             Self::ValidateExperiments => names::PATH_VALIDATE_EXPERIMENTS,
+            Self::ValidateRemoval => names::PATH_VALIDATE_REMOVAL,
         }
     }
 }
@@ -91,8 +95,20 @@ struct Rejected {
 
 /// Every path.
 pub fn router(app: App) -> Router {
-    let desk = Arc::new(Desk { app, room: Semaphore::new(ROOM), turns: Semaphore::new(access::TOGETHER) });
-    [Path::MutatePods, Path::MutateAnnotations, Path::MutateExperiments, Path::ValidateExperiments]
+    let desk = Arc::new(Desk {
+        app,
+        room: Semaphore::new(ROOM),
+        turns: Semaphore::new(access::TOGETHER),
+        removals: Semaphore::new(removal::TOGETHER),
+    });
+    let paths = [
+        Path::MutatePods,
+        Path::MutateAnnotations,
+        Path::MutateExperiments,
+        Path::ValidateExperiments,
+        Path::ValidateRemoval,
+    ];
+    paths
         .into_iter()
         .fold(Router::new(), |router, path| {
             let handler = move |State(desk): State<Arc<Desk>>, headers: HeaderMap, body: Body| async move {
@@ -186,6 +202,7 @@ impl Desk {
                     }
                 }
             },
+            Path::ValidateRemoval => removal::review(&self.app.client, &self.removals, request).await,
         }
     }
 
@@ -266,7 +283,7 @@ fn is_bomb(path: Path, body: &[u8]) -> bool {
     objects + commas > VALUES
         || match path {
             Path::MutatePods | Path::MutateAnnotations => objects > OBJECTS,
-            Path::MutateExperiments | Path::ValidateExperiments => false,
+            Path::MutateExperiments | Path::ValidateExperiments | Path::ValidateRemoval => false,
         }
 }
 

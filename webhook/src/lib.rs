@@ -5,6 +5,7 @@
 //! - [`pods`]: pods. No call is made while one is admitted: all it needs is in [`world`].
 //! - [`annotations`]: small faults by annotation, on pods and workloads.
 //! - [`experiments`]: experiments, as far as that takes nobody else; [`access`] asks the API server the rest.
+//! - [`removal`]: Squall's own, which is held up until nothing is failed.
 //! - [`watch`] keeps [`world`] and the certificate of [`tls`] as the cluster has them; [`serve`] does the wire.
 //!
 //! Nothing here decides what a fault is or whom it may hit: that is `squall-model`'s.
@@ -17,6 +18,7 @@ pub mod experiments;
 pub mod health;
 pub mod metrics;
 pub mod pods;
+pub mod removal;
 pub mod review;
 pub mod serve;
 pub mod tls;

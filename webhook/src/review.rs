@@ -66,6 +66,9 @@ pub struct Request<'a> {
     /// CREATE, UPDATE, DELETE or CONNECT.
     #[serde(default, deserialize_with = "or_default")]
     pub operation: String,
+    /// Nothing is to come of it.
+    #[serde(default, deserialize_with = "or_default")]
+    pub dry_run: bool,
     /// Who asks.
     #[serde(default, deserialize_with = "or_default")]
     pub user_info: UserInfo,

@@ -14,6 +14,12 @@ use support::{Bench, CRASH, PAUSE, bench, review};
 
 const POD: (&str, &str, &str) = ("", "v1", "Pod");
 const CONTROLLER: &str = names::CONTROLLER_USER;
+const PATHS: [&str; 4] = [
+    names::PATH_MUTATE_PODS,
+    names::PATH_MUTATE_EXPERIMENTS,
+    names::PATH_VALIDATE_EXPERIMENTS,
+    names::PATH_VALIDATE_REMOVAL,
+];
 
 /// As the API server stores it; `labels` and `annotations` may be null.
 fn pod(labels: Value, annotations: Value) -> Value {
@@ -468,7 +474,7 @@ async fn in_doubt_a_pod_passes() {
 #[tokio::test]
 async fn what_is_no_review_gets_an_answer_too() {
     let bench = bench();
-    for path in [names::PATH_MUTATE_PODS, names::PATH_MUTATE_EXPERIMENTS, names::PATH_VALIDATE_EXPERIMENTS] {
+    for path in PATHS {
         for body in [
             "",
             "{",
@@ -544,7 +550,7 @@ async fn what_would_take_far_more_memory_than_it_has_bytes_is_not_read() {
         whole = whole.replacen("\"object\":{}", &format!("\"object\":{raw}"), 1);
         whole
     };
-    for path in [names::PATH_MUTATE_PODS, names::PATH_MUTATE_EXPERIMENTS, names::PATH_VALIDATE_EXPERIMENTS] {
+    for path in PATHS {
         let (status, text) = bench.post(path, bomb("1", 1_000_000)).await;
         assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{text}");
     }
