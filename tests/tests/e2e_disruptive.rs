@@ -302,23 +302,49 @@ fn a_node_without_a_daemon_is_named_within_ten_seconds() {
     });
 }
 
+/// Longer than a leader renews its Lease without an answer, so another term begins in it.
+const SILENCE: u32 = 12;
+
+/// Twenty pods that nobody runs, and one that runs.
+async fn many(ns: &Ns) -> Result<Pod> {
+    let pods: Vec<Pod> = (0..20).map(|n| unschedulable(&format!("web-{n}"), "web")).collect();
+    try_join_all(pods.iter().map(|pod| ns.create(pod))).await?;
+    ns.ready_pod(&pod("app")).await
+}
+
+async fn all_are_back(ns: &Ns, running: &Pod) -> Result<()> {
+    ns.all_whole("web").await?;
+    let now = ns.whole("app").await?;
+    assert_eq!(now.uid(), running.uid());
+    Ok(())
+}
+
 #[test]
-fn an_api_server_that_is_silent_for_a_while_holds_up_nothing_for_good() {
-    disrupt("silent-api", async |ns| {
-        let pods: Vec<Pod> = (0..20).map(|n| unschedulable(&format!("web-{n}"), "web")).collect();
-        try_join_all(pods.iter().map(|pod| ns.create(pod))).await?;
-        let running = ns.ready_pod(&pod("app")).await?;
+fn an_api_server_that_is_silent_during_an_injection_holds_up_nothing_for_good() {
+    disrupt("silent-inject", async |ns| {
+        let running = many(ns).await?;
         ns.create(&failure("down", |spec| spec.duration = Some("2s".into()))).await?;
         tokio::time::sleep(some_time_below(Duration::from_millis(300))).await;
         // In the middle of the injection, or soon after it; the end of the fault falls into the silence.
-        silence_the_api_server(6)?;
+        silence_the_api_server(SILENCE)?;
         let chaos = ns.completed("down").await?;
         assert_eq!(chaos.phase(), Phase::Completed, "{}", chaos.shown());
         assert_eq!(chaos.in_phase(TargetPhase::Recovered).len(), 21, "{}", chaos.shown());
-        ns.all_whole("web").await?;
-        let now = ns.whole("app").await?;
-        assert_eq!(now.uid(), running.uid());
-        Ok(())
+        all_are_back(ns, &running).await
+    });
+}
+
+#[test]
+fn an_api_server_that_is_silent_during_a_recovery_holds_up_nothing_for_good() {
+    disrupt("silent-recover", async |ns| {
+        let running = many(ns).await?;
+        ns.create(&failure("down", |_| ())).await?;
+        ns.condition("down", "Injected").await?;
+        ns.delete_chaos("down").await?;
+        tokio::time::sleep(some_time_below(Duration::from_millis(150))).await;
+        silence_the_api_server(SILENCE)?;
+        ns.chaos_gone("down").await?;
+        all_are_back(ns, &running).await
     });
 }
 

@@ -35,6 +35,9 @@ pub struct Args {
     /// Push Squall's images to this registry (and path), and take them from there; with --context.
     #[arg(long, requires = "context")]
     pub registry: Option<String>,
+    /// The busybox that the demo's pods run; for a cluster that can't pull the public one.
+    #[arg(long)]
+    pub image: Option<String>,
 }
 
 /// One fault to show.
@@ -69,8 +72,8 @@ fn shows() -> [Show; 3] {
 pub fn run(args: Args) -> Result<()> {
     let kubectl = Kubectl::up(args.context.as_deref())?;
     deploy::install(&kubectl, args.registry.as_deref())?;
-    let image = if kubectl.cluster().is_some() { BUSYBOX_IMAGE } else { PUBLIC_BUSYBOX };
-    prepare(&kubectl, image)?;
+    let usual = if kubectl.cluster().is_some() { BUSYBOX_IMAGE } else { PUBLIC_BUSYBOX };
+    prepare(&kubectl, args.image.as_deref().unwrap_or(usual))?;
     for (number, show) in shows().iter().enumerate() {
         println!("\n{}. {}", number + 1, show.title);
         let object = perform(&kubectl, show).with_context(|| format!("the demo of {} failed", show.name))?;

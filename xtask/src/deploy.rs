@@ -14,12 +14,12 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 use squall_api::names;
 
-use crate::{build, image, images, kubectl, kubectl::Kubectl, progress::Step};
+use crate::{build, images, kubectl, kubectl::Kubectl, progress::Step};
 
 /// Annotation on our pods' templates: the hash of the image.
 const CONTENT: &str = "squall.dev/content";
-/// The images, without `squall-`.
-const IMAGES: [&str; 5] = ["controller", "webhook", "daemon", "pause", "crash"];
+/// What each image's content comes to, by its name.
+type Hashes = BTreeMap<&'static str, String>;
 /// How long the workloads may take: the first time a node pulls five images.
 const ROLLOUT: Duration = Duration::from_secs(180);
 /// How long the webhook may take to be reached once its pods are Ready.
@@ -64,11 +64,12 @@ pub fn run(args: Args) -> Result<()> {
 
 /// Installs this tree's Squall there, and waits until it can be used.
 pub fn install(kubectl: &Kubectl, registry: Option<&str>) -> Result<()> {
-    let built = kubectl.cluster().is_some() || registry.is_some();
-    if built {
-        images::run(images::Args { push: registry.map(str::to_owned), load: images::Kind::Local })?;
-    }
-    let hashes = if built { hashes()? } else { BTreeMap::new() };
+    let hashes = if kubectl.cluster().is_some() || registry.is_some() {
+        let push = registry.map(str::to_owned);
+        images::deliver(images::Args { push, load: images::Kind::Local, cluster: None })?
+    } else {
+        BTreeMap::new()
+    };
     let directory = build::checkout()?.join("target/deploy");
     write_overlay(&directory, registry, &hashes)?;
     let step = Step::begin("applying deploy/");
@@ -79,21 +80,8 @@ pub fn install(kubectl: &Kubectl, registry: Option<&str>) -> Result<()> {
     reached(kubectl)
 }
 
-/// The hash of each workload's image by the workload's name, from the archives that were just built.
-fn hashes() -> Result<BTreeMap<String, String>> {
-    let archives = build::checkout()?.join("target/images");
-    WORKLOADS
-        .iter()
-        .map(|Workload { name, .. }| {
-            let path = archives.join(format!("{name}.tar"));
-            let bytes = fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
-            Ok(((*name).to_owned(), image::hex_digest(&bytes)[..16].to_owned()))
-        })
-        .collect()
-}
-
 /// Writes a kustomization on top of `deploy/`; kustomize takes bases by relative paths only.
-fn write_overlay(directory: &Path, registry: Option<&str>, hashes: &BTreeMap<String, String>) -> Result<()> {
+fn write_overlay(directory: &Path, registry: Option<&str>, hashes: &Hashes) -> Result<()> {
     fs::create_dir_all(directory).with_context(|| format!("can't make {}", directory.display()))?;
     let file: PathBuf = directory.join("kustomization.yaml");
     let text = serde_json::to_string_pretty(&overlay(registry, hashes))?;
@@ -101,7 +89,7 @@ fn write_overlay(directory: &Path, registry: Option<&str>, hashes: &BTreeMap<Str
 }
 
 /// The kustomization: JSON is YAML.
-fn overlay(registry: Option<&str>, hashes: &BTreeMap<String, String>) -> Value {
+fn overlay(registry: Option<&str>, hashes: &Hashes) -> Value {
     let patches: Vec<_> = WORKLOADS
         .iter()
         .filter_map(|Workload { kind, name }| {
@@ -112,11 +100,11 @@ fn overlay(registry: Option<&str>, hashes: &BTreeMap<String, String>) -> Value {
             Some(json!({"patch": patch.to_string()}))
         })
         .collect();
-    let images: Vec<_> = IMAGES
+    let images: Vec<_> = hashes
         .iter()
-        .filter_map(|image| {
-            let registry = registry?.trim_end_matches('/');
-            Some(json!({"name": format!("localhost/squall-{image}"), "newName": format!("{registry}/squall-{image}")}))
+        .filter_map(|(image, hash)| {
+            let (local, name) = (format!("localhost/{image}"), images::repository(registry?, image));
+            Some(json!({"name": local, "newName": name, "newTag": images::tag(hash)}))
         })
         .collect();
     json!({"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
@@ -221,14 +209,16 @@ mod tests {
 
     #[test]
     fn only_what_changed_gets_another_template() {
-        let hashes = BTreeMap::from([(names::WEBHOOK.to_owned(), "abc".to_owned())]);
+        let hashes = BTreeMap::from([(names::WEBHOOK, "abc".to_owned()), ("squall-pause", "def".to_owned())]);
         let overlay = overlay(Some("registry.example/x/"), &hashes);
         let patches = overlay["patches"].as_array().unwrap();
         assert_eq!(patches.len(), 1);
         let patch: Value = serde_json::from_str(patches[0]["patch"].as_str().unwrap()).unwrap();
         assert_eq!(patch["metadata"]["name"], names::WEBHOOK);
         assert_eq!(patch["spec"]["template"]["metadata"]["annotations"], json!({CONTENT: "abc"}));
-        assert_eq!(overlay["images"][3]["newName"], "registry.example/x/squall-pause");
+        let pause = json!({"name": "localhost/squall-pause", "newName": "registry.example/x/squall-pause",
+            "newTag": "dev-def"});
+        assert_eq!(overlay["images"][0], pause);
         assert_eq!(super::overlay(None, &hashes)["images"], json!([]));
     }
 

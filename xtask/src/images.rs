@@ -4,8 +4,10 @@
 //! is not loaded again. Nothing is pulled.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -18,7 +20,8 @@ use crate::{
     sh,
 };
 
-/// The tag that the manifests name.
+/// The tag that the manifests name. In a registry the content follows: a node that has an image of that name does not
+/// ask for it again.
 const TAG: &str = "dev";
 /// A number and not root: else a pod with `runAsNonRoot` and no user of its own could not be started at all.
 const NOBODY: &str = "65532:65532";
@@ -31,9 +34,12 @@ pub struct Args {
     /// Push to this registry (and path) instead of loading.
     #[arg(long, conflicts_with = "load")]
     pub push: Option<String>,
-    /// Load into a cluster of this kind: the local one, or the kind or k3d cluster that their own tools would take.
+    /// Load into a cluster of this kind.
     #[arg(long, value_enum, default_value = "local")]
     pub load: Kind,
+    /// Which kind or k3d cluster, by its name there; without it the one that their own tools would take.
+    #[arg(long, conflicts_with = "push")]
+    pub cluster: Option<String>,
 }
 
 /// Where images are loaded.
@@ -41,10 +47,10 @@ pub struct Args {
 pub enum Kind {
     /// The local cluster of `cargo xtask cluster`.
     Local,
-    /// A kind cluster (`KIND_CLUSTER_NAME` names another than the default).
+    /// A kind cluster.
     #[value(name = "kind")]
     KubernetesInDocker,
-    /// The default k3d cluster.
+    /// A k3d cluster.
     K3d,
 }
 
@@ -81,26 +87,53 @@ impl Built {
     fn reference(&self) -> String {
         reference(self.name)
     }
+
+    fn hash(&self) -> String {
+        self.digest[..16].to_owned()
+    }
 }
 
 /// Builds all images, and loads or pushes them.
 pub fn run(args: Args) -> Result<()> {
+    deliver(args).map(drop)
+}
+
+/// Does so, and gives back what each one's content comes to, by its name.
+pub fn deliver(args: Args) -> Result<BTreeMap<&'static str, String>> {
+    let Args { push, load, cluster } = args;
+    ensure!(
+        cluster.is_none() || !matches!(load, Kind::Local),
+        "--cluster is for --load kind or k3d; the local cluster is this checkout's"
+    );
     // Before minutes of building.
-    let push = args
-        .push
-        .as_deref()
-        .map(|registry| Ok::<_, anyhow::Error>((registry, Pusher::find()?)))
-        .transpose()?;
+    let push =
+        push.as_deref().map(|registry| Ok::<_, anyhow::Error>((registry, Pusher::find()?))).transpose()?;
     if push.is_none() {
-        check_target(args.load)?;
+        check_target(load)?;
     }
     let images = build_all()?;
-    match (push, args.load) {
-        (Some((registry, pusher)), _) => push_all(&images, registry, &pusher),
-        (None, Kind::Local) => load_local(&images),
-        (None, Kind::KubernetesInDocker) => load_with("kind", &["load", "image-archive"], &images),
-        (None, Kind::K3d) => load_with("k3d", &["image", "import"], &images),
+    match (push, load) {
+        (Some((registry, pusher)), _) => push_all(&images, registry, &pusher)?,
+        (None, Kind::Local) => load_local(&images)?,
+        (None, Kind::KubernetesInDocker | Kind::K3d) => {
+            for image in &images {
+                let step = Step::begin(format!("loading {}", image.name));
+                sh::output(&mut loading(load, cluster.as_deref(), &image.archive))?;
+                step.done();
+            }
+        }
     }
+    Ok(images.iter().map(|image| (image.name, image.hash())).collect())
+}
+
+/// The name of an image in a registry, without its tag.
+pub fn repository(registry: &str, name: &str) -> String {
+    format!("{}/{name}", registry.trim_end_matches('/'))
+}
+
+/// The tag of an image with that content in a registry.
+pub fn tag(hash: &str) -> String {
+    format!("{TAG}-{hash}")
 }
 
 fn reference(name: &str) -> String {
@@ -173,13 +206,19 @@ fn load_local(images: &[Built]) -> Result<()> {
     Ok(())
 }
 
-fn load_with(tool: &str, words: &[&str], images: &[Built]) -> Result<()> {
-    for image in images {
-        let step = Step::begin(format!("loading {} with {tool}", image.name));
-        sh::output(sh::command(tool, words).arg(&image.archive))?;
-        step.done();
+/// The command that loads an archive there.
+fn loading(kind: Kind, cluster: Option<&str>, archive: &Path) -> Command {
+    let (tool, words, flag) = match kind {
+        Kind::Local => ("ctr", &["images", "import"][..], None),
+        Kind::KubernetesInDocker => ("kind", &["load", "image-archive"][..], Some("--name")),
+        Kind::K3d => ("k3d", &["image", "import"][..], Some("--cluster")),
+    };
+    let mut command = sh::command(tool, words);
+    if let Some((flag, cluster)) = flag.zip(cluster) {
+        command.args([flag, cluster]);
     }
-    Ok(())
+    command.arg(archive);
+    command
 }
 
 /// A program that can push an archive.
@@ -226,7 +265,7 @@ impl Pusher {
 
 fn push_all(images: &[Built], registry: &str, pusher: &Pusher) -> Result<()> {
     for image in images {
-        let target = pushed(registry, image.name);
+        let target = pushed(registry, image.name, &image.hash());
         let step = Step::begin(format!("pushing {target}"));
         pusher.push(&image.archive, &image.reference(), &target)?;
         step.done();
@@ -234,8 +273,8 @@ fn push_all(images: &[Built], registry: &str, pusher: &Pusher) -> Result<()> {
     Ok(())
 }
 
-fn pushed(registry: &str, name: &str) -> String {
-    format!("{}/{name}:{TAG}", registry.trim_end_matches('/'))
+fn pushed(registry: &str, name: &str, hash: &str) -> String {
+    format!("{}:{}", repository(registry, name), tag(hash))
 }
 
 #[cfg(test)]
@@ -272,8 +311,16 @@ mod tests {
     #[test]
     fn a_registry_may_have_a_path_and_a_slash_at_its_end() {
         assert_eq!(
-            pushed("registry.example/team/", "squall-pause"),
-            "registry.example/team/squall-pause:dev"
+            pushed("registry.example/team/", "squall-pause", "00ff"),
+            "registry.example/team/squall-pause:dev-00ff"
         );
+    }
+
+    #[test]
+    fn a_kind_or_k3d_cluster_is_named_in_its_tools_words() {
+        let shown = |kind, cluster| sh::show(&loading(kind, cluster, Path::new("a.tar")));
+        assert_eq!(shown(Kind::KubernetesInDocker, None), "kind load image-archive a.tar");
+        assert_eq!(shown(Kind::KubernetesInDocker, Some("x")), "kind load image-archive --name x a.tar");
+        assert_eq!(shown(Kind::K3d, Some("x")), "k3d image import --cluster x a.tar");
     }
 }
