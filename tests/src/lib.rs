@@ -9,6 +9,7 @@ mod builders;
 mod cluster;
 mod dump;
 mod experiment;
+mod modes;
 mod namespace;
 mod pods;
 mod residue;
@@ -22,6 +23,7 @@ pub use cluster::{
     Ran, client, client_as, containers_processes, kubectl, kubectl_stdin, runtime, spawn_kubectl,
 };
 pub use experiment::{ExperimentExt, experiment, target_of};
+pub use modes::{OF, in_each_mode};
 pub use namespace::{Ns, OptIn, with_ns};
 pub use pods::PodExt;
 pub use system::{

@@ -12,8 +12,9 @@ use serde_json::json;
 use squall_api::names;
 use squall_api::podchaos::{Action, Mode, Phase, PodChaos, TargetPhase};
 use squall_tests::{
-    ExperimentExt as _, Ns, OptIn, PodExt as _, STUBBORN, container, deployment, experiment, from_json,
-    holds_for, kubectl, pod, pod_of, spawn_kubectl, stateful_set, target_of, unschedulable, until, with_ns,
+    ExperimentExt as _, Ns, OF, OptIn, PodExt as _, STUBBORN, container, deployment, experiment, from_json,
+    holds_for, in_each_mode, kubectl, pod, pod_of, spawn_kubectl, stateful_set, target_of, unschedulable,
+    until, with_ns,
 };
 
 fn app(chaos: &mut squall_api::podchaos::PodChaosSpec, app: &str) {
@@ -84,31 +85,8 @@ fn one_of_three_is_killed_replaced_and_told_of() {
 #[test]
 fn each_mode_hits_as_many_as_it_says() {
     with_ns("kill-modes", OptIn::Yes, async |ns| {
-        let cases: [(&str, Mode, Option<&str>, std::ops::RangeInclusive<usize>); 7] = [
-            ("one", Mode::One, None, 1..=1),
-            ("all", Mode::All, None, 5..=5),
-            ("two", Mode::Fixed, Some("2"), 2..=2),
-            ("nine", Mode::Fixed, Some("9"), 5..=5),
-            ("half", Mode::FixedPercent, Some("50"), 3..=3),
-            ("percent", Mode::FixedPercent, Some("1"), 1..=1),
-            ("random", Mode::RandomMaxPercent, Some("60"), 1..=3),
-        ];
-        let pods = cases
-            .iter()
-            .flat_map(|(name, ..)| (0..5).map(move |n| unschedulable(&format!("{name}-{n}"), name)));
-        let pods: Vec<Pod> = pods.collect();
-        try_join_all(pods.iter().map(|pod| ns.create(pod))).await?;
-        let chaos: Vec<PodChaos> = cases
-            .iter()
-            .map(|(name, mode, value, _)| {
-                experiment(name, Action::PodKill, *mode, |spec| {
-                    app(spec, name);
-                    spec.value = value.map(str::to_owned);
-                })
-            })
-            .collect();
-        try_join_all(chaos.iter().map(|chaos| ns.create(chaos))).await?;
-        for (name, _, _, wanted) in cases {
+        for case in in_each_mode(ns, Action::PodKill).await? {
+            let (name, wanted) = (case.name, &case.chosen);
             let chaos = ns.completed(name).await?;
             let killed = chaos.in_phase(TargetPhase::Killed).len();
             assert!(wanted.contains(&killed), "{name}: {killed} instead of {wanted:?}: {}", chaos.shown());
@@ -118,7 +96,7 @@ fn each_mode_hits_as_many_as_it_says() {
                 "{name}: {}",
                 chaos.shown()
             );
-            assert_eq!(ns.pods(name).await?.len(), 5 - killed, "{name}");
+            assert_eq!(ns.pods(name).await?.len(), OF - killed, "{name}");
         }
         Ok(())
     });

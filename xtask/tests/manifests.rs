@@ -112,6 +112,31 @@ fn another_registry_leaves_no_name_of_ours() {
     }
 }
 
+/// `kubectl delete -k` goes from first to last, and waits for none.
+#[test]
+fn what_the_controller_needs_to_put_everything_back_is_deleted_last() {
+    let all = rendered();
+    let place = |kind: &str, name: &str| {
+        let is = |object: &Value| object["kind"] == kind && object["metadata"]["name"] == name;
+        all.iter().position(is).unwrap_or_else(|| panic!("no {kind} {name}"))
+    };
+    let namespace = place("Namespace", names::NAMESPACE);
+    for crd in names::CRDS {
+        assert!(
+            place("CustomResourceDefinition", crd) < namespace,
+            "{crd} is what has the controller end faults"
+        );
+    }
+    // While this one is held up, everything else is still there.
+    let before = |object: &Value| object["kind"] == "CustomResourceDefinition";
+    assert!(all[..namespace].iter().all(before), "what goes before the namespace is gone too soon");
+    let rights = ["ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "ServiceAccount"];
+    let first = rights.map(|kind| place(kind, names::CONTROLLER)).into_iter().min().unwrap();
+    let last = place("DaemonSet", names::DAEMON)
+        .max(place("ValidatingWebhookConfiguration", names::VALIDATING_WEBHOOKS));
+    assert!(last < first, "rights and identity go last");
+}
+
 #[test]
 fn every_object_carries_the_mark_and_is_in_our_namespace() {
     for object in rendered() {
@@ -220,6 +245,7 @@ fn the_webhooks_are_registered_as_the_design_says() {
             5,
         ),
         (&validating["webhooks"][0], names::PATH_VALIDATE_EXPERIMENTS, "Fail", 5),
+        (by_name(&validating["webhooks"], "removal.squall.dev"), names::PATH_VALIDATE_REMOVAL, "Ignore", 30),
     ];
     for (webhook, path, policy, seconds) in paths {
         let service = &webhook["clientConfig"]["service"];
@@ -231,8 +257,17 @@ fn the_webhooks_are_registered_as_the_design_says() {
         assert_eq!(webhook["sideEffects"], "None");
         assert!(webhook["clientConfig"].get("caBundle").is_none(), "the controller writes it");
         let rule = &webhook["rules"][0];
-        let births: &[&str] = if path == names::PATH_MUTATE_ANNOTATIONS { &[] } else { &["CREATE"] };
-        assert_eq!(strings(&rule["operations"]), [births, &["UPDATE"]].concat());
+        let operations = match path {
+            names::PATH_MUTATE_ANNOTATIONS => vec!["UPDATE"],
+            names::PATH_VALIDATE_REMOVAL => vec!["DELETE"],
+            _ => vec!["CREATE", "UPDATE"],
+        };
+        assert_eq!(strings(&rule["operations"]), operations, "{path}");
+        if path == names::PATH_VALIDATE_REMOVAL {
+            assert_eq!(strings(&rule["resources"]), ["namespaces"]);
+            let ours = format!("request.name == '{}'", names::NAMESPACE);
+            assert_eq!(webhook["matchConditions"][0]["expression"], ours, "nobody else's is held up");
+        }
         if policy == "Fail" {
             assert_eq!(strings(&rule["apiGroups"]), [names::GROUP]);
             assert_eq!(strings(&rule["apiVersions"]), [names::VERSION]);
@@ -320,6 +355,13 @@ fn the_names_in_the_roles_are_those_of_the_code() {
                 json!([{"kind": "ServiceAccount", "name": name, "namespace": names::NAMESPACE}])
             );
         }
+    }
+    // Which of our CRDs are on their way out is to be seen by both, and of no others.
+    for name in [names::CONTROLLER, names::WEBHOOK] {
+        let role = find(&all, "ClusterRole", name);
+        let crds = |rule: &&Value| strings(&rule["resources"]) == ["customresourcedefinitions"];
+        let rule = list(&role["rules"]).iter().find(crds).unwrap();
+        assert_eq!(strings(&rule["resourceNames"]), names::CRDS, "{name}");
     }
     let account = find(&all, "ServiceAccount", names::CONTROLLER);
     let user = format!(

@@ -7,10 +7,10 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::DeleteParams;
 use serde_json::json;
 use squall_api::names;
-use squall_api::podchaos::{FaultStyle, Mode, Phase, PodChaos, TargetPhase};
+use squall_api::podchaos::{Action, FaultStyle, Mode, Phase, TargetPhase};
 use squall_tests::{
-    BUSYBOX, ExperimentExt as _, OptIn, PodExt as _, SLEEPER, STUBBORN, container, deployment, from_json,
-    pod, pod_of, target_of, unschedulable, with_ns,
+    BUSYBOX, ExperimentExt as _, OF, OptIn, PodExt as _, SLEEPER, STUBBORN, container, deployment, from_json,
+    in_each_mode, pod, pod_of, target_of, unschedulable, with_ns,
 };
 
 use super::*;
@@ -45,38 +45,17 @@ fn a_ready_pod_fails_and_is_ready_again() {
 #[test]
 fn each_mode_fails_as_many_as_it_says() {
     with_ns("fail-modes", OptIn::Yes, async |ns| {
-        let cases: [(&str, Mode, Option<&str>, std::ops::RangeInclusive<usize>); 6] = [
-            ("one", Mode::One, None, 1..=1),
-            ("all", Mode::All, None, 5..=5),
-            ("two", Mode::Fixed, Some("2"), 2..=2),
-            ("nine", Mode::Fixed, Some("9"), 5..=5),
-            ("half", Mode::FixedPercent, Some("50"), 3..=3),
-            ("random", Mode::RandomMaxPercent, Some("60"), 1..=3),
-        ];
-        let pods = cases
-            .iter()
-            .flat_map(|(name, ..)| (0..5).map(move |n| unschedulable(&format!("{name}-{n}"), name)));
-        let pods: Vec<Pod> = pods.collect();
-        try_join_all(pods.iter().map(|pod| ns.create(pod))).await?;
-        let chaos: Vec<PodChaos> = cases
-            .iter()
-            .map(|(name, mode, value, _)| {
-                failure(name, *mode, |spec| {
-                    app(spec, name);
-                    spec.value = value.map(str::to_owned);
-                })
-            })
-            .collect();
-        try_join_all(chaos.iter().map(|chaos| ns.create(chaos))).await?;
-        for (name, _, _, wanted) in &cases {
+        let cases = in_each_mode(ns, Action::PodFailure).await?;
+        for case in cases {
+            let (name, wanted) = (case.name, &case.chosen);
             let chaos = ns.condition(name, "Injected").await?;
             let hit = failed(&ns.pods(name).await?);
             assert!(wanted.contains(&hit), "{name}: {hit} instead of {wanted:?}: {}", chaos.shown());
             assert_eq!(chaos.in_phase(TargetPhase::Injected).len(), hit, "{name}: {}", chaos.shown());
         }
-        try_join_all(cases.iter().map(|(name, ..)| ns.end_chaos(name))).await?;
-        for (name, ..) in &cases {
-            assert_eq!(ns.all_whole(name).await?.len(), 5);
+        try_join_all(cases.iter().map(|case| ns.end_chaos(case.name))).await?;
+        for case in cases {
+            assert_eq!(ns.all_whole(case.name).await?.len(), OF);
         }
         Ok(())
     });
