@@ -31,6 +31,9 @@ pub struct ExperimentStatus {
     /// How many pods `mode` asks for, of those found when the targets were drawn: the cap for replacements.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drawn: Option<i32>,
+    /// Since when targets have been looked for in vain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub looking_since: Option<MicroTime>,
     /// When the targets were chosen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selected_at: Option<MicroTime>,

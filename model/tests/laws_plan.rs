@@ -580,13 +580,23 @@ fn a_dry_run_hits_nothing_and_says_what_it_would() {
 }
 
 #[test]
-fn without_targets_a_one_shot_gives_up_after_ten_seconds_and_says_why() {
+fn without_targets_a_one_shot_gives_up_ten_seconds_after_the_first_look_and_says_why() {
     let mut sim = Sim::new(spec(Action::PodKill, Mode::One, None), 0);
-    sim.turn(None);
-    assert_eq!(sim.status.phase, Some(Phase::Pending));
-    sim.wait(12);
-    sim.turn(None);
-    assert_eq!(sim.status.phase, Some(Phase::Failed));
+    let looks_at = |sim: &mut Sim, seconds, phase| {
+        sim.wait(seconds);
+        sim.turn(None);
+        assert_eq!(sim.status.phase, Some(phase), "{:?}", sim.status);
+    };
+    // The controller was away for a minute: nobody has looked yet.
+    looks_at(&mut sim, 60, Phase::Pending);
+    looks_at(&mut sim, 9, Phase::Pending);
+    // A pause is no look, and what comes after it is the first again.
+    sim.annotate(names::PAUSE, Some("true"));
+    looks_at(&mut sim, 60, Phase::Paused);
+    sim.annotate(names::PAUSE, None);
+    looks_at(&mut sim, 60, Phase::Pending);
+    looks_at(&mut sim, 9, Phase::Pending);
+    looks_at(&mut sim, 1, Phase::Failed);
     assert_eq!(
         sim.status.conditions.iter().find(|c| c.type_ == "Completed").map(|c| c.reason.as_str()),
         Some("NoTargets")

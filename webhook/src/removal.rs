@@ -67,7 +67,7 @@ async fn left(client: &Client) -> Result<Option<String>, kube::Error> {
     let mut leaving = false;
     for name in names::CRDS {
         let crd = crds.get_metadata_opt(name).await?;
-        leaving |= crd.is_none_or(|crd| crd.metadata.deletion_timestamp.is_some());
+        leaving |= crd.is_some_and(|crd| crd.metadata.deletion_timestamp.is_some());
     }
     if !leaving {
         return Ok(None);

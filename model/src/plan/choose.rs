@@ -22,6 +22,7 @@ impl Step<'_> {
         if self.ident.paused {
             self.plan.status.phase = Some(Phase::Paused);
             self.plan.status.message = Some("paused before anything was chosen".to_owned());
+            self.plan.status.looking_since = None;
             return;
         }
         let seed = spec.seed.unwrap_or_else(|| seed_of(self.ident.uid));
@@ -77,6 +78,7 @@ impl Step<'_> {
         status.seed = Some(seed);
         status.drawn = Some(i32::try_from(wanted).unwrap_or(i32::MAX));
         status.selected_at = Some(MicroTime(now));
+        status.looking_since = None;
         let hit = targets.len();
         status.targets = targets;
         status.targets.extend(others);
@@ -113,12 +115,12 @@ impl Step<'_> {
                 spec.selector.explain_nothing(pods, as_nodes(world))
             }
         };
-        let since = self.ident.created.unwrap_or(now);
         let until = if spec.lasting() {
+            let since = self.ident.created.unwrap_or(now);
             spec.duration.map(|duration| super::later(since, duration))
         } else {
-            // The creation time has whole seconds only.
-            Some(since + seconds(11))
+            // From the first look: a controller that was away has not looked.
+            Some(self.plan.status.looking_since.get_or_insert(MicroTime(now)).0 + seconds(10))
         };
         if spec.dry_run || until.is_some_and(|until| until <= now) {
             let mut named: Vec<Target> =
