@@ -14,8 +14,9 @@ use support::{Bench, CRASH, PAUSE, bench, review};
 
 const POD: (&str, &str, &str) = ("", "v1", "Pod");
 const CONTROLLER: &str = names::CONTROLLER_USER;
-const PATHS: [&str; 4] = [
+const PATHS: [&str; 5] = [
     names::PATH_MUTATE_PODS,
+    names::PATH_MUTATE_ANNOTATIONS,
     names::PATH_MUTATE_EXPERIMENTS,
     names::PATH_VALIDATE_EXPERIMENTS,
     names::PATH_VALIDATE_REMOVAL,
