@@ -5,6 +5,7 @@
 
 pub mod hierarchy;
 mod place;
+pub mod pods;
 #[cfg(test)]
 mod scoping;
 
@@ -200,6 +201,8 @@ impl CgroupRoot {
         let path = proc.join("self/mountinfo");
         let text = fs::read_to_string(&path).map_err(|source| CgroupError::Read { path, source })?;
         let (v2, v1) = mounts(&text, mount);
+        // Every cgroup but the root has a type: a container's own tree, which it sees as a whole, is none of the host's.
+        let v2 = v2.filter(|root| !root.join("cgroup.type").exists());
         if v2.is_none() && v1.is_empty() {
             return Err(CgroupError::NotMounted { mount: mount.to_owned() });
         }
@@ -218,6 +221,12 @@ impl CgroupRoot {
     /// Where `/proc` is.
     pub fn proc(&self) -> &Path {
         &self.proc
+    }
+
+    /// Finds the cgroup of the container `id` below the kubelet's, in the first hierarchy that has one.
+    pub fn pods_container(&self, id: &str) -> Option<pods::PodsContainer> {
+        let mounts = self.v2.iter().chain(self.v1.iter().map(|(_, mount)| mount));
+        mounts.into_iter().find_map(|mount| pods::find(mount, id))
     }
 
     /// Finds the cgroup of `pid` on the host.
@@ -343,7 +352,9 @@ fn mounts(mountinfo: &str, under: &Path) -> (Option<PathBuf>, Vec<(Vec<String>, 
             continue;
         };
         let point = PathBuf::from(point.replace("\\040", " "));
-        if !point.starts_with(under) || root.starts_with("/..") {
+        // In a cgroup namespace of our own the whole tree is shown as so many levels above it; anything else is a part.
+        let whole = root.split('/').all(|part| part.is_empty() || part == "..");
+        if !point.starts_with(under) || !whole {
             continue;
         }
         match *kind {
@@ -466,6 +477,14 @@ mod tests {
         assert_eq!(v2, Some("/sys/fs/cgroup/unified".into()));
         assert_eq!(v1, [(vec!["cpu".to_owned(), "cpuacct".to_owned()], "/sys/fs/cgroup/cpu".into())]);
         assert_eq!(mounts(text, Path::new("/elsewhere")), (Some("/elsewhere".into()), vec![]));
+    }
+
+    #[test]
+    fn the_whole_tree_is_known_from_a_cgroup_namespace_and_a_part_of_it_is_not_taken_for_it() {
+        let of = |root: &str| format!("32 30 0:28 {root} /sys/fs/cgroup ro - cgroup2 cgroup rw,nsdelegate\n");
+        let found = |root: &str| mounts(&of(root), Path::new("/sys/fs/cgroup")).0;
+        assert_eq!(found("/../../.."), Some("/sys/fs/cgroup".into()));
+        assert_eq!((found("/../../other"), found("/kubepods/pod1/x")), (None, None));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use squall_daemon::{
     kill::Tools,
     node::Node,
     readiness::Readiness,
-    runtime::{Runtimes, containerd::Containerd},
+    runtime::{Runtime, Runtimes, by_cgroup::ByCgroup, containerd::Containerd, cri::Cri, docker::Docker},
     server,
     stress::{spawn, stressor},
     tls::{Bundle, Current, ServerTls},
@@ -64,6 +64,15 @@ struct Args {
     /// containerd's socket; unset: looked for at the usual places.
     #[arg(long, env = "SQUALL_CONTAINERD_SOCKET")]
     containerd_socket: Option<PathBuf>,
+    /// CRI-O's socket; unset: looked for at the usual places.
+    #[arg(long, env = "SQUALL_CRI_O_SOCKET")]
+    cri_o_socket: Option<PathBuf>,
+    /// Docker's socket; unset: looked for at the usual places.
+    #[arg(long, env = "SQUALL_DOCKER_SOCKET")]
+    docker_socket: Option<PathBuf>,
+    /// Socket of another runtime that speaks CRI; unset: its containers are found by their cgroups.
+    #[arg(long, env = "SQUALL_CRI_SOCKET")]
+    cri_socket: Option<PathBuf>,
     /// Log what the eBPF programs do.
     #[arg(long, env = "SQUALL_EBPF_LOG")]
     ebpf_log: bool,
@@ -100,15 +109,26 @@ async fn run(args: Args) -> Result<()> {
         cgroups,
         proc,
         containerd_socket,
+        cri_o_socket,
+        docker_socket,
+        cri_socket,
         ebpf_log,
     } = args;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let journal = Journal::open(&journal)?;
-    let tools = Tools {
-        engine: Arc::new(Engine::new(ebpf_log)),
-        cgroups: CgroupRoot::discover(&cgroups, &proc)?,
-        runtimes: Runtimes::new(vec![Arc::new(Containerd::new(containerd_socket, "/".as_ref()))]),
+    let cgroups = CgroupRoot::discover(&cgroups, &proc)?;
+    let root = "/".as_ref();
+    let others: Arc<dyn Runtime> = match cri_socket {
+        Some(socket) => Arc::new(Cri::any(socket)),
+        None => Arc::new(ByCgroup::new(cgroups.clone())),
     };
+    let runtimes = Runtimes::new(vec![
+        Arc::new(Containerd::new(containerd_socket, root)),
+        Arc::new(Cri::cri_o(cri_o_socket, root)),
+        Arc::new(Docker::new(docker_socket, root)),
+    ])
+    .or_else(others);
+    let tools = Tools { engine: Arc::new(Engine::new(ebpf_log)), cgroups, runtimes };
     match spawn::sweep(&proc) {
         0 => {}
         ended => tracing::warn!(ended, "ended stressors of a daemon that is no more"),

@@ -8,7 +8,7 @@ use std::{
 
 use squall_api::grpc;
 
-use crate::kill::Tools;
+use crate::{kill::Tools, runtime::RuntimeError};
 
 /// A runtime that hangs does not hold up those who ask; they get what was known before.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -53,17 +53,27 @@ impl Readiness {
     }
 
     async fn ask_runtimes(&self) {
-        let mut found = Vec::new();
+        let (mut found, mut absent) = (Vec::new(), Vec::new());
         for runtime in self.tools.runtimes.iter() {
-            let error = runtime.check().await.err().map(|error| error.to_string()).unwrap_or_default();
-            if !error.is_empty() {
-                tracing::warn!(runtime = runtime.scheme(), error, "runtime not found");
-            }
-            found.push(grpc::RuntimeReadiness {
+            let checked = runtime.check().await;
+            let of = |error: String| grpc::RuntimeReadiness {
                 scheme: runtime.scheme().to_owned(),
                 socket: runtime.socket(),
                 error,
-            });
+            };
+            match checked {
+                Ok(()) => found.push(of(String::new())),
+                Err(error @ RuntimeError::NoSocket { .. }) => absent.push(of(error.to_string())),
+                Err(error) => {
+                    tracing::warn!(runtime = runtime.scheme(), %error, "the runtime can't be asked");
+                    found.push(of(error.to_string()));
+                }
+            }
+        }
+        // Nobody misses Docker on a node of containerd; but a node has some runtime.
+        if found.is_empty() {
+            tracing::warn!("no runtime's socket was found: containers are looked for by their cgroups");
+            found = absent;
         }
         *self.runtimes.lock().unwrap_or_else(PoisonError::into_inner) = found;
     }

@@ -1,9 +1,13 @@
 //! The container runtimes of this node behind one small trait; the scheme of a container ID picks the client.
 //!
-//! They are asked what a container is and which process is its first. Refuses a scheme that it has no client for, by
-//! name, and never waits without a deadline.
+//! They are asked what a container is and which process is its first. A scheme that it has no client for goes to the way
+//! that needs none, where there is one; else it is refused by name. Never waits without a deadline.
 
+pub mod by_cgroup;
 pub mod containerd;
+pub mod cri;
+pub mod docker;
+mod socket;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -13,6 +17,12 @@ use crate::order::ContainerRef;
 
 /// How long a runtime may take for an answer.
 pub const DEADLINE: Duration = Duration::from_secs(2);
+
+/// What the kubelet writes on every container, whatever the runtime.
+const LABEL_NAMESPACE: &str = "io.kubernetes.pod.namespace";
+const LABEL_POD: &str = "io.kubernetes.pod.name";
+const LABEL_POD_UID: &str = "io.kubernetes.pod.uid";
+const LABEL_CONTAINER: &str = "io.kubernetes.container.name";
 
 /// What can go wrong when a runtime is asked.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +81,8 @@ pub enum RuntimeError {
     },
 }
 
+const POD_UID: &str = "pod UID";
+
 /// What a runtime knows of a running container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainerInfo {
@@ -84,19 +96,25 @@ pub struct ContainerInfo {
     pub pod_uid: Option<String>,
     /// The container's name in the pod.
     pub name: Option<String>,
+    /// No runtime was asked: what is `None` is not known, instead of not there. The UID is always known.
+    pub by_cgroup: bool,
 }
 
 impl ContainerInfo {
     /// What of `order` is not true of this container.
     pub fn mismatch(&self, order: &ContainerRef) -> Option<String> {
         let ContainerRef { namespace, pod, pod_uid, name, scheme: _, id: _ } = order;
+        // A UID is given once for all time, so it alone names the pod.
+        let unknown =
+            |what: &str, found: &Option<String>| self.by_cgroup && found.is_none() && what != POD_UID;
         [
             ("namespace", &self.namespace, namespace),
             ("pod", &self.pod, pod),
-            ("pod UID", &self.pod_uid, pod_uid),
+            (POD_UID, &self.pod_uid, pod_uid),
             ("name", &self.name, name),
         ]
         .into_iter()
+        .filter(|(what, found, _)| !unknown(what, found))
         .find(|(_, found, wanted)| found.as_ref() != Some(*wanted))
         .map(|(what, found, wanted)| {
             let found = found.as_deref().unwrap_or("none");
@@ -122,25 +140,34 @@ pub trait Runtime: Send + Sync {
 
 /// Every runtime that the daemon has a client for.
 #[derive(Clone, Default)]
-pub struct Runtimes(Vec<Arc<dyn Runtime>>);
+pub struct Runtimes {
+    clients: Vec<Arc<dyn Runtime>>,
+    others: Option<Arc<dyn Runtime>>,
+}
 
 impl Runtimes {
     /// These runtimes.
-    pub fn new(runtimes: Vec<Arc<dyn Runtime>>) -> Self {
-        Self(runtimes)
+    pub fn new(clients: Vec<Arc<dyn Runtime>>) -> Self {
+        Self { clients, others: None }
+    }
+
+    /// And whatever other schemes there are are this one's.
+    pub fn or_else(self, others: Arc<dyn Runtime>) -> Self {
+        Self { others: Some(others), ..self }
     }
 
     /// The client for `scheme`.
     pub fn get(&self, scheme: &str) -> Result<Arc<dyn Runtime>, RuntimeError> {
-        self.0.iter().find(|runtime| runtime.scheme() == scheme).cloned().ok_or_else(|| {
-            let known: Vec<_> = self.0.iter().map(|runtime| runtime.scheme()).collect();
+        let client = self.clients.iter().find(|runtime| runtime.scheme() == scheme);
+        client.or(self.others.as_ref()).cloned().ok_or_else(|| {
+            let known: Vec<_> = self.clients.iter().map(|runtime| runtime.scheme()).collect();
             RuntimeError::UnknownScheme { scheme: scheme.to_owned(), known: known.join(", ") }
         })
     }
 
-    /// All of them.
+    /// All that there are clients for.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<dyn Runtime>> {
-        self.0.iter()
+        self.clients.iter()
     }
 }
 
@@ -164,12 +191,20 @@ mod tests {
             pod: Some("p".into()),
             pod_uid: Some("u".into()),
             name: Some("c".into()),
+            by_cgroup: false,
         };
         assert_eq!(info.mismatch(&order), None);
         assert!(ContainerInfo { namespace: None, ..info.clone() }.mismatch(&order).is_some());
         assert!(ContainerInfo { pod: Some("q".into()), ..info.clone() }.mismatch(&order).is_some());
         assert!(ContainerInfo { pod_uid: Some("v".into()), ..info.clone() }.mismatch(&order).is_some());
-        assert!(ContainerInfo { name: Some("d".into()), ..info }.mismatch(&order).is_some());
+        assert!(ContainerInfo { name: Some("d".into()), ..info.clone() }.mismatch(&order).is_some());
+
+        // Without a runtime the names may be unknown, but never the UID, and what is known has to be true.
+        let bare = ContainerInfo { namespace: None, pod: None, name: None, by_cgroup: true, ..info };
+        assert_eq!(bare.mismatch(&order), None);
+        assert!(ContainerInfo { name: Some("d".into()), ..bare.clone() }.mismatch(&order).is_some());
+        assert!(ContainerInfo { pod_uid: Some("v".into()), ..bare.clone() }.mismatch(&order).is_some());
+        assert!(ContainerInfo { pod_uid: None, ..bare }.mismatch(&order).is_some());
     }
 
     #[test]

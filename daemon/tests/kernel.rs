@@ -24,16 +24,18 @@ fn main() -> ExitCode {
     let exact = arguments.iter().any(|argument| argument == "--exact");
     let wanted = |name: &str| {
         filters.is_empty()
-            || filters.iter().any(|filter| if exact { name == *filter } else { name.contains(*filter) })
+            || filters
+                .iter()
+                .any(|filter| if exact { name == filter.as_str() } else { name.contains(*filter) })
     };
     let mut passed_in_all = 0;
     let mut failed = Vec::new();
-    for (name, case) in kernel::cases::ALL
-        .iter()
-        .chain(kernel::node::ALL)
-        .chain(kernel::stress::ALL)
-        .filter(|(name, _)| wanted(name))
-    {
+    // What `cargo xtask kernels` calls a feature, and the cases of it.
+    let features = [("kill", kernel::cases::ALL), ("order", kernel::node::ALL), ("stress", kernel::stress::ALL)];
+    let cases = features.into_iter().flat_map(|(feature, cases)| {
+        cases.iter().map(move |(name, case)| (format!("{feature}::{name}"), case))
+    });
+    for (name, case) in cases.filter(|(name, _)| wanted(name)) {
         if arguments.iter().any(|argument| argument == "--list") {
             println!("{name}: test");
             continue;
@@ -53,7 +55,7 @@ fn main() -> ExitCode {
         if passed {
             passed_in_all += 1;
         } else {
-            failed.push(*name);
+            failed.push(name);
         }
     }
     // As libtest says it, so that `cargo xtask test` can count.

@@ -41,22 +41,39 @@ pub fn static_binaries_in(directory: &str, packages: &[&str]) -> Result<BTreeMap
     if packages.contains(&"squall-daemon") {
         prereq::ensure_build()?;
     }
+    let mut command = statically(directory, &["build", "--bins"])?;
+    for package in packages {
+        command.args(["-p", package]);
+    }
+    let messages = watched(&mut command, Step::begin(format!("building {} (static)", packages.join(", "))))?;
+    Ok(executables(&messages))
+}
+
+/// Builds a test program of a package statically, for another machine, and says where it is.
+pub fn static_test(package: &str, test: &str) -> Result<PathBuf> {
+    prereq::ensure_build()?;
+    let mut command = statically("target/static", &["test", "--no-run"])?;
+    command.args(["-p", package, "--test", test]);
+    let step = Step::begin(format!("building the test {test} of {package} (static)"));
+    let messages = watched(&mut command, step)?;
+    executables(&messages).remove(test).with_context(|| format!("{package} has no test {test}"))
+}
+
+/// A command of cargo's whose programs need nothing of the machine that they run on.
+fn statically(directory: &str, words: &[&str]) -> Result<Command> {
     let root = checkout()?;
     let directory = root.join(directory);
     let mut command = cargo();
     command
         .current_dir(&root)
-        .args(["build", "--bins", "--profile", "image", "--target", &target(), "--target-dir"])
+        .args(words)
+        .args(["--profile", "image", "--target", &target(), "--target-dir"])
         .arg(&directory)
         .args(["--message-format", "json-render-diagnostics"]);
-    for package in packages {
-        command.args(["-p", package]);
-    }
     let mut flags = env::var("RUSTFLAGS").unwrap_or_default();
     flags.push_str(" -C target-feature=+crt-static");
     command.env("RUSTFLAGS", flags.trim()).env_remove("CARGO_ENCODED_RUSTFLAGS");
-    let messages = watched(&mut command, Step::begin(format!("building {} (static)", packages.join(", "))))?;
-    Ok(executables(&messages))
+    Ok(command)
 }
 
 /// Runs cargo while the step tells what it says; the error shows the compiler's own words.

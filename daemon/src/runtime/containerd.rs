@@ -12,14 +12,11 @@ use containerd_client::{
 };
 use tokio::{sync::Mutex, time::timeout};
 
-use super::{ContainerInfo, DEADLINE, Runtime, RuntimeError};
+use super::{ContainerInfo, DEADLINE, LABEL_CONTAINER, LABEL_NAMESPACE, LABEL_POD, LABEL_POD_UID};
+use super::{Runtime, RuntimeError, socket::Socket};
 
 const NAME: &str = "containerd";
 const NAMESPACE: &str = "k8s.io";
-const LABEL_NAMESPACE: &str = "io.kubernetes.pod.namespace";
-const LABEL_POD: &str = "io.kubernetes.pod.name";
-const LABEL_POD_UID: &str = "io.kubernetes.pod.uid";
-const LABEL_CONTAINER: &str = "io.kubernetes.container.name";
 
 /// Where distributions put the socket.
 const USUAL: [&str; 4] = [
@@ -31,15 +28,14 @@ const USUAL: [&str; 4] = [
 
 /// The client; it connects when it is first needed and keeps the connection.
 pub struct Containerd {
-    candidates: Vec<PathBuf>,
+    socket: Socket,
     client: Mutex<Option<Client>>,
 }
 
 impl Containerd {
     /// A client for the socket at `socket`, or for the first of the usual ones under `root` that is there.
     pub fn new(socket: Option<PathBuf>, root: &std::path::Path) -> Self {
-        let usual = || USUAL.iter().map(|path| root.join(path.trim_start_matches('/'))).collect();
-        Self { candidates: socket.map_or_else(usual, |socket| vec![socket]), client: Mutex::new(None) }
+        Self { socket: Socket::new(NAME, socket, root, &USUAL), client: Mutex::new(None) }
     }
 
     async fn client(&self) -> Result<Client, RuntimeError> {
@@ -47,14 +43,11 @@ impl Containerd {
         if let Some(client) = &*client {
             return Ok(Client::from(client.channel()));
         }
-        let Some(socket) = self.candidates.iter().find(|path| path.exists()) else {
-            let tried = self.candidates.iter().map(|path| path.display().to_string()).collect();
-            return Err(RuntimeError::NoSocket { runtime: NAME, tried });
-        };
+        let socket = self.socket.find()?;
         let connected = within("connect", DEADLINE, Client::from_path(socket)).await?;
         let connected = connected.map_err(|error| RuntimeError::Connect {
             runtime: NAME,
-            socket: socket.clone(),
+            socket: socket.to_owned(),
             source: error.into(),
         })?;
         let channel = connected.channel();
@@ -70,8 +63,7 @@ impl Runtime for Containerd {
     }
 
     fn socket(&self) -> String {
-        let found = self.candidates.iter().find(|path| path.exists()).or(self.candidates.first());
-        found.map(|path| path.display().to_string()).unwrap_or_default()
+        self.socket.shown()
     }
 
     async fn check(&self) -> Result<(), RuntimeError> {
@@ -108,6 +100,7 @@ impl Runtime for Containerd {
             pod: labels.remove(LABEL_POD),
             pod_uid: labels.remove(LABEL_POD_UID),
             name: labels.remove(LABEL_CONTAINER),
+            by_cgroup: false,
         })
     }
 

@@ -22,6 +22,9 @@ use squall_daemon::{
 
 use super::target::{CGROUPS, DUTY};
 
+/// The environment variable with how many times slower this machine may be than a real one.
+const SLACK: &str = "SQUALL_TEST_SLACK";
+
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// A container as far as the kernel is concerned.
@@ -73,6 +76,7 @@ impl Sandbox {
             let parent = mount.join(&group);
             let dir = parent.join(&id);
             make(&mount, &parent);
+            hand_down(&parent);
             make(&parent, &dir);
             parents.push(parent);
             dirs.push(dir);
@@ -191,8 +195,15 @@ pub fn tools() -> Tools {
     }
 }
 
+/// A limit of time on this machine: an emulated one is given many times as much.
+pub fn slack(limit: Duration) -> Duration {
+    let slack = env::var(SLACK).ok().map(|slack| slack.parse::<u32>().expect("a number"));
+    limit * slack.unwrap_or(1)
+}
+
 /// Waits for `what`, no longer than `limit`.
 pub async fn until(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    let limit = slack(limit);
     let end = Instant::now() + limit;
     while !holds() {
         assert!(Instant::now() < end, "not within {limit:?}: {what}");
@@ -224,6 +235,14 @@ fn make(parent: &Path, dir: &Path) {
         if let Ok(value) = fs::read_to_string(parent.join(file)) {
             let _ = fs::write(dir.join(file), value.trim());
         }
+    }
+}
+
+/// In version 2 a cgroup has the controllers that its parent hands down.
+fn hand_down(parent: &Path) {
+    for controller in fs::read_to_string(parent.join("cgroup.controllers")).unwrap_or_default().split(' ') {
+        // One that can't be handed down is one that no case may need.
+        let _ = fs::write(parent.join("cgroup.subtree_control"), format!("+{}", controller.trim()));
     }
 }
 

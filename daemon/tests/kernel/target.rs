@@ -2,7 +2,8 @@
 
 use std::{
     env, fs,
-    io::{Read, Write},
+    io::{self, Read, Write},
+    os::{fd::AsRawFd, unix::process::CommandExt},
     process,
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
@@ -15,10 +16,19 @@ pub const CGROUPS: &str = "SQUALL_TEST_CGROUPS";
 
 static TERMS: AtomicU32 = AtomicU32::new(0);
 
+/// The duty of being the tests themselves, in a cgroup namespace of their own: as the daemon is on most nodes.
+const PRIVATE_CGROUP_NAMESPACE: &str = "private-cgroup-namespace";
+
 /// Enters the cgroups, says `ready`, does the duty, and never returns.
 pub fn run(duty: &str) -> ! {
+    if duty != PRIVATE_CGROUP_NAMESPACE {
+        enter_first_cgroup_namespace();
+    }
     for file in env::var(CGROUPS).unwrap_or_default().split(':').filter(|file| !file.is_empty()) {
         fs::write(file, "0").unwrap_or_else(|error| panic!("entering {file}: {error}"));
+    }
+    if duty == PRIVATE_CGROUP_NAMESPACE {
+        in_private_cgroup_namespace();
     }
     match duty {
         "ignore" => handle(libc::SIG_IGN),
@@ -56,6 +66,32 @@ pub fn run(duty: &str) -> ! {
             unsafe { libc::pause() };
         },
     }
+}
+
+/// Targets are started by the tests, containers by their runtime, and that is not in the daemon's namespace: from there
+/// nobody could be put into another cgroup.
+fn enter_first_cgroup_namespace() {
+    let (first, own) = ("/proc/1/ns/cgroup", "/proc/self/ns/cgroup");
+    if fs::read_link(first).expect("the first namespace") == fs::read_link(own).expect("our namespace") {
+        return;
+    }
+    let namespace = fs::File::open(first).expect("opening the first namespace");
+    // SAFETY: the descriptor is open.
+    let entered = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWCGROUP) };
+    assert_eq!(entered, 0, "entering {first}: {}", io::Error::last_os_error());
+}
+
+/// Starts this program again, where paths of other cgroups begin with `/..`.
+fn in_private_cgroup_namespace() -> ! {
+    // SAFETY: no pointer.
+    let unshared = unsafe { libc::unshare(libc::CLONE_NEWCGROUP) };
+    assert_eq!(unshared, 0, "a cgroup namespace: {}", io::Error::last_os_error());
+    let error = process::Command::new(env::current_exe().expect("own path"))
+        .args(env::args().skip(1))
+        .env_remove(DUTY)
+        .env_remove(CGROUPS)
+        .exec();
+    panic!("starting again: {error}");
 }
 
 extern "C" fn count(_: libc::c_int) {

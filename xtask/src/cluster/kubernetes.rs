@@ -51,7 +51,8 @@ pub fn program(checkout: &Path) -> Result<PathBuf> {
     Ok(program)
 }
 
-fn cache() -> Result<PathBuf> {
+/// What outlives a checkout: Squall's part of the user's cache directory.
+pub fn cache() -> Result<PathBuf> {
     let cache = match env::var_os("XDG_CACHE_HOME").filter(|path| Path::new(path).is_absolute()) {
         Some(path) => PathBuf::from(path),
         None => PathBuf::from(env::var_os("HOME").context("neither HOME nor XDG_CACHE_HOME is set")?)

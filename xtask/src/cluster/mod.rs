@@ -8,7 +8,7 @@ mod components;
 mod config;
 mod down;
 mod forward;
-mod kubernetes;
+pub mod kubernetes;
 mod node;
 mod pki;
 pub mod prereq;

@@ -47,6 +47,22 @@ const BUILD_NEEDS: [Need; 2] = [
     Need { what: "the well-known types of protoc", package: "libprotobuf-dev", found: well_known_types },
 ];
 
+/// What other kernels need.
+const EMULATOR_NEEDS: [Need; 5] = [
+    Need { what: "QEMU for x86_64", package: "qemu-system-x86", found: || emulator().is_some() },
+    Need { what: "a static busybox", package: "busybox-static", found: || busybox().is_some() },
+    Need { what: "apt-get", package: "apt", found: || find("apt-get").is_some() },
+    Need { what: "dpkg-deb", package: "dpkg", found: || find("dpkg-deb").is_some() },
+    Need {
+        what: "the keys of Debian's archive",
+        package: "debian-archive-keyring",
+        found: || Path::new(DEBIAN_KEYS).exists(),
+    },
+];
+
+/// Whoever has this file is who signs Debian's packages.
+pub const DEBIAN_KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
 /// protoc looks for them beside itself.
 fn well_known_types() -> bool {
     find("protoc")
@@ -79,6 +95,16 @@ pub fn ensure() -> Result<()> {
 /// Makes sure that everything is there that a build of all of Squall needs.
 pub fn ensure_build() -> Result<()> {
     provide("the build", &BUILD_NEEDS)
+}
+
+/// Makes sure that everything is there that kernels in virtual machines need.
+pub fn ensure_emulator() -> Result<()> {
+    provide("kernels in QEMU", &EMULATOR_NEEDS)
+}
+
+/// QEMU.
+pub fn emulator() -> Option<PathBuf> {
+    find("qemu-system-x86_64")
 }
 
 fn provide(who: &str, needs: &[Need]) -> Result<()> {
