@@ -1,14 +1,19 @@
-//! `/healthz` and `/readyz` for the kubelet, plain HTTP. Nothing else is served here, and nothing can be changed.
+//! `/healthz` and `/readyz` for the kubelet, `/metrics` for Prometheus, plain HTTP. Nothing else is served here, and
+//! nothing can be changed.
 //!
 //! `/healthz` says that the process answers; `/readyz` says what is missing until nothing is. Anybody may ask, so nobody
-//! may stay, and nobody gets more than a few connections.
+//! may stay, nobody gets more than a few connections, and figures name nobody.
 
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use axum::{Router, http::StatusCode, routing::get};
+use axum::{
+    Router,
+    http::{StatusCode, header::CONTENT_TYPE},
+    routing::get,
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto::Builder,
@@ -18,8 +23,11 @@ use tokio::{net::TcpListener, time::timeout};
 
 use crate::{
     limit::Limit,
+    node::Node,
     tls::{Current, Validity},
 };
+
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Connections at the same time, in all and from one address. The kubelet has one for each probe.
 const CONNECTIONS: (usize, usize) = (32, 8);
@@ -27,7 +35,7 @@ const CONNECTIONS: (usize, usize) = (32, 8);
 const LIFETIME: Duration = Duration::from_secs(5);
 
 /// Serves on `listener`, for ever.
-pub async fn serve(listener: TcpListener, current: Arc<Current>) -> std::io::Result<()> {
+pub async fn serve(listener: TcpListener, current: Arc<Current>, node: Arc<Node>) -> std::io::Result<()> {
     let ready = move || async move {
         match current.validity(SystemTime::now()) {
             Validity::Valid => (StatusCode::OK, "ok\n"),
@@ -40,7 +48,18 @@ pub async fn serve(listener: TcpListener, current: Arc<Current>) -> std::io::Res
             ),
         }
     };
-    let router = Router::new().route("/healthz", get(async || "ok\n")).route("/readyz", get(ready));
+    let metrics = move || async move {
+        match node.metrics() {
+            Ok(text) => (StatusCode::OK, [(CONTENT_TYPE, OPEN_METRICS)], text),
+            Err(error) => {
+                (StatusCode::INTERNAL_SERVER_ERROR, [(CONTENT_TYPE, "text/plain")], error.to_string())
+            }
+        }
+    };
+    let router = Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics));
     let limit = Limit::new(CONNECTIONS.0, CONNECTIONS.1);
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -74,6 +93,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::{cgroup::CgroupRoot, ebpf::Engine, journal::Journal, kill::Tools, runtime::Runtimes};
 
     async fn ask(port: u16, path: &str) -> String {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
@@ -88,8 +108,18 @@ mod tests {
     async fn probes_are_answered_and_nobody_gets_all_connections() {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let server = tokio::spawn(serve(listener, Arc::new(Current::default())));
+        let dir = tempfile::tempdir().unwrap();
+        let tools = Tools {
+            engine: Arc::new(Engine::new(false)),
+            cgroups: CgroupRoot::discover("/sys/fs/cgroup".as_ref(), "/proc".as_ref()).unwrap(),
+            runtimes: Runtimes::default(),
+        };
+        let node = Node::new("n".into(), tools, Journal::open(dir.path()).unwrap());
+        let server = tokio::spawn(serve(listener, Arc::new(Current::default()), node));
         assert!(ask(port, "/healthz").await.starts_with("HTTP/1.1 200"));
+        let metrics = ask(port, "/metrics").await;
+        assert!(metrics.contains("application/openmetrics-text"), "{metrics}");
+        assert!(metrics.contains("\nsquall_daemon_ebpf_loaded 0\n"), "{metrics}");
         let missing = ask(port, "/readyz").await;
         assert!(
             missing.starts_with("HTTP/1.1 503") && missing.contains("has not signed one yet"),

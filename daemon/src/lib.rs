@@ -13,6 +13,7 @@ pub mod journal;
 pub mod kill;
 pub mod lasting;
 pub mod limit;
+pub mod metrics;
 pub mod node;
 pub mod order;
 pub mod process;

@@ -43,7 +43,7 @@ struct Args {
     /// Port for the controller.
     #[arg(long, default_value_t = names::DAEMON_PORT)]
     port: u16,
-    /// Port for the kubelet's probes.
+    /// Port for the kubelet's probes and for Prometheus.
     #[arg(long, default_value_t = names::HEALTH_PORT)]
     health_port: u16,
     /// The controller's enrolment server, HOST:PORT; unset: its Service.
@@ -164,7 +164,7 @@ async fn run(args: Args) -> Result<()> {
         served = server::serve(listener, tls, Arc::clone(&bundle_changed), Arc::clone(&node), readiness, std::future::pending()) => {
             served.context("the port for the controller")
         }
-        served = health::serve(probes, Arc::clone(&current)) => served.context("the port for probes"),
+        served = health::serve(probes, Arc::clone(&current), Arc::clone(&node)) => served.context("the port for probes and metrics"),
         () = enrolment.keep(&current, &bundle_changed) => Ok(()),
         () = watched.keep_written() => Ok(()),
         () = end => Ok(()),

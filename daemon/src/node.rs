@@ -22,6 +22,7 @@ use tokio::{
 use crate::{
     journal::{Journal, JournalError, Progress},
     kill::Tools,
+    metrics::{Kind, Metrics},
     order::{Action, Desired, Order, Stage},
     report::{FaultReport, Generation, Reason, State},
     setting::Settings,
@@ -86,6 +87,8 @@ struct Inner {
     running: HashMap<String, Running>,
     /// The last report of each fault that is listed.
     reports: BTreeMap<String, FaultReport>,
+    /// What sort each fault is that is listed, or still running.
+    kinds: HashMap<String, Kind>,
 }
 
 /// The node.
@@ -94,6 +97,7 @@ pub struct Node {
     tools: Tools,
     /// What lasting faults have lowered.
     settings: Settings,
+    metrics: Metrics,
     inner: Mutex<Inner>,
     told: broadcast::Sender<FaultReport>,
     write: Notify,
@@ -121,12 +125,13 @@ impl Node {
                 }
             })
             .collect();
-        let inner = Inner { journal, running: HashMap::new(), reports };
+        let inner = Inner { journal, running: HashMap::new(), reports, kinds: HashMap::new() };
         let (told, _) = broadcast::channel(BACKLOG);
         Arc::new(Self {
             name,
             tools,
             settings: Settings::default(),
+            metrics: Metrics::default(),
             inner: Mutex::new(inner),
             told,
             write: Notify::new(),
@@ -142,6 +147,18 @@ impl Node {
     /// What its faults work with.
     pub fn tools(&self) -> &Tools {
         &self.tools
+    }
+
+    /// What it counts, as Prometheus reads it.
+    pub fn metrics(&self) -> Result<String, std::fmt::Error> {
+        let mut active = BTreeMap::new();
+        {
+            let inner = self.lock();
+            for id in inner.running.keys() {
+                *active.entry(inner.kinds.get(id).copied().unwrap_or(Kind::Unknown)).or_default() += 1;
+            }
+        }
+        self.metrics.encode(&active, self.tools.engine.is_loaded())
     }
 
     fn settings(&self) -> &Settings {
@@ -179,7 +196,10 @@ impl Node {
             }
             running.lasting
         });
+        let Inner { running, kinds, .. } = &mut *inner;
+        kinds.retain(|id, _| running.contains_key(id));
         for fault in faults {
+            inner.kinds.insert(fault.id.clone(), Kind::of(fault.action.as_ref()));
             self.order(&mut inner, fault, came);
         }
         Ok(generation)
@@ -322,6 +342,8 @@ impl Node {
     fn broadcast(&self, inner: &mut Inner, report: FaultReport) {
         let FaultReport { id, state, message, receipt: _, lasting: _ } = &report;
         tracing::info!(fault = id, ?state, message, "report");
+        let kind = inner.kinds.get(id).copied().unwrap_or(Kind::Unknown);
+        self.metrics.told(kind, &report);
         inner.reports.insert(report.id.clone(), report.clone());
         // Nobody may be watching now; whoever comes gets it in the snapshot.
         let _ = self.told.send(report);
