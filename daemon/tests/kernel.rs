@@ -31,7 +31,8 @@ fn main() -> ExitCode {
     let mut passed_in_all = 0;
     let mut failed = Vec::new();
     // What `cargo xtask kernels` calls a feature, and the cases of it.
-    let features = [("kill", kernel::cases::ALL), ("order", kernel::node::ALL), ("stress", kernel::stress::ALL)];
+    let features =
+        [("kill", kernel::cases::ALL), ("order", kernel::node::ALL), ("stress", kernel::stress::ALL)];
     let cases = features.into_iter().flat_map(|(feature, cases)| {
         cases.iter().map(move |(name, case)| (format!("{feature}::{name}"), case))
     });
