@@ -12,10 +12,22 @@ pub const PROGRAMS_RAW_TRACEPOINT: [(&str, &str); 3] = [
     ("signal_deliver", "signal_deliver"),
     ("sched_process_exit", "sched_process_exit"),
 ];
+/// Tracepoint program on `syscalls:sys_enter_NAME`: counts the calls of watched cgroups, and signals at the nth.
+pub const PROGRAM_TRIGGER_SYSCALL: &str = "trigger_syscall";
+/// Tracepoint program on `syscalls:sys_enter_connect`: signals who connects to a port.
+pub const PROGRAM_TRIGGER_CONNECT: &str = "trigger_connect";
+/// Raw tracepoint program on `sched_process_exec`: signals who executes a path.
+pub const PROGRAM_TRIGGER_EXEC: &str = "trigger_exec";
 /// Map: cgroup id → [`Watch`].
 pub const MAP_WATCHES: &str = "WATCHES";
 /// Map: one [`Levels`].
 pub const MAP_LEVELS: &str = "LEVELS";
+/// Map: [`TriggerKey`] → [`Trigger`].
+pub const MAP_TRIGGERS: &str = "TRIGGERS";
+/// Map: [`ExecKey`] → [`Trigger`].
+pub const MAP_EXECS: &str = "EXECS";
+/// Map: number of a trigger → at which count it fired; who inserts with `BPF_NOEXIST` signals.
+pub const MAP_FIRED: &str = "FIRED";
 /// Map: [`ProcessKey`] → [`Claim`]; who inserts with `BPF_NOEXIST` sends the signal.
 pub const MAP_CLAIMS: &str = "CLAIMS";
 /// Ring buffer of [`Record`]s.
@@ -27,6 +39,10 @@ pub const GLOBAL_OFFSETS: &str = "OFFSETS";
 
 /// How many cgroups can be watched at the same time.
 pub const MAX_WATCHES: u32 = 1024;
+/// How many triggers can be armed at the same time.
+pub const MAX_TRIGGERS: u32 = 1024;
+/// Length of a path that an exec trigger can wait for, and one more for the byte that ends it.
+pub const PATH_BYTES: usize = 256;
 /// How many processes can be claimed and alive at the same time.
 pub const MAX_CLAIMS: u32 = 16384;
 /// At how many levels of the cgroup tree something can be watched at the same time. Pods of one node lie at two or
@@ -82,6 +98,51 @@ pub struct Watch {
     pub fire: u32,
     /// Keeps the size a multiple of eight without padding.
     pub reserved: u32,
+    /// Only processes of this name, ended by a zero; empty: any.
+    pub comm: [u8; 16],
+}
+
+/// The trigger counts calls of a system call; [`TriggerKey::detail`] is its number.
+pub const TRIGGER_SYSCALL: u32 = 1;
+/// The trigger waits for a connection; [`TriggerKey::detail`] is the port.
+pub const TRIGGER_CONNECT: u32 = 2;
+
+/// What a process of which cgroup, its sub-cgroups included, does.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TriggerKey {
+    /// The cgroup's id.
+    pub cgroup: u64,
+    /// One of `TRIGGER_*`.
+    pub kind: u32,
+    /// See `TRIGGER_*`.
+    pub detail: u32,
+}
+
+/// Which path a process of which cgroup executes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExecKey {
+    /// The cgroup's id.
+    pub cgroup: u64,
+    /// The path, filled up with zeros.
+    pub path: [u8; PATH_BYTES],
+}
+
+/// What is done then. Fires once.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trigger {
+    /// How often it has happened so far.
+    pub count: u64,
+    /// At which count it fires.
+    pub nth: u64,
+    /// Number of the trigger, never used twice while the object is loaded.
+    pub slot: u32,
+    /// The signal.
+    pub signal: u32,
+    /// Only processes of this name, ended by a zero; empty: any.
+    pub comm: [u8; 16],
 }
 
 /// The cgroup levels at which something is watched; the root, level 0, ends the list.
@@ -154,8 +215,8 @@ pub struct Record {
     pub pid: u32,
     /// See `RECORD_*`.
     pub value: u32,
-    /// Keeps the size a multiple of eight without padding.
-    pub reserved: u32,
+    /// Of a trigger that has fired: at which count; otherwise 0.
+    pub count: u32,
     /// Name of the thread; empty where the program did not run in the target's context.
     pub comm: [u8; 16],
 }
@@ -178,16 +239,23 @@ pub struct Offsets {
     pub signal_live: u32,
     /// `signal_struct.group_exit_code`
     pub signal_group_exit_code: u32,
+    /// `task_struct.comm`
+    pub task_comm: u32,
+    /// `linux_binprm.filename`
+    pub binprm_filename: u32,
     /// Keeps the size a multiple of eight without padding.
     pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<Watch>() == 32);
+const _: () = assert!(size_of::<Watch>() == 48);
 const _: () = assert!(size_of::<Levels>() == 32);
 const _: () = assert!(size_of::<ProcessKey>() == 16);
 const _: () = assert!(size_of::<Claim>() == 16);
 const _: () = assert!(size_of::<Record>() == 64);
-const _: () = assert!(size_of::<Offsets>() == 32);
+const _: () = assert!(size_of::<Offsets>() == 40);
+const _: () = assert!(size_of::<TriggerKey>() == 16);
+const _: () = assert!(size_of::<ExecKey>() == 264);
+const _: () = assert!(size_of::<Trigger>() == 40);
 
 // SAFETY: `#[repr(C)]`, only integers and arrays of them, no padding (see the assertions above).
 #[cfg(feature = "user")]
@@ -197,4 +265,7 @@ mod user {
     unsafe impl aya::Pod for super::ProcessKey {}
     unsafe impl aya::Pod for super::Claim {}
     unsafe impl aya::Pod for super::Offsets {}
+    unsafe impl aya::Pod for super::TriggerKey {}
+    unsafe impl aya::Pod for super::ExecKey {}
+    unsafe impl aya::Pod for super::Trigger {}
 }

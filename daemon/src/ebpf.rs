@@ -8,21 +8,29 @@
 pub mod btf;
 mod loaded;
 mod perf;
+pub mod syscalls;
+mod triggers;
 
 use std::{
     fs, io,
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
 };
 
-use squall_daemon_ebpf::{BY_PIDFD, Claim, ProcessKey, Record, SCOPE_ALL, SCOPE_INIT, SCOPE_OBSERVE, Watch};
+use squall_daemon_ebpf::{
+    BY_PIDFD, Claim, ProcessKey, Record, SCOPE_ALL, SCOPE_INIT, SCOPE_OBSERVE, Trigger, Watch,
+};
 use tokio::sync::mpsc::Receiver;
 
-use crate::{cgroup::Target, clock::BootClock};
+use crate::{
+    cgroup::{Target, V2Cgroup},
+    clock::BootClock,
+};
 use loaded::{Loaded, Loader};
+pub use triggers::Event;
 
 /// What keeps eBPF from working.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +53,12 @@ pub enum EbpfError {
     /// Another fault watches this cgroup.
     #[error("another fault watches this cgroup")]
     Busy,
+    /// Another trigger of this cgroup waits for the same.
+    #[error("another fault waits for the same in this container")]
+    SameTrigger,
+    /// A system call that can't be waited for.
+    #[error(transparent)]
+    Syscall(#[from] syscalls::SyscallError),
     /// The object was not accepted.
     #[error("loading the programs: {0}")]
     Load(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -101,6 +115,19 @@ pub struct WatchSpec {
     pub init_pid: i32,
     /// When it started, in ticks since boot.
     pub init_start: u64,
+    /// Only processes of this name, ended by a zero; empty: any.
+    pub comm: [u8; 16],
+}
+
+/// What is to be waited for.
+#[derive(Clone, Debug)]
+pub struct TriggerSpec {
+    /// What.
+    pub event: Event,
+    /// Only what a process of this name does, ended by a zero; empty: any.
+    pub comm: [u8; 16],
+    /// The signal for who does it.
+    pub signal: i32,
 }
 
 /// The one door to the programs.
@@ -128,14 +155,12 @@ impl Engine {
     /// Prepares a watch without any effect: loads the programs if need be, and enters the cgroup.
     /// Blocks; needs a tokio runtime around it.
     pub fn arm(&self, target: &Target, spec: WatchSpec) -> Result<(Armed, Records), EbpfError> {
-        let cgroup = target.v2.as_ref().ok_or(EbpfError::NoCgroupId)?;
-        if cgroup.level == 0 {
-            return Err(EbpfError::Root);
-        }
+        let cgroup = known_by(target)?;
         let loaded = self.load()?;
+        let slot = loaded.next_slot();
         let watch = Watch {
             init_start: spec.init_start,
-            slot: loaded.next_slot(),
+            slot,
             scope: match spec.scope {
                 Scope::Init => SCOPE_INIT,
                 Scope::All => SCOPE_ALL,
@@ -145,22 +170,30 @@ impl Engine {
             signal: spec.signal.unsigned_abs(),
             fire: 0,
             reserved: 0,
+            comm: spec.comm,
         };
-        let (records, dropped) = loaded.enter(cgroup.id, cgroup.level, watch)?;
-        let lost_before = loaded.lost();
-        let armed = Armed {
-            cgroup: cgroup.id,
-            level: cgroup.level,
-            perf_dir: target.perf.clone(),
-            watch,
-            clock: BootClock::measure(),
-            lost_before,
-            dropped,
-            settled: AtomicBool::new(false),
-            events: Mutex::new(Vec::new()),
-            loaded,
+        let (lease, records) = Lease::take(loaded, cgroup.level, slot, spec.signal)?;
+        lease.loaded.add_watch(cgroup.id, watch)?;
+        let perf_dir = target.perf.clone();
+        let (events, settled) = (Mutex::new(Vec::new()), AtomicBool::new(false));
+        let work = Work::Watch { watch, perf_dir, events, settled };
+        Ok((Armed { cgroup: cgroup.id, work, lease }, records))
+    }
+
+    /// Prepares a trigger without any effect: nothing counts yet. Blocks; needs a tokio runtime around it.
+    pub fn arm_trigger(&self, target: &Target, spec: TriggerSpec) -> Result<(Armed, Records), EbpfError> {
+        let cgroup = known_by(target)?;
+        let loaded = self.load()?;
+        let slot = loaded.next_slot();
+        let TriggerSpec { event, comm, signal } = spec;
+        let nth = match &event {
+            Event::Call { nth, .. } => u64::from(*nth),
+            Event::Connect { .. } | Event::Exec { .. } => 1,
         };
-        Ok((armed, Records(records)))
+        let trigger = Trigger { count: 0, nth, slot, signal: signal.unsigned_abs(), comm };
+        let (lease, records) = Lease::take(loaded, cgroup.level, slot, signal)?;
+        let work = Work::Trigger { event, trigger, held: AtomicU8::new(HELD_NOTHING) };
+        Ok((Armed { cgroup: cgroup.id, work, lease }, records))
     }
 
     /// Has the programs in the kernel for as long as the answer is held, so that arming doesn't wait for them. What
@@ -199,66 +232,139 @@ pub struct Warm {
     _loaded: Option<Arc<Loaded>>,
 }
 
-/// One armed watch; dropping it disarms.
+/// One armed watch or trigger; dropping it disarms.
 #[derive(Debug)]
 pub struct Armed {
     cgroup: u64,
+    work: Work,
+    /// Dropped last: the programs stay until everything of ours is out of the maps.
+    lease: Lease,
+}
+
+#[derive(Debug)]
+enum Work {
+    Watch {
+        watch: Watch,
+        perf_dir: Option<PathBuf>,
+        events: Mutex<Vec<std::os::fd::OwnedFd>>,
+        /// The daemon has signalled everyone whom the program would.
+        settled: AtomicBool,
+    },
+    Trigger {
+        event: Event,
+        trigger: Trigger,
+        held: AtomicU8,
+    },
+}
+
+/// What of a trigger is in the kernel, and so has to be taken out again.
+const HELD_NOTHING: u8 = 0;
+const HELD_PLACE: u8 = 1;
+const HELD_ENTRY: u8 = 2;
+
+/// A number of its own, a level that the programs look at, and a channel for records.
+#[derive(Debug)]
+struct Lease {
     level: u32,
-    perf_dir: Option<PathBuf>,
-    watch: Watch,
+    slot: u32,
+    signal: u32,
     clock: BootClock,
     lost_before: u64,
     dropped: Arc<AtomicU64>,
-    /// The daemon has signalled everyone whom the program would.
-    settled: AtomicBool,
-    events: Mutex<Vec<std::os::fd::OwnedFd>>,
     loaded: Arc<Loaded>,
 }
 
+impl Lease {
+    fn take(loaded: Arc<Loaded>, level: u32, slot: u32, signal: i32) -> Result<(Self, Records), EbpfError> {
+        let (records, dropped) = loaded.enter(level, slot)?;
+        let (clock, lost_before) = (BootClock::measure(), loaded.lost());
+        let lease = Self { level, slot, signal: signal.unsigned_abs(), clock, lost_before, dropped, loaded };
+        Ok((lease, Records(records)))
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.loaded.leave(self.level, self.slot);
+    }
+}
+
 impl Armed {
-    /// Has the signalling program run for the tasks of the cgroup. The slow part of arming: it blocks for milliseconds,
-    /// and without it the tracepoints still tell what happens.
+    /// Has the program run that does the work. The slow part of arming: it blocks for milliseconds. Without it a watch
+    /// still tells what happens, and a trigger never fires.
     pub fn attach(&self) -> Result<(), EbpfError> {
-        if self.settled.load(Ordering::Relaxed) {
-            return Ok(());
+        match &self.work {
+            Work::Watch { perf_dir, events, settled, .. } => {
+                if !settled.load(Ordering::Relaxed) {
+                    let dir = perf_dir.as_deref().ok_or(EbpfError::NoCgroupId)?;
+                    lock(events).extend(perf::attach(dir, self.lease.loaded.signal_program())?);
+                }
+            }
+            Work::Trigger { event, held, .. } => {
+                self.lease.loaded.with_object(|triggers, object| triggers.attach(object, event))?;
+                held.store(HELD_PLACE, Ordering::Release);
+            }
         }
-        let dir = self.perf_dir.as_deref().ok_or(EbpfError::NoCgroupId)?;
-        let events = perf::attach(dir, self.loaded.signal_program())?;
-        lock(&self.events).extend(events);
         Ok(())
     }
 
     /// From now on the programs signal and record.
     pub fn fire(&self) -> Result<(), EbpfError> {
-        self.loaded.set_watch(self.cgroup, Watch { fire: 1, ..self.watch })
+        match &self.work {
+            Work::Watch { watch, .. } => {
+                self.lease.loaded.set_watch(self.cgroup, Watch { fire: 1, ..*watch })
+            }
+            Work::Trigger { event, trigger, held } => {
+                self.lease.loaded.triggers().enter(self.cgroup, event, *trigger)?;
+                held.store(HELD_ENTRY, Ordering::Release);
+                Ok(())
+            }
+        }
+    }
+
+    /// Sees to it that a trigger does not fire any more; `false`: it has fired before.
+    pub fn give_up(&self) -> Result<bool, EbpfError> {
+        self.lease.loaded.triggers().give_up(self.lease.slot)
+    }
+
+    /// How often that which a trigger waits for has happened so far.
+    pub fn count(&self) -> u64 {
+        match &self.work {
+            Work::Watch { .. } => 0,
+            Work::Trigger { event, .. } => self.lease.loaded.triggers().count(self.cgroup, event),
+        }
     }
 
     /// Claims a process for the daemon; `false`: the program was there first, and has sent the signal.
     pub fn claim(&self, pid: i32, start: u64) -> Result<bool, EbpfError> {
-        let claim = Claim { slot: self.watch.slot, signal: self.watch.signal, by: BY_PIDFD, flags: 0 };
-        self.loaded.claim(key(pid, start), claim)
+        let Lease { slot, signal, .. } = self.lease;
+        self.lease.loaded.claim(key(pid, start), Claim { slot, signal, by: BY_PIDFD, flags: 0 })
     }
 
     /// Gives a claim back after the signal could not be sent.
     pub fn unclaim(&self, pid: i32, start: u64) {
-        self.loaded.unclaim(key(pid, start));
+        self.lease.loaded.unclaim(key(pid, start));
     }
 
     /// Nobody is left for the program to signal: if it isn't attached yet, it need not be. With thirty containers at
     /// once the attaching would take the CPU from those that are about to end.
     pub fn settle(&self) {
-        self.settled.store(true, Ordering::Relaxed);
+        match &self.work {
+            Work::Watch { settled, .. } => settled.store(true, Ordering::Relaxed),
+            Work::Trigger { .. } => {}
+        }
     }
 
     /// Kernel time as wall time.
     pub fn clock(&self) -> BootClock {
-        self.clock
+        self.lease.clock
     }
 
     /// Records that the kernel could not hand over or that nobody took in time, and claims that found no room, since
     /// this was armed.
     pub fn lost(&self) -> u64 {
-        self.loaded.lost().saturating_sub(self.lost_before) + self.dropped.load(Ordering::Relaxed)
+        let Lease { lost_before, dropped, loaded, .. } = &self.lease;
+        loaded.lost().saturating_sub(*lost_before) + dropped.load(Ordering::Relaxed)
     }
 }
 
@@ -275,8 +381,28 @@ impl Records {
 
 impl Drop for Armed {
     fn drop(&mut self) {
-        self.loaded.leave(self.cgroup, self.level, self.watch.slot);
+        let Lease { loaded, slot, .. } = &self.lease;
+        match &self.work {
+            Work::Watch { .. } => loaded.remove_watch(self.cgroup),
+            Work::Trigger { event, held, .. } => {
+                let held = held.load(Ordering::Acquire);
+                if held >= HELD_ENTRY {
+                    loaded.triggers().leave(self.cgroup, event, *slot);
+                }
+                if held >= HELD_PLACE {
+                    loaded.with_object(|triggers, object| triggers.detach(object, event));
+                }
+            }
+        }
     }
+}
+
+fn known_by(target: &Target) -> Result<&V2Cgroup, EbpfError> {
+    let cgroup = target.v2.as_ref().ok_or(EbpfError::NoCgroupId)?;
+    if cgroup.level == 0 {
+        return Err(EbpfError::Root);
+    }
+    Ok(cgroup)
 }
 
 fn key(pid: i32, start: u64) -> ProcessKey {

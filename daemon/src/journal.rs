@@ -254,6 +254,8 @@ mod tests {
             fired: Some(SystemTime::now()),
             processes: vec![],
             lost: 0,
+            oom_kills: 0,
+            fired_at_count: 0,
         };
         FaultReport { receipt: Some(receipt), ..FaultReport::new(id, state, "m".into()) }
     }

@@ -1,12 +1,13 @@
-//! The one fault of now: a signal to a container's first process, or to all of them, and the receipt for it.
+//! A signal to processes of a container, at once or when one of them does something, and the receipt for it.
 //!
-//! In steps: [`prepare`] resolves the container and checks it against the order (no effect, may be done long before);
-//! [`Prepared::fire`] checks once more, has the intent written, and signals by both ways at once; [`receipt`] collects
-//! what came of it. Refuses whatever is not exactly the container of the order. eBPF is never a condition: without it
-//! the signal goes through pidfds, and the receipt says so and why.
+//! In steps: [`prepare`] finds the container and starts to arm (no effect, may be done long before); [`Prepared::fire`]
+//! checks once more, has the intent written, and signals by both ways at once, or lets a trigger wait; [`receipt`]
+//! collects what came of it. Refuses whatever is not exactly the container of the order. For a signal at once eBPF is no
+//! condition: without it the signal goes through pidfds, and the receipt says so and why.
 
 pub mod receipt;
 mod strike;
+pub mod trigger;
 
 use std::{
     sync::Arc,
@@ -19,15 +20,18 @@ use crate::{
     cgroup::{CgroupRoot, Target},
     container::{Container, ContainerError},
     ebpf::{Armed, EbpfError, Engine, Records, Scope as Programs, Warm, WatchSpec},
-    order::{ContainerRef, Kill, Scope},
+    order::{ContainerRef, Kill, Processes, Scope, Whom},
     report::{Evidence, Reason},
     runtime::Runtimes,
 };
-use receipt::Collector;
+use receipt::{Collector, Evidenced, Times};
 use strike::Striker;
+use trigger::Waiting;
 
 /// How long a kill waits for arming that has not finished.
 pub const ARMING_PATIENCE: Duration = Duration::from_millis(10);
+/// How long a trigger waits for it: nothing else can do its work.
+const TRIGGER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a kill was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +39,22 @@ pub enum KillError {
     /// The container is not to be hit.
     #[error(transparent)]
     Container(#[from] ContainerError),
+    /// There is nobody to be signalled.
+    #[error("container {id}: {why}")]
+    NoProcess {
+        /// The container.
+        id: String,
+        /// Whom it lacks.
+        why: String,
+    },
+    /// The trigger can't be armed here, and nothing else can do its work.
+    #[error("container {id}: the trigger can't be armed: {why}")]
+    Trigger {
+        /// The container.
+        id: String,
+        /// Why.
+        why: String,
+    },
     /// The intent could not be written, so nothing was done.
     #[error("nothing was done, for the intent could not be written: {0}")]
     Intent(String),
@@ -45,6 +65,8 @@ impl KillError {
     pub fn reason(&self) -> Reason {
         match self {
             Self::Container(error) => error.reason(),
+            Self::NoProcess { .. } => Reason::NoProcess,
+            Self::Trigger { .. } => Reason::Unsupported,
             Self::Intent(_) => Reason::Internal,
         }
     }
@@ -81,7 +103,7 @@ pub async fn prepare(tools: &Tools, container: &ContainerRef, kill: Kill) -> Res
     // Loading takes as long as asking the runtime, so both are done at once.
     let engine = Arc::clone(&tools.engine);
     let warm = tokio::task::spawn_blocking(move || engine.warm());
-    Ok(Prepared::new(tools, Container::find(tools, container).await?, kill, Some(warm)))
+    Prepared::new(tools, Container::find(tools, container).await?, kill, Some(warm))
 }
 
 /// As [`prepare`], for a container whose first process is known.
@@ -91,22 +113,42 @@ pub fn prepare_process(
     kill: Kill,
     init_pid: i32,
 ) -> Result<Prepared, KillError> {
-    Ok(Prepared::new(tools, Container::of(tools, container, init_pid)?, kill, None))
+    Prepared::new(tools, Container::of(tools, container, init_pid)?, kill, None)
 }
 
 impl Prepared {
-    fn new(tools: &Tools, container: Container, kill: Kill, warm: Option<JoinHandle<Warm>>) -> Self {
-        let spec = WatchSpec {
-            scope: match kill.scope {
-                Scope::Init => Programs::Init,
-                Scope::All => Programs::All,
-            },
-            signal: kill.signal,
-            init_pid: container.init.pid(),
-            init_start: container.init.start(),
+    fn new(
+        tools: &Tools,
+        container: Container,
+        kill: Kill,
+        warm: Option<JoinHandle<Warm>>,
+    ) -> Result<Self, KillError> {
+        let (init_pid, init_start) = (container.init.pid(), container.init.start());
+        let arming = match &kill.whom {
+            Whom::Processes(Processes { scope, comm, exe }) => {
+                let scope = match (exe, scope) {
+                    // The programs see no paths: they only observe, and the daemon alone signals.
+                    (Some(_), _) => Programs::Observe,
+                    (None, Scope::Init) => Programs::Init,
+                    (None, Scope::All) => Programs::All,
+                };
+                let comm = comm.map(|comm| comm.bytes()).unwrap_or_default();
+                let spec = WatchSpec { scope, signal: kill.signal, init_pid, init_start, comm };
+                Arming::start(&tools.engine, &container.target, warm, move |engine, target| {
+                    engine.arm(target, spec)
+                })
+            }
+            Whom::Trigger(trigger) => {
+                let spec =
+                    trigger::spec(trigger, kill.signal, tools.cgroups.proc(), init_pid).map_err(|error| {
+                        KillError::Trigger { id: container.order.id.clone(), why: error.to_string() }
+                    })?;
+                Arming::start(&tools.engine, &container.target, warm, move |engine, target| {
+                    engine.arm_trigger(target, spec)
+                })
+            }
         };
-        let arming = Arming::start(&tools.engine, &container.target, spec, warm);
-        Self { container, kill, arming }
+        Ok(Self { container, kill, arming })
     }
 
     /// The container's first process: PID and start time.
@@ -131,40 +173,77 @@ impl Prepared {
         }
     }
 
-    /// Signals. `intent` is called after the last check and before the first effect; if it fails, nothing is done.
-    /// What comes of it is collected from the [`Collector`].
+    /// Signals, or lets the trigger wait. `intent` is called after the last check and before the first effect; if it
+    /// fails, nothing is done.
     pub async fn fire(
         self,
         ordered: SystemTime,
         intent: impl FnOnce(i32, u64) -> Result<(), String>,
-    ) -> Result<Collector, KillError> {
+    ) -> Result<Fired, KillError> {
         let Self { container, kill, arming } = self;
-        let (watch, evidence_error) = arming.finish().await;
-        container.check_again()?;
-        let Container { order: _, target, init } = container;
-        intent(init.pid(), init.start()).map_err(KillError::Intent)?;
+        match &kill.whom {
+            Whom::Processes(processes) => {
+                let (watch, evidence_error) = arming.finish(ARMING_PATIENCE).await;
+                container.check_again()?;
+                if processes.scope == Scope::Init
+                    && let Err(why) = strike::matches(processes, &container.init)
+                {
+                    return Err(KillError::NoProcess { id: container.order.id, why });
+                }
+                let Container { order: _, target, init } = container;
+                intent(init.pid(), init.start()).map_err(KillError::Intent)?;
 
-        let (armed, records) = match watch {
-            Some((armed, records)) => (Some(armed), Some(records)),
-            None => (None, None),
-        };
-        let mut striker = Striker::new(target, kill, init, armed);
-        let (evidence, evidence_error) = match striker.open_fire() {
-            Ok(true) => (Evidence::Ebpf, evidence_error),
-            Ok(false) => (Evidence::Pidfd, evidence_error),
-            Err(error) => (Evidence::Pidfd, error.to_string()),
-        };
-        let fired = SystemTime::now();
-        striker.strike().await;
-        Ok(Collector::new(striker, records, evidence, evidence_error, ordered, fired))
+                let (armed, records) = match watch {
+                    Some((armed, records)) => (Some(armed), Some(records)),
+                    None => (None, None),
+                };
+                let mut striker = Striker::new(target, kill, init, armed);
+                let (evidence, evidence_error) = match striker.open_fire() {
+                    Ok(true) => (Evidence::Ebpf, evidence_error),
+                    Ok(false) => (Evidence::Pidfd, evidence_error),
+                    Err(error) => (Evidence::Pidfd, error.to_string()),
+                };
+                let times = Times { ordered, fired: SystemTime::now() };
+                striker.strike().await;
+                let evidence = Evidenced { evidence, evidence_error };
+                Ok(Fired::Struck(Collector::new(striker, records, evidence, times)))
+            }
+            Whom::Trigger(trigger) => {
+                let (watch, problem) = arming.finish(TRIGGER_PATIENCE).await;
+                container.check_again()?;
+                let failed = |why| KillError::Trigger { id: container.order.id.clone(), why };
+                let (armed, records) = match watch {
+                    Some(watch) if problem.is_empty() => watch,
+                    Some(_) | None => return Err(failed(problem)),
+                };
+                intent(container.init.pid(), container.init.start()).map_err(KillError::Intent)?;
+                armed.fire().map_err(|error| failed(error.to_string()))?;
+                let trigger = trigger.clone();
+                let Container { order: _, target, init } = container;
+                Ok(Fired::Waiting(Waiting::new(trigger, target, kill, init, armed, records, ordered)))
+            }
+        }
     }
 }
 
+/// What was done when it was time.
+pub enum Fired {
+    /// The signal was sent.
+    Struck(Collector),
+    /// A trigger waits.
+    Waiting(Waiting),
+}
+
 impl Arming {
-    fn start(engine: &Arc<Engine>, target: &Target, spec: WatchSpec, warm: Option<JoinHandle<Warm>>) -> Self {
+    fn start(
+        engine: &Arc<Engine>,
+        target: &Target,
+        warm: Option<JoinHandle<Warm>>,
+        arm: impl FnOnce(&Engine, &Target) -> Result<(Armed, Records), EbpfError> + Send + 'static,
+    ) -> Self {
         let (sender, watch) = oneshot::channel();
         let (engine, target) = (Arc::clone(engine), target.clone());
-        let attached = tokio::task::spawn_blocking(move || match engine.arm(&target, spec) {
+        let attached = tokio::task::spawn_blocking(move || match arm(&engine, &target) {
             Ok((armed, records)) => {
                 let armed = Arc::new(armed);
                 // Nobody waits any more: dropping the watch disarms it.
@@ -183,8 +262,8 @@ impl Arming {
     }
 
     /// The watch, if it is there or comes soon, and what of arming did not work.
-    async fn finish(self) -> (Option<(Arc<Armed>, Records)>, String) {
-        let late = || format!("arming took longer than {ARMING_PATIENCE:?}");
+    async fn finish(mut self, patience: Duration) -> (Option<(Arc<Armed>, Records)>, String) {
+        let late = || format!("arming took longer than {patience:?}");
         let whole = async {
             match self.watch.await {
                 // Without the signalling program the tracepoints still give evidence.
@@ -193,15 +272,17 @@ impl Arming {
                 Err(_) => (None, "arming was given up".to_owned()),
             }
         };
-        let (watch, problem) = match timeout(ARMING_PATIENCE, whole).await {
+        let (watch, problem) = match timeout(patience, whole).await {
             Ok(done) => done,
             Err(_) => return (None, late()),
         };
-        if watch.is_some() && self.attached.is_finished() {
-            return match self.attached.await {
-                Ok(Ok(())) => (watch, problem),
-                Ok(Err(error)) => (watch, format!("the signalling program is not attached: {error}")),
-                Err(error) => (watch, error.to_string()),
+        // A signal at once does not wait for the program, the daemon signals too; a trigger has nothing else.
+        if watch.is_some() && (self.attached.is_finished() || patience > ARMING_PATIENCE) {
+            return match timeout(patience, &mut self.attached).await {
+                Ok(Ok(Ok(()))) => (watch, problem),
+                Ok(Ok(Err(error))) => (watch, format!("the signalling program is not attached: {error}")),
+                Ok(Err(error)) => (watch, error.to_string()),
+                Err(_) => (watch, late()),
             };
         }
         (watch, problem)

@@ -156,6 +156,8 @@ mod tests {
             fired: Some(ordered + Duration::from_millis(2)),
             processes: vec![],
             lost,
+            oom_kills: 0,
+            fired_at_count: 0,
         };
         FaultReport { receipt: Some(receipt), ..FaultReport::new("secret-pod-name", state, "x".into()) }
     }

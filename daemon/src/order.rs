@@ -3,6 +3,7 @@
 //! Refuses by naming the field. An unknown *action* is not refused here: it becomes an order that is reported as
 //! unsupported, so that one new kind of fault does not stop the others of the same state.
 
+pub mod kill;
 pub mod stress;
 
 use std::time::Duration;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use squall_api::grpc;
 
 use crate::report::Generation;
+pub use kill::{Comm, Kill, On, Processes, Scope, Trigger, Whom};
 pub use stress::Stress;
 
 /// A field of an order that makes no sense.
@@ -90,24 +92,6 @@ pub enum Stage {
     Recover,
 }
 
-/// A signal to processes of a container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Kill {
-    /// The signal.
-    pub signal: i32,
-    /// To whom.
-    pub scope: Scope,
-}
-
-/// Whom a kill hits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Scope {
-    /// The container's first process.
-    Init,
-    /// Each of its processes.
-    All,
-}
-
 /// A fault that is not renewed ends after this long, if the order does not say.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(60);
 
@@ -185,24 +169,7 @@ fn order(index: usize, fault: grpc::Fault) -> Result<Order, OrderError> {
         Some(grpc::fault::Action::Stress(order)) => {
             stress::parse(&field, order)?.map(|stress| Action::Stress(Box::new(stress)))
         }
-        Some(grpc::fault::Action::Kill(grpc::Kill { comm, exe, trigger, .. }))
-            if trigger.is_some() || !comm.is_empty() || !exe.is_empty() =>
-        {
-            None
-        }
-        Some(grpc::fault::Action::Kill(grpc::Kill { signal, scope, .. })) => {
-            if !(1..=64).contains(&signal) {
-                return Err(wrong(&field("kill.signal"), &format!("is {signal}, not 1 to 64")));
-            }
-            let scope = match grpc::Scope::try_from(scope) {
-                Ok(grpc::Scope::Init) => Scope::Init,
-                Ok(grpc::Scope::All) => Scope::All,
-                Ok(grpc::Scope::Unspecified) | Err(_) => {
-                    return Err(wrong(&field("kill.scope"), "is none that is known"));
-                }
-            };
-            Some(Action::Kill(Kill { signal, scope }))
-        }
+        Some(grpc::fault::Action::Kill(order)) => Kill::parse(&field, order)?.map(Action::Kill),
     };
     Ok(Order { id, experiment, container, stage, ttl, action })
 }

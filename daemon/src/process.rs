@@ -167,6 +167,18 @@ impl Process {
         text.trim_end_matches('\n').to_owned()
     }
 
+    /// The executable that it runs, as a path inside its own root. Needs the right to trace it.
+    pub fn exe(&self) -> Result<PathBuf, ProcessError> {
+        let link = |name: &str| {
+            let path = self.file(name);
+            fs::read_link(&path).map_err(|source| self.read_error(path, source))
+        };
+        let (exe, root) = (link("exe")?, link("root")?);
+        // If it ended meanwhile, what was read may be another's.
+        self.send(0)?;
+        Ok(inside(&exe, &root))
+    }
+
     /// Its cgroups, now.
     pub fn memberships(&self) -> Result<Memberships, ProcessError> {
         let memberships = Memberships::of(&self.proc, self.pid);
@@ -259,6 +271,15 @@ pub fn start_time(proc: &Path, pid: i32) -> Result<u64, ProcessError> {
     parse_start(&text).ok_or_else(|| ProcessError::Read { path, source: io::ErrorKind::InvalidData.into() })
 }
 
+/// The path `exe` below `root`. What was removed while it runs is shown with a mark behind it.
+fn inside(exe: &Path, root: &Path) -> PathBuf {
+    let path = Path::new("/").join(exe.strip_prefix(root).unwrap_or(exe));
+    match path.to_str().and_then(|path| path.strip_suffix(" (deleted)")) {
+        Some(path) => PathBuf::from(path),
+        None => path,
+    }
+}
+
 fn parse_start(stat: &str) -> Option<u64> {
     // The name may hold spaces and parentheses: the fields go on after the last one. Start time is field 22.
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
@@ -299,6 +320,15 @@ mod tests {
         let stat = format!("77 (a) b (c)) {}", fields.join(" "));
         assert_eq!(parse_start(&stat), Some(22));
         assert_eq!(parse_start("77 (x) S 1"), None);
+    }
+
+    #[test]
+    fn an_executable_is_a_path_inside_the_root() {
+        let of = |exe: &str, root: &str| inside(Path::new(exe), Path::new(root)).display().to_string();
+        assert_eq!(of("/bin/x", "/"), "/bin/x");
+        assert_eq!(of("/srv/root/bin/x", "/srv/root"), "/bin/x");
+        assert_eq!(of("/srv/rooted/x", "/srv/root"), "/srv/rooted/x");
+        assert_eq!(of("/bin/x (deleted)", "/"), "/bin/x");
     }
 
     #[test]

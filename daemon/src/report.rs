@@ -68,6 +68,10 @@ pub enum Reason {
     NoEffect,
     /// There is not enough memory for it, or the kernel ended it for want of memory.
     OutOfMemory,
+    /// What the trigger waits for did not happen in time.
+    NotTriggered,
+    /// No process of the container has that name, or runs that executable.
+    NoProcess,
     /// Something that should not happen; the message tells.
     Internal,
 }
@@ -171,6 +175,12 @@ pub struct Receipt {
     pub processes: Vec<ProcessReceipt>,
     /// Records of the kernel that were lost.
     pub lost: u64,
+    /// Processes of the container that the kernel killed for want of memory meanwhile.
+    #[serde(default)]
+    pub oom_kills: u64,
+    /// Of a trigger: at which call it fired; otherwise 0.
+    #[serde(default)]
+    pub fired_at_count: u32,
 }
 
 /// What became of one process.
@@ -246,7 +256,17 @@ impl From<Usage> for grpc::Usage {
 
 impl From<&Receipt> for grpc::Receipt {
     fn from(receipt: &Receipt) -> Self {
-        let Receipt { evidence, evidence_error, signal, ordered, fired, processes, lost } = receipt;
+        let Receipt {
+            evidence,
+            evidence_error,
+            signal,
+            ordered,
+            fired,
+            processes,
+            lost,
+            oom_kills,
+            fired_at_count,
+        } = receipt;
         Self {
             evidence: word(*evidence).to_owned(),
             evidence_error: evidence_error.clone(),
@@ -255,7 +275,8 @@ impl From<&Receipt> for grpc::Receipt {
             fired: fired.map(Into::into),
             processes: processes.iter().map(Into::into).collect(),
             lost: *lost,
-            ..Self::default()
+            oom_kills: *oom_kills,
+            fired_at_count: *fired_at_count,
         }
     }
 }

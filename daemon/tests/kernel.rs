@@ -10,6 +10,8 @@ mod kernel {
     pub mod sandbox;
     pub mod stress;
     pub mod target;
+    pub mod triggers;
+    pub mod work;
 }
 
 use std::{env, panic, process::ExitCode, time::Instant};
@@ -31,8 +33,12 @@ fn main() -> ExitCode {
     let mut passed_in_all = 0;
     let mut failed = Vec::new();
     // What `cargo xtask kernels` calls a feature, and the cases of it.
-    let features =
-        [("kill", kernel::cases::ALL), ("order", kernel::node::ALL), ("stress", kernel::stress::ALL)];
+    let features = [
+        ("kill", kernel::cases::ALL),
+        ("order", kernel::node::ALL),
+        ("stress", kernel::stress::ALL),
+        ("trigger", kernel::triggers::ALL),
+    ];
     let cases = features.into_iter().flat_map(|(feature, cases)| {
         cases.iter().map(move |(name, case)| (format!("{feature}::{name}"), case))
     });

@@ -290,7 +290,8 @@ pub struct FaultReport {
     #[prost(enumeration = "FaultState", tag = "2")]
     pub state: i32,
     /// A stable word for REFUSED and FAILED: ContainerGone, ContainerMismatch, ProtectedNamespace,
-    /// UnknownRuntime, RuntimeError, SignalIgnored, Expired, Unsupported, Internal, NoEffect, OutOfMemory, NotTriggered.
+    /// UnknownRuntime, RuntimeError, SignalIgnored, Expired, Unsupported, Internal, NoEffect, OutOfMemory, NotTriggered,
+    /// NoProcess.
     #[prost(string, tag = "3")]
     pub reason: ::prost::alloc::string::String,
     #[prost(string, tag = "4")]

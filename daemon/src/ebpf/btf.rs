@@ -41,6 +41,8 @@ pub fn offsets() -> Result<Offsets, BtfError> {
         task_exit_code: task("exit_code")?,
         signal_live: signal("live")?,
         signal_group_exit_code: signal("group_exit_code")?,
+        task_comm: task("comm")?,
+        binprm_filename: btf.offset("linux_binprm", "filename")?,
         reserved: 0,
     })
 }

@@ -7,7 +7,7 @@ use std::{
     fmt, io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
@@ -28,10 +28,10 @@ use tokio::{
     task::AbortHandle,
 };
 
-use super::{EbpfError, lock};
+use super::{EbpfError, lock, triggers::Triggers};
 
 const BPF_ANY: u64 = 0;
-const BPF_NOEXIST: u64 = 1;
+pub(super) const BPF_NOEXIST: u64 = 1;
 
 static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../daemon-ebpf/squall.bpf.o"));
@@ -83,8 +83,9 @@ impl fmt::Debug for Loader {
 
 /// Programs and maps in the kernel.
 pub struct Loaded {
-    /// Last to be looked at, first to be dropped: its links detach the tracepoints.
-    _object: Mutex<Ebpf>,
+    /// First to be dropped: its links detach the tracepoints. Locked before what it is locked together with.
+    object: Mutex<Ebpf>,
+    triggers: Mutex<Triggers>,
     signal_program: OwnedFd,
     watches: Mutex<Watches>,
     claims: Mutex<HashMap<MapData, ProcessKey, Claim>>,
@@ -127,6 +128,7 @@ impl Loaded {
             mask: take(&mut object, MAP_LEVELS)?,
             levels: BTreeMap::new(),
         };
+        let triggers = Triggers::new(&mut object)?;
         let claims = take(&mut object, MAP_CLAIMS)?;
         let counters = take(&mut object, MAP_COUNTERS)?;
 
@@ -146,7 +148,8 @@ impl Loaded {
         }
         readers.push(read_records(records, Arc::clone(&routes)).map_err(|error| load(error.into()))?);
         Ok(Self {
-            _object: Mutex::new(object),
+            object: Mutex::new(object),
+            triggers: Mutex::new(triggers),
             signal_program,
             watches: Mutex::new(watches),
             claims: Mutex::new(claims),
@@ -167,36 +170,24 @@ impl Loaded {
         self.signal_program.as_fd()
     }
 
-    /// Enters a watch; its records come through the channel.
-    pub fn enter(&self, cgroup: u64, level: u32, watch: Watch) -> Result<Entered, EbpfError> {
+    /// Has the programs look at cgroups of that level, too; the records of `slot` come through the channel.
+    pub fn enter(&self, level: u32, slot: u32) -> Result<Entered, EbpfError> {
         let mut watches = lock(&self.watches);
-        watches
-            .by_cgroup
-            .insert(cgroup, watch, BPF_NOEXIST)
-            .map_err(|error| if exists(&error) { EbpfError::Busy } else { map_error(MAP_WATCHES)(error) })?;
         let (sender, receiver) = channel(WAITING);
         let dropped = Arc::new(AtomicU64::new(0));
-        lock(&self.routes).insert(watch.slot, Route { sender, dropped: Arc::clone(&dropped) });
+        lock(&self.routes).insert(slot, Route { sender, dropped: Arc::clone(&dropped) });
         *watches.levels.entry(level).or_default() += 1;
         if let Err(error) = watches.write_mask() {
             drop(watches);
-            self.leave(cgroup, level, watch.slot);
+            self.leave(level, slot);
             return Err(error);
         }
         Ok((receiver, dropped))
     }
 
-    /// Replaces a watch.
-    pub fn set_watch(&self, cgroup: u64, watch: Watch) -> Result<(), EbpfError> {
-        lock(&self.watches).by_cgroup.insert(cgroup, watch, BPF_ANY).map_err(map_error(MAP_WATCHES))
-    }
-
-    /// Takes a watch and its claims away.
-    pub fn leave(&self, cgroup: u64, level: u32, slot: u32) {
+    /// The opposite of [`Loaded::enter`]; takes the claims of `slot` away, too.
+    pub fn leave(&self, level: u32, slot: u32) {
         let mut watches = lock(&self.watches);
-        if let Err(error) = watches.by_cgroup.remove(&cgroup) {
-            tracing::warn!(cgroup, %error, "could not remove a watch");
-        }
         if let Some(count) = watches.levels.get_mut(&level) {
             *count -= 1;
             if *count == 0 {
@@ -215,6 +206,35 @@ impl Loaded {
             // Gone is what it shall be: the process may have ended meanwhile.
             let _ = claims.remove(&key);
         }
+    }
+
+    /// Begins to watch a cgroup that nobody else watches.
+    pub fn add_watch(&self, cgroup: u64, watch: Watch) -> Result<(), EbpfError> {
+        let added = lock(&self.watches).by_cgroup.insert(cgroup, watch, BPF_NOEXIST);
+        added.map_err(|error| if exists(&error) { EbpfError::Busy } else { map_error(MAP_WATCHES)(error) })
+    }
+
+    /// Replaces a watch.
+    pub fn set_watch(&self, cgroup: u64, watch: Watch) -> Result<(), EbpfError> {
+        lock(&self.watches).by_cgroup.insert(cgroup, watch, BPF_ANY).map_err(map_error(MAP_WATCHES))
+    }
+
+    /// Takes a watch away.
+    pub fn remove_watch(&self, cgroup: u64) {
+        if let Err(error) = lock(&self.watches).by_cgroup.remove(&cgroup) {
+            tracing::warn!(cgroup, %error, "could not remove a watch");
+        }
+    }
+
+    /// The triggers.
+    pub fn triggers(&self) -> MutexGuard<'_, Triggers> {
+        lock(&self.triggers)
+    }
+
+    /// The triggers, with the object that their programs are in.
+    pub fn with_object<T>(&self, work: impl FnOnce(&mut Triggers, &mut Ebpf) -> T) -> T {
+        let mut object = lock(&self.object);
+        work(&mut lock(&self.triggers), &mut object)
     }
 
     /// Claims a process; `false` when somebody else was first.
@@ -274,7 +294,7 @@ impl Watches {
     }
 }
 
-fn take<M: TryFrom<aya::maps::Map, Error = MapError>>(
+pub(super) fn take<M: TryFrom<aya::maps::Map, Error = MapError>>(
     object: &mut Ebpf,
     name: &'static str,
 ) -> Result<M, EbpfError> {
@@ -282,7 +302,7 @@ fn take<M: TryFrom<aya::maps::Map, Error = MapError>>(
     object.take_map(name).ok_or_else(missing)?.try_into().map_err(map_error(name))
 }
 
-fn program<'a, P>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, EbpfError>
+pub(super) fn program<'a, P>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, EbpfError>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
 {
@@ -294,11 +314,11 @@ where
         .map_err(|error: aya::programs::ProgramError| EbpfError::Load(error.into()))
 }
 
-fn map_error(map: &'static str) -> impl Fn(MapError) -> EbpfError {
+pub(super) fn map_error(map: &'static str) -> impl Fn(MapError) -> EbpfError {
     move |error| EbpfError::Map { map, source: error.into() }
 }
 
-fn exists(error: &MapError) -> bool {
+pub(super) fn exists(error: &MapError) -> bool {
     match error {
         MapError::SyscallError(error) => error.io_error.raw_os_error() == Some(libc::EEXIST),
         _ => false,

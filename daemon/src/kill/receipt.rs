@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::strike::{Key, Striker, key_of};
 use crate::{
+    cgroup::oom::OomKills,
     ebpf::Records,
     report::{Evidence, Note, ProcessReceipt, Reason, Receipt, State},
 };
@@ -40,14 +41,28 @@ pub struct Outcome {
     pub receipt: Receipt,
 }
 
+/// What a receipt rests on, and why it is not eBPF.
+pub(super) struct Evidenced {
+    pub(super) evidence: Evidence,
+    pub(super) evidence_error: String,
+}
+
+/// When the order came, and when the first signal went out.
+#[derive(Clone, Copy)]
+pub(super) struct Times {
+    pub(super) ordered: SystemTime,
+    pub(super) fired: SystemTime,
+}
+
 /// A kill under way.
 pub struct Collector {
     striker: Striker,
     records: Option<Records>,
     evidence: Evidence,
     evidence_error: String,
-    ordered: SystemTime,
-    fired: SystemTime,
+    times: Times,
+    ooms: OomKills,
+    fired_at_count: u32,
 }
 
 enum Event {
@@ -63,12 +78,44 @@ impl Collector {
     pub(super) fn new(
         striker: Striker,
         records: Option<Records>,
-        evidence: Evidence,
-        evidence_error: String,
-        ordered: SystemTime,
-        fired: SystemTime,
+        Evidenced { evidence, evidence_error }: Evidenced,
+        times: Times,
     ) -> Self {
-        Self { striker, records, evidence, evidence_error, ordered, fired }
+        let ooms = OomKills::begin(striker.target());
+        Self { striker, records, evidence, evidence_error, times, ooms, fired_at_count: 0 }
+    }
+
+    /// The same, of a trigger that has fired: `ooms` began when it was armed, and `first` are the records so far.
+    pub(super) fn triggered(
+        striker: Striker,
+        records: Records,
+        times: Times,
+        ooms: OomKills,
+        first: &[Record],
+    ) -> Self {
+        let count = first.iter().find(|record| record.kind == RECORD_SENT).map_or(0, |record| record.count);
+        let evidence = Evidence::Ebpf;
+        let mut collector = Self {
+            striker,
+            records: Some(records),
+            evidence,
+            evidence_error: String::new(),
+            times,
+            ooms,
+            fired_at_count: count,
+        };
+        // That the signal was sent comes first, whatever the order in which the kernel told of it.
+        let (sent, rest): (Vec<&Record>, Vec<_>) =
+            first.iter().partition(|record| record.kind == RECORD_SENT);
+        for record in sent.into_iter().chain(rest) {
+            collector.take(record);
+        }
+        collector
+    }
+
+    /// The process that a trigger hit first: PID and start time.
+    pub fn first_hit(&self) -> Option<Key> {
+        self.striker.hit.keys().next().copied()
     }
 
     /// The receipt as it stands.
@@ -81,10 +128,12 @@ impl Collector {
             evidence: self.evidence,
             evidence_error: self.evidence_error.clone(),
             signal: self.striker.signal(),
-            ordered: self.ordered,
-            fired: Some(self.fired),
+            ordered: self.times.ordered,
+            fired: Some(self.times.fired),
             processes,
             lost: self.striker.armed().map_or(0, crate::ebpf::Armed::lost),
+            oom_kills: self.ooms.so_far(self.striker.target()),
+            fired_at_count: self.fired_at_count,
         }
     }
 
@@ -215,12 +264,19 @@ impl Collector {
         }
         let (count, more) = self.striker.count();
         let message = match (count, more) {
+            (0, _) if self.striker.is_narrowed() => {
+                "no process of the container has that name, or runs that executable".to_owned()
+            }
             (0, _) => "nobody was left to signal".to_owned(),
             (1, false) => "1 process was signalled and has exited".to_owned(),
             (_, false) => format!("{count} processes were signalled and have exited"),
             (_, true) => format!("more than {count} processes were signalled and have exited"),
         };
-        let state = if count == 0 { State::Failed(Reason::ContainerGone) } else { State::Done };
+        let state = match count {
+            0 if self.striker.is_narrowed() => State::Failed(Reason::NoProcess),
+            0 => State::Failed(Reason::ContainerGone),
+            _ => State::Done,
+        };
         Outcome { state, message, receipt: self.receipt() }
     }
 

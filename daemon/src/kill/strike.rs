@@ -10,7 +10,7 @@ use super::receipt::NAMED;
 use crate::{
     cgroup::Target,
     ebpf::{Armed, EbpfError},
-    order::{Kill, Scope},
+    order::{Kill, Processes, Scope, Whom},
     process::{Disposition, Process},
     report::{Evidence, Note, ProcessReceipt},
 };
@@ -66,6 +66,19 @@ impl Striker {
         self.armed.as_deref()
     }
 
+    /// Whether only some of the processes are meant.
+    pub(super) fn is_narrowed(&self) -> bool {
+        match &self.kill.whom {
+            Whom::Processes(Processes { scope: _, comm, exe }) => comm.is_some() || exe.is_some(),
+            Whom::Trigger(_) => false,
+        }
+    }
+
+    /// The container's cgroup.
+    pub(super) fn target(&self) -> &Target {
+        &self.target
+    }
+
     /// How many were signalled, and whether there may have been more.
     pub(super) fn count(&self) -> (usize, bool) {
         (self.hit.len() + self.forgotten, self.untold > 0)
@@ -84,8 +97,10 @@ impl Striker {
     /// Signals everyone who has not been, until nobody is left who has not been. Says whether it hit anyone.
     pub(super) async fn strike(&mut self) -> bool {
         let mut any = false;
-        match self.kill.scope {
-            Scope::Init => {
+        match &self.kill.whom {
+            // The programs alone signal who does it.
+            Whom::Trigger(_) => self.init_process = None,
+            Whom::Processes(Processes { scope: Scope::Init, .. }) => {
                 if let Some(init) = self.init_process.take() {
                     any |= self.hit_one(init);
                 }
@@ -93,7 +108,7 @@ impl Striker {
                     armed.settle();
                 }
             }
-            Scope::All => {
+            Whom::Processes(Processes { scope: Scope::All, .. }) => {
                 for _ in 0..ROUNDS {
                     if !self.round().await {
                         break;
@@ -136,6 +151,14 @@ impl Striker {
     /// Claims and signals one process; `false` if somebody else has, or it is gone.
     fn hit_one(&mut self, process: Process) -> bool {
         let key = (process.pid(), process.start());
+        match &self.kill.whom {
+            Whom::Trigger(_) => return false,
+            Whom::Processes(processes) => {
+                if matches(processes, &process).is_err() {
+                    return false;
+                }
+            }
+        }
         match self.armed.as_deref().map(|armed| armed.claim(key.0, key.1)) {
             // Without the programs there is nobody to share with.
             None | Some(Ok(true)) => {}
@@ -220,6 +243,25 @@ impl Striker {
     }
 }
 
+/// Whether a process is one of those that are meant; `Err` says what it lacks.
+pub(super) fn matches(processes: &Processes, process: &Process) -> Result<(), String> {
+    let Processes { scope: _, comm, exe } = processes;
+    if let Some(comm) = comm {
+        let found = process.comm();
+        if found != comm.as_str() {
+            return Err(format!("process {} has the name {found:?}, not {:?}", process.pid(), comm.as_str()));
+        }
+    }
+    if let Some(exe) = exe {
+        let found = process.exe().map_err(|error| error.to_string())?;
+        if found != *exe {
+            let (found, exe) = (found.display(), exe.display());
+            return Err(format!("process {} runs {found}, not {exe}", process.pid()));
+        }
+    }
+    Ok(())
+}
+
 /// The process that a record is about.
 pub fn key_of(record: &Record) -> Key {
     (i32::try_from(record.tgid).unwrap_or(0), record.start)
@@ -248,7 +290,7 @@ mod tests {
         let proc = Path::new("/proc");
         let own = std::process::id() as i32;
         let target = CgroupRoot::discover(Path::new("/sys/fs/cgroup"), proc).unwrap().target(own).unwrap();
-        let kill = Kill { signal: libc::SIGTERM, scope: Scope::All };
+        let kill = Kill::now(libc::SIGTERM, Scope::All);
         let mut striker = Striker::new(target, kill, Process::open(proc, own).unwrap(), None);
         // SAFETY: every bit pattern is a record.
         let mut record: Record = unsafe { std::mem::zeroed() };

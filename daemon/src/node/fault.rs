@@ -14,8 +14,12 @@ use tokio::{
 use super::{Command, Node};
 use crate::{
     journal::Progress,
-    kill::{KillError, Prepared, prepare, receipt::SURVIVED_AFTER},
-    order::{Action, ContainerRef, Kill, Order, Stage},
+    kill::{
+        Fired, KillError, Prepared, prepare,
+        receipt::SURVIVED_AFTER,
+        trigger::{Triggered, Waiting},
+    },
+    order::{Action, ContainerRef, Kill, Order, Stage, Whom},
     process::{Process, ProcessError},
     report::{Evidence, FaultReport, Reason, Receipt, State},
 };
@@ -51,7 +55,7 @@ pub(super) async fn run(
         }
         Some(Progress::Intended { pid, start }) => {
             let found = Process::open_started(node.tools().cgroups.proc(), pid, start).map(drop);
-            if let Some((state, message)) = interrupted(kill, found) {
+            if let Some((state, message)) = interrupted(&kill, found) {
                 return node.tell(report(state, message, None), None);
             }
             tracing::warn!(fault = id, pid, "the daemon was interrupted while it signalled: once more");
@@ -75,7 +79,12 @@ pub(super) async fn run(
 }
 
 /// What becomes of a fault whose signal may or may not have been sent; `None`: it may be sent once more.
-fn interrupted(kill: Kill, found: Result<(), ProcessError>) -> Option<(State, String)> {
+fn interrupted(kill: &Kill, found: Result<(), ProcessError>) -> Option<(State, String)> {
+    if let Whom::Trigger(_) = kill.whom {
+        let message = "the daemon was interrupted while the trigger was armed; whether it has fired is not known, so it \
+                       is not armed again";
+        return Some((State::Failed(Reason::Internal), message.to_owned()));
+    }
     match found {
         // A process can die of it only once, so a second one does no harm.
         Ok(()) if kill.signal == libc::SIGKILL => None,
@@ -167,8 +176,15 @@ async fn fire(
 ) -> Ended {
     let init = prepared.init();
     let intend = |pid, start| node.intend(id, pid, start).map_err(|error| error.to_string());
-    let mut collector = match prepared.fire(ordered, intend).await {
-        Ok(collector) => collector,
+    let (mut collector, hit) = match prepared.fire(ordered, intend).await {
+        Ok(Fired::Struck(collector)) => (collector, init),
+        Ok(Fired::Waiting(waiting)) => match wait(node, id, waiting, renewals).await {
+            Triggered::Fired(collector) => {
+                let hit = collector.first_hit().unwrap_or(init);
+                (*collector, hit)
+            }
+            Triggered::Ended(state, message, receipt) => return (state, message, Some(receipt)),
+        },
         Err(error) => return refused(error),
     };
     let receipt = collector.receipt();
@@ -180,9 +196,12 @@ async fn fire(
             Aborted(tokio::spawn(async move { runtime.exit_code(&container).await.ok() }))
         }),
     };
-    let message = "the signal is sent".to_owned();
+    let message = match receipt.fired_at_count {
+        0 => "the signal is sent".to_owned(),
+        count => format!("the trigger has fired at count {count}: the signal is sent"),
+    };
     let report = FaultReport { receipt: Some(receipt), ..FaultReport::new(id, State::Fired, message) };
-    node.tell(report, Some(init));
+    node.tell(report, Some(hit));
 
     let exit_code = async { (&mut asked.as_mut()?.0).await.ok().flatten() };
     let outcome = tokio::select! {
@@ -201,6 +220,21 @@ async fn fire(
             (State::Failed(Reason::Expired), message, Some(unfinished))
         }
     }
+}
+
+/// Has a trigger wait until it fires, can't any more, or its time is over.
+async fn wait(
+    node: &Node,
+    id: &str,
+    mut waiting: Waiting,
+    renewals: &mut watch::Receiver<Command>,
+) -> Triggered {
+    node.tell(FaultReport::new(id, State::Armed, waiting.describe()), None);
+    let why = tokio::select! {
+        () = waiting.wait() => Reason::ContainerGone,
+        () = expiry(renewals) => Reason::NotTriggered,
+    };
+    waiting.end(why).await
 }
 
 fn refused(error: KillError) -> Ended {
@@ -288,8 +322,7 @@ mod tests {
 
     #[test]
     fn only_sigkill_is_sent_once_more_after_an_interruption() {
-        let of =
-            |signal, found| interrupted(Kill { signal, scope: Scope::Init }, found).map(|(state, _)| state);
+        let of = |signal, found| interrupted(&Kill::now(signal, Scope::Init), found).map(|(state, _)| state);
         let internal = Some(State::Failed(Reason::Internal));
         assert_eq!(of(libc::SIGKILL, Ok(())), None);
         assert_eq!(of(libc::SIGTERM, Ok(())), internal);

@@ -17,7 +17,7 @@ use squall_daemon::{
     report::{Evidence, Note, ProcessReceipt, Reason, State},
 };
 
-use super::sandbox::{Sandbox, Target, slack, stranger, tools, until};
+use super::sandbox::{Sandbox, Target, slack, stranger, struck, tools, until};
 
 /// A case.
 pub type Case = fn() -> Pin<Box<dyn Future<Output = ()>>>;
@@ -45,6 +45,7 @@ cases![
     a_container_with_an_init_system_is_hit_as_a_whole,
     an_ignored_signal_is_reported_as_ignored,
     a_blocked_signal_is_reported_as_blocked,
+    a_sigterm_that_ends_a_process_by_default_is_delivered,
     an_exit_code_is_the_process_own,
     a_process_whose_leader_has_ended_is_killed,
     a_pid_with_another_start_time_is_refused,
@@ -57,21 +58,29 @@ cases![
     a_killed_daemon_leaves_nothing_in_the_kernel,
 ];
 
-async fn fire(tools: &Tools, sandbox: &Sandbox, init: i32, signal: i32, scope: Scope) -> Outcome {
+pub async fn fire(tools: &Tools, sandbox: &Sandbox, init: i32, signal: i32, scope: Scope) -> Outcome {
     let mut prepared = sandbox.prepare(tools, init, signal, scope);
     prepared.armed().await.expect("arming");
-    let mut collector = prepared.fire(SystemTime::now(), |_, _| Ok(())).await.expect("firing");
+    let mut collector = struck(prepared).await;
     collector.collect(std::future::ready(None)).await
 }
 
-fn one(outcome: &Outcome) -> &ProcessReceipt {
+pub fn one(outcome: &Outcome) -> &ProcessReceipt {
     assert_eq!(outcome.receipt.processes.len(), 1, "{outcome:?}");
     &outcome.receipt.processes[0]
 }
 
 /// Programs of ours in the kernel: (name), by the loader's own list.
-fn programs() -> Vec<String> {
-    let ours = ["signal_tasks", "signal_generate", "signal_deliver", "sched_process_exit"];
+pub fn programs() -> Vec<String> {
+    let ours = [
+        "signal_tasks",
+        "signal_generate",
+        "signal_deliver",
+        "sched_process_exit",
+        "trigger_syscall",
+        "trigger_connect",
+        "trigger_exec",
+    ];
     let names = aya::programs::loaded_programs()
         .flatten()
         .filter_map(|program| Some(program.name_as_str()?.to_owned()));
@@ -79,12 +88,13 @@ fn programs() -> Vec<String> {
 }
 
 fn maps() -> Vec<String> {
-    let ours = ["WATCHES", "LEVELS", "CLAIMS", "RECORDS", "COUNTERS"];
+    let ours =
+        ["WATCHES", "LEVELS", "TRIGGERS", "EXECS", "FIRED", "SCRATCH", "CLAIMS", "RECORDS", "COUNTERS"];
     let names = aya::maps::loaded_maps().flatten().filter_map(|map| Some(map.name_as_str()?.to_owned()));
     names.filter(|name| ours.contains(&name.as_str())).collect()
 }
 
-async fn nothing_is_loaded() {
+pub async fn nothing_is_loaded() {
     until(Duration::from_secs(2), "programs and maps are gone", || {
         programs().is_empty() && maps().is_empty()
     })
@@ -143,6 +153,7 @@ async fn a_busy_loop_is_killed_by_the_program_alone() {
         signal: libc::SIGKILL,
         init_pid: target.pid(),
         init_start: start_time(std::path::Path::new("/proc"), target.pid()).expect("its start"),
+        comm: [0; 16],
     };
     let (armed, mut records) = tools.engine.arm(&cgroup, spec).expect("arming");
     armed.attach().expect("attaching");
@@ -164,7 +175,7 @@ async fn a_fork_bomb_is_gone_within_a_second_and_a_stranger_lives() {
     let mut prepared = sandbox.prepare(&tools, target.pid(), libc::SIGKILL, Scope::All);
     prepared.armed().await.expect("arming");
     let start = Instant::now();
-    let mut collector = prepared.fire(SystemTime::now(), |_, _| Ok(())).await.expect("firing");
+    let mut collector = struck(prepared).await;
     let collecting = tokio::spawn(async move { collector.collect(std::future::ready(None)).await });
     until(Duration::from_secs(5), "the cgroup is empty", || sandbox.population() == 0).await;
     let took = start.elapsed();
@@ -191,6 +202,7 @@ async fn each_process_gets_the_signal_exactly_once_however_both_sides_race() {
             signal: libc::SIGTERM,
             init_pid: process.pid(),
             init_start: process.start(),
+            comm: [0; 16],
         };
         let (armed, mut records) = tools.engine.arm(&cgroup, spec).expect("arming");
         armed.attach().expect("attaching");
@@ -264,6 +276,7 @@ async fn only_the_ends_of_those_who_were_signalled_are_recorded() {
         signal: libc::SIGKILL,
         init_pid: process.pid(),
         init_start: process.start(),
+        comm: [0; 16],
     };
     let (armed, mut records) = tools.engine.arm(&cgroup, spec).expect("arming");
     armed.fire().expect("firing");
@@ -295,7 +308,7 @@ async fn without_a_v2_cgroup_of_its_own_only_the_container_is_hit() {
     // There is nothing to scope the programs by; the receipt says so.
     let mut prepared = sandbox.prepare(&tools, init.pid(), libc::SIGKILL, Scope::All);
     prepared.armed().await.expect("nothing is attached");
-    let mut collector = prepared.fire(SystemTime::now(), |_, _| Ok(())).await.expect("firing");
+    let mut collector = struck(prepared).await;
     let outcome = collector.collect(std::future::ready(Some(137))).await;
     assert_eq!((outcome.state, outcome.receipt.evidence), (State::Done, Evidence::Pidfd), "{outcome:?}");
     assert!(outcome.receipt.evidence_error.contains("no version 2 cgroup"), "{outcome:?}");
@@ -354,6 +367,23 @@ async fn a_blocked_signal_is_reported_as_blocked() {
     not_ended("block", Note::Blocked).await;
 }
 
+async fn a_sigterm_that_ends_a_process_by_default_is_delivered() {
+    let (tools, mut sandbox) = (tools(), Sandbox::new());
+    for duty in ["sleep", "busy", "exit-7"] {
+        let target = sandbox.start(duty);
+        let outcome = fire(&tools, &sandbox, target.pid(), libc::SIGTERM, Scope::Init).await;
+        let code = if duty == "exit-7" { 7 } else { 143 };
+        assert_eq!(
+            (outcome.state, one(&outcome).exit_code),
+            (State::Done, Some(code)),
+            "{duty}: {outcome:?}"
+        );
+        // The kernel hands it over as a SIGKILL; the receipt says what it was.
+        assert!(one(&outcome).delivered.is_some(), "{duty}: {outcome:?}");
+        target.wait().await;
+    }
+}
+
 async fn an_exit_code_is_the_process_own() {
     let (tools, mut sandbox) = (tools(), Sandbox::new());
     let target = sandbox.start("exit-7");
@@ -382,7 +412,7 @@ async fn a_pid_with_another_start_time_is_refused() {
 async fn a_process_of_another_container_is_refused() {
     let (tools, mut first, second) = (tools(), Sandbox::new(), Sandbox::new());
     let mut target = first.start("sleep");
-    let kill = Kill { signal: libc::SIGKILL, scope: Scope::All };
+    let kill = Kill::now(libc::SIGKILL, Scope::All);
     let refused = prepare_process(&tools, &second.order(), kill, target.pid()).map(|_| ());
     assert!(matches!(refused, Err(KillError::Container(ContainerError::Mismatch { .. }))), "{refused:?}");
     assert!(target.runs());
@@ -415,7 +445,7 @@ async fn without_the_programs_the_kill_works_and_says_so() {
     let mut held = sandbox.prepare(&tools, init.pid(), libc::SIGKILL, Scope::All);
     held.armed().await.expect("arming");
     let prepared = sandbox.prepare(&tools, init.pid(), libc::SIGKILL, Scope::All);
-    let mut collector = prepared.fire(SystemTime::now(), |_, _| Ok(())).await.expect("firing");
+    let mut collector = struck(prepared).await;
     let outcome = collector.collect(std::future::ready(Some(137))).await;
     assert_eq!((outcome.state, outcome.receipt.evidence), (State::Done, Evidence::Pidfd), "{outcome:?}");
     assert!(outcome.receipt.evidence_error.contains("another fault"), "{outcome:?}");
@@ -436,7 +466,7 @@ async fn an_armed_kill_is_fired_within_three_milliseconds() {
         prepared.armed().await.expect("arming");
         arming.push(start.elapsed());
         let start = Instant::now();
-        let mut collector = prepared.fire(SystemTime::now(), |_, _| Ok(())).await.expect("firing");
+        let mut collector = struck(prepared).await;
         firing.push(start.elapsed());
         collector.collect(std::future::ready(None)).await;
         target.wait().await;
@@ -451,8 +481,13 @@ async fn arming_is_quick_up_to_the_perf_events() {
     let (tools, mut sandbox) = (tools(), Sandbox::new());
     let target = sandbox.start("sleep");
     let cgroup = tools.cgroups.target(target.pid()).expect("its cgroup");
-    let spec =
-        WatchSpec { scope: Programs::Observe, signal: libc::SIGKILL, init_pid: target.pid(), init_start: 1 };
+    let spec = WatchSpec {
+        scope: Programs::Observe,
+        signal: libc::SIGKILL,
+        init_pid: target.pid(),
+        init_start: 1,
+        comm: [0; 16],
+    };
     let time = |what: &mut dyn FnMut()| {
         let start = Instant::now();
         what();
@@ -486,7 +521,7 @@ async fn a_killed_daemon_leaves_nothing_in_the_kernel() {
     nothing_is_loaded().await;
 }
 
-async fn end(mut target: Target) {
+pub async fn end(mut target: Target) {
     target.0.kill().expect("killing a target");
     target.wait().await;
 }

@@ -163,7 +163,7 @@ fn fault(sandbox: &Sandbox, stage: Stage, signal: i32) -> Order {
         container: sandbox.order(),
         stage,
         ttl: Duration::from_secs(30),
-        action: Some(Action::Kill(Kill { signal, scope: Scope::Init })),
+        action: Some(Action::Kill(Kill::now(signal, Scope::Init))),
     }
 }
 
@@ -324,6 +324,8 @@ async fn a_daemon_that_died_while_the_target_died_reports_it_done() {
         fired: Some(SystemTime::now()),
         processes: vec![],
         lost: 0,
+        oom_kills: 0,
+        fired_at_count: 0,
     });
     for progress in [Progress::Intended { pid, start }, Progress::Fired { pid, start, report }] {
         rig.restart(|journal| journal.note(&sandbox.id, progress).expect("noted"));

@@ -9,13 +9,13 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use squall_daemon::{
     cgroup::{CgroupRoot, Memberships},
     ebpf::Engine,
-    kill::{Prepared, Tools, prepare_process},
+    kill::{Fired, Prepared, Tools, prepare_process, receipt::Collector},
     order::{ContainerRef, Kill, Scope},
     runtime::Runtimes,
 };
@@ -137,13 +137,24 @@ impl Sandbox {
         below
     }
 
+    /// Its cgroups.
+    pub fn dirs(&self) -> Vec<PathBuf> {
+        self.dirs.clone()
+    }
+
     pub fn start(&mut self, duty: &str) -> Target {
         let dirs = self.dirs.clone();
         self.start_in(duty, &dirs)
     }
 
     pub fn start_in(&mut self, duty: &str, dirs: &[PathBuf]) -> Target {
-        let child = spawn(duty, dirs, &[]);
+        let program = env::current_exe().expect("own path");
+        self.start_program(&program, duty, dirs)
+    }
+
+    /// This same program under another path.
+    pub fn start_program(&mut self, program: &Path, duty: &str, dirs: &[PathBuf]) -> Target {
+        let child = spawn(program, duty, dirs, &[]);
         self.children.push(child.0.id());
         child
     }
@@ -160,7 +171,19 @@ impl Sandbox {
     }
 
     pub fn prepare(&self, tools: &Tools, init: i32, signal: i32, scope: Scope) -> Prepared {
-        prepare_process(tools, &self.order(), Kill { signal, scope }, init).expect("preparing")
+        self.prepare_kill(tools, init, Kill::now(signal, scope))
+    }
+
+    pub fn prepare_kill(&self, tools: &Tools, init: i32, kill: Kill) -> Prepared {
+        prepare_process(tools, &self.order(), kill, init).expect("preparing")
+    }
+}
+
+/// Sends the signal of a kill that does not wait for anything.
+pub async fn struck(prepared: Prepared) -> Collector {
+    match prepared.fire(SystemTime::now(), |_, _| Ok(())).await.expect("firing") {
+        Fired::Struck(collector) => collector,
+        Fired::Waiting(waiting) => panic!("{}", waiting.describe()),
     }
 }
 
@@ -178,12 +201,12 @@ pub fn order_of(id: &str) -> ContainerRef {
 
 /// A target outside of any sandbox.
 pub fn stranger(duty: &str) -> Target {
-    spawn(duty, &[], &[])
+    stranger_with(duty, &[])
 }
 
 /// As [`stranger`], told more in its environment.
 pub fn stranger_with(duty: &str, told: &[(&str, &str)]) -> Target {
-    spawn(duty, &[], told)
+    spawn(&env::current_exe().expect("own path"), duty, &[], told)
 }
 
 pub fn tools() -> Tools {
@@ -211,9 +234,9 @@ pub async fn until(limit: Duration, what: &str, mut holds: impl FnMut() -> bool)
     }
 }
 
-fn spawn(duty: &str, dirs: &[PathBuf], told: &[(&str, &str)]) -> Target {
+fn spawn(program: &Path, duty: &str, dirs: &[PathBuf], told: &[(&str, &str)]) -> Target {
     let files: Vec<String> = dirs.iter().map(|dir| dir.join("cgroup.procs").display().to_string()).collect();
-    let mut child = Command::new(env::current_exe().expect("own path"))
+    let mut child = Command::new(program)
         .env(DUTY, duty)
         .env(CGROUPS, files.join(":"))
         .envs(told.iter().copied())

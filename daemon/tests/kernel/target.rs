@@ -45,6 +45,9 @@ pub fn run(duty: &str) -> ! {
             }
         }
     }
+    if let Some(work) = duty.strip_prefix("work:") {
+        super::work::run(work);
+    }
     if duty == "hold-a-watch" {
         hold_a_watch();
     }
