@@ -24,11 +24,13 @@ done
 $k label pods -A -l squall.dev/fault squall.dev/fault- || true
 
 # Our finalizer, and nobody else's, so that the experiments can be deleted: namespace, name, place in the list.
-$k get podchaos -A -o go-template='{{range .items}}{{$m := .metadata}}{{range $i, $one := $m.finalizers}}{{if eq $one "squall.dev/recover"}}{{$m.namespace}} {{$m.name}} {{$i}}{{"\n"}}{{end}}{{end}}{{end}}' 2>/dev/null |
-while read -r namespace name place; do
-	at="\"path\":\"/metadata/finalizers/$place\""
-	$k -n "$namespace" patch podchaos "$name" --type=json \
-		-p "[{\"op\":\"test\",$at,\"value\":\"squall.dev/recover\"},{\"op\":\"remove\",$at}]" </dev/null || continue
+for kind in podchaos stresschaos; do
+	$k get "$kind" -A -o go-template='{{range .items}}{{$m := .metadata}}{{range $i, $one := $m.finalizers}}{{if eq $one "squall.dev/recover"}}{{$m.namespace}} {{$m.name}} {{$i}}{{"\n"}}{{end}}{{end}}{{end}}' 2>/dev/null |
+	while read -r namespace name place; do
+		at="\"path\":\"/metadata/finalizers/$place\""
+		$k -n "$namespace" patch "$kind" "$name" --type=json \
+			-p "[{\"op\":\"test\",$at,\"value\":\"squall.dev/recover\"},{\"op\":\"remove\",$at}]" </dev/null || continue
+	done
 done
 
 left=$(marked)

@@ -14,7 +14,7 @@ pub use crate::status::{
     Effect, ExperimentStatus, Phase, ProcessReceipt, Receipt, Target, TargetPhase, Usage,
 };
 
-/// A fault on pods: they are killed, made to fail, or their containers are killed.
+/// A fault on pods: they are killed, made to fail, or their containers are killed or frozen.
 #[expect(clippy::duplicated_attributes, reason = "each printer column has a type and a path")]
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[kube(
@@ -71,7 +71,7 @@ pub use crate::status::{
 )]
 pub struct PodChaosSpec {
     /// What is done: `pod-kill` deletes pods gracefully, `pod-failure` replaces their images for a while,
-    /// `container-kill` signals the processes of a container.
+    /// `container-kill` signals the processes of a container, `container-freeze` stops them for a while.
     pub action: Action,
     /// How many of the selected pods are hit.
     pub mode: Mode,
@@ -82,7 +82,7 @@ pub struct PodChaosSpec {
     /// Which pods. Fields are ANDed, but `nodes` and `nodeSelectors` are a union, and `pods` overrides all.
     #[serde(default)]
     pub selector: PodSelector,
-    /// Which containers of a pod. Unset: all for pod-failure, the first for container-kill.
+    /// Which containers of a pod. Unset: all for pod-failure, the first for container-kill and container-freeze.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
     pub container_names: Vec<String>,
@@ -138,6 +138,8 @@ pub enum Action {
     PodFailure,
     /// Signal the processes of containers.
     ContainerKill,
+    /// Stop the processes of containers for a while, without them noticing.
+    ContainerFreeze,
 }
 
 /// What a failed container does meanwhile.

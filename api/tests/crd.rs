@@ -138,7 +138,7 @@ fn the_schema_bounds_what_it_can() {
     assert_eq!(required, ["action", "mode"]);
     assert_eq!(
         spec["properties"]["action"]["enum"],
-        serde_json::json!(["pod-kill", "pod-failure", "container-kill"])
+        serde_json::json!(["pod-kill", "pod-failure", "container-kill", "container-freeze"])
     );
     let modes = serde_json::json!(["one", "all", "fixed", "fixed-percent", "random-max-percent"]);
     assert_eq!(spec["properties"]["mode"]["enum"], modes);

@@ -16,17 +16,16 @@ use kube::api::PartialObjectMeta;
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource, ResourceExt};
 use kube_runtime::WatchStreamExt;
-use kube_runtime::reflector::Store;
 use kube_runtime::watcher::{self, Event, watcher};
 use serde::de::DeserializeOwned;
 use squall_api::names;
-use squall_api::podchaos::PodChaos;
 use squall_model::annotation::{Kind, Known, Made};
 use squall_model::pod::PodView;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::apply::Applier;
+use crate::chaos::Experiments;
 use crate::observe::Observer;
 use crate::retry::Retry;
 use crate::tell::Teller;
@@ -74,7 +73,7 @@ pub struct Annotations {
     /// What changes pods.
     pub applier: Applier,
     /// The experiments that there are.
-    pub experiments: Store<PodChaos>,
+    pub experiments: Experiments,
     /// Events.
     pub teller: Teller,
     ended: Mutex<BTreeMap<(String, String), (Instant, Made)>>,
@@ -93,14 +92,14 @@ pub fn of_pod(pod: &PodView) -> Option<Wake> {
 }
 
 /// The turn of the object that an experiment was made for, if it was made for one.
-pub fn of_experiment(chaos: &PodChaos, gone: bool) -> Option<Wake> {
+pub fn of_experiment(chaos: &impl ResourceExt, gone: bool) -> Option<Wake> {
     let made = Made::read(chaos.annotations().get(names::MADE_FOR)?)?;
     let owner = chaos.owner_references().iter().find_map(|owner| {
         let (group, version) = owner.api_version.rsplit_once('/').unwrap_or(("", &owner.api_version));
         Some((Kind::of(group, version, &owner.kind)?, owner.name.clone()))
     })?;
     let key = Key { kind: owner.0, namespace: chaos.namespace()?, name: owner.1 };
-    let going = gone || chaos.metadata.deletion_timestamp.is_some();
+    let going = gone || chaos.meta().deletion_timestamp.is_some();
     Some(Wake::Experiment { key, name: chaos.name_any(), made, going })
 }
 
@@ -110,7 +109,7 @@ impl Annotations {
         client: Client,
         observer: Observer,
         applier: Applier,
-        experiments: Store<PodChaos>,
+        experiments: Experiments,
         teller: Teller,
     ) -> Self {
         Self { client, observer, applier, experiments, teller, ended: Mutex::default() }
@@ -208,21 +207,18 @@ impl Annotations {
             let here = ended.iter().filter(|((there, _), _)| there == namespace);
             here.map(|((_, name), (_, made))| (name.clone(), made.clone())).collect()
         };
-        let mut known: Vec<Known> = self
-            .experiments
-            .state()
-            .iter()
-            .filter(|chaos| chaos.namespace().as_deref() == Some(namespace))
-            .filter_map(|chaos| {
-                Some(Known {
-                    name: chaos.name_any(),
-                    made: Made::read(chaos.annotations().get(names::MADE_FOR)?)?,
-                    created: chaos.metadata.creation_timestamp.as_ref().map(|time| time.0),
-                    completed: chaos.status.as_ref().is_some_and(|status| status.completed_at.is_some()),
-                    deleting: chaos.metadata.deletion_timestamp.is_some(),
-                })
+        let mut known: Vec<Known> = self.experiments.filter_map(|meta, _, status| {
+            if meta.namespace.as_deref() != Some(namespace) {
+                return None;
+            }
+            Some(Known {
+                name: meta.name.clone().unwrap_or_default(),
+                made: Made::read(meta.annotations.as_ref()?.get(names::MADE_FOR)?)?,
+                created: meta.creation_timestamp.as_ref().map(|time| time.0),
+                completed: status.is_some_and(|status| status.completed_at.is_some()),
+                deleting: meta.deletion_timestamp.is_some(),
             })
-            .collect();
+        });
         for (name, made) in ended {
             match known.iter_mut().find(|one| one.name == name) {
                 Some(one) => one.deleting = true,

@@ -3,15 +3,15 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use kube_runtime::reflector::ObjectRef;
-use squall_api::podchaos::PodChaos;
 use squall_model::pod::PodView;
+
+use crate::chaos::Named;
 
 /// What one experiment depends on.
 #[derive(Clone, Debug)]
 pub struct Interest {
     /// The experiment.
-    pub experiment: ObjectRef<PodChaos>,
+    pub experiment: Named,
     /// UIDs of pods.
     pub pods: HashSet<String>,
     /// UIDs of workloads whose new pods matter.
@@ -47,7 +47,7 @@ impl Interests {
     }
 
     /// Whom a change of `pod` concerns.
-    pub fn of_pod(&self, pod: &PodView) -> Vec<ObjectRef<PodChaos>> {
+    pub fn of_pod(&self, pod: &PodView) -> Vec<Named> {
         self.filter(|interest| {
             interest.pods.contains(&pod.uid)
                 || interest.namespaces.contains(&pod.namespace)
@@ -56,22 +56,22 @@ impl Interests {
     }
 
     /// Whom a change of the namespace concerns.
-    pub fn of_namespace(&self, name: &str) -> Vec<ObjectRef<PodChaos>> {
+    pub fn of_namespace(&self, name: &str) -> Vec<Named> {
         self.filter(|interest| interest.namespaces.contains(name) || interest.opt_ins.contains(name))
     }
 
     /// Whom news from the node's daemon concern.
-    pub fn of_node(&self, name: &str) -> Vec<ObjectRef<PodChaos>> {
+    pub fn of_node(&self, name: &str) -> Vec<Named> {
         self.filter(|interest| interest.nodes.contains(name))
     }
 
     /// Whom other labels of a node concern. Of any node: whether pods of theirs are on it is for the plan to see.
-    pub fn of_labels(&self) -> Vec<ObjectRef<PodChaos>> {
+    pub fn of_labels(&self) -> Vec<Named> {
         self.filter(|interest| interest.node_labels)
     }
 
     /// The experiment `uid`.
-    pub fn of_experiment(&self, uid: &str) -> Option<ObjectRef<PodChaos>> {
+    pub fn of_experiment(&self, uid: &str) -> Option<Named> {
         self.0
             .read()
             .unwrap_or_else(PoisonError::into_inner)
@@ -79,7 +79,7 @@ impl Interests {
             .map(|interest| interest.experiment.clone())
     }
 
-    fn filter(&self, concerns: impl Fn(&Interest) -> bool) -> Vec<ObjectRef<PodChaos>> {
+    fn filter(&self, concerns: impl Fn(&Interest) -> bool) -> Vec<Named> {
         let interests = self.0.read().unwrap_or_else(PoisonError::into_inner);
         interests
             .values()

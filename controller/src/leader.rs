@@ -7,23 +7,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::{StreamExt, TryStreamExt};
 use kube::{Api, Client};
 use kube_runtime::controller::Config;
-use kube_runtime::reflector::{self, ObjectRef, Store};
+use kube_runtime::reflector::store::Writer;
+use kube_runtime::reflector::{self, Store};
 use kube_runtime::watcher::{self, Event, watcher};
 use kube_runtime::{Controller, WatchStreamExt};
+use squall_api::status::Phase;
 use squall_api::names;
-use squall_api::podchaos::{Phase, PodChaos};
+use squall_model::experiment::Kind;
 use squall_model::pod::PodView;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::annotate;
 use crate::apply::Applier;
+use crate::chaos::{Chaos, Experiments, Named};
 use crate::interest::Interests;
 use crate::janitor::{Janitor, PodKey};
 use crate::metrics::Metrics;
 use crate::nodes::{NodeEvent, Nodes, RollCall};
 use crate::observe::{Change, Observer};
-use crate::reconcile::{Context, action_word, after_error, reconcile};
+use crate::reconcile::{Context, after_error, reconcile};
 use crate::retry::Retry;
 use crate::tell::Teller;
 
@@ -53,11 +56,17 @@ pub struct Router(Arc<Mutex<Option<Routes>>>);
 
 struct Routes {
     interests: Interests,
-    turns: mpsc::UnboundedSender<ObjectRef<PodChaos>>,
+    turns: Turns,
     chores: mpsc::UnboundedSender<PodKey>,
     wakes: mpsc::UnboundedSender<annotate::Wake>,
     observer: Observer,
-    experiments: Store<PodChaos>,
+    experiments: Experiments,
+}
+
+/// Who is to take a turn, by kind.
+struct Turns {
+    pods: mpsc::UnboundedSender<Named>,
+    stress: mpsc::UnboundedSender<Named>,
 }
 
 impl Router {
@@ -107,10 +116,13 @@ impl Router {
 }
 
 impl Routes {
-    fn wake(&self, experiments: impl IntoIterator<Item = ObjectRef<PodChaos>>) {
+    fn wake(&self, experiments: impl IntoIterator<Item = Named>) {
         for experiment in experiments {
-            // The receiver goes only with the term.
-            let _ = self.turns.send(experiment);
+            // The receivers go only with the term.
+            let _ = match experiment.kind {
+                Kind::PodChaos => self.turns.pods.send(experiment),
+                Kind::StressChaos => self.turns.stress.send(experiment),
+            };
         }
     }
 
@@ -118,7 +130,7 @@ impl Routes {
     fn leaving(&self) {
         let index = self.observer.read();
         if index.is_leaving() {
-            self.wake(self.experiments.state().iter().map(|chaos| ObjectRef::from_obj(&**chaos)));
+            self.wake(self.experiments.named());
         }
         index.all_held().for_each(|pod| self.pod(pod));
     }
@@ -128,12 +140,11 @@ impl Routes {
         if pod.held_by.is_empty() && !pod.annotations.keys().any(|key| key.starts_with("squall.dev/")) {
             return;
         }
-        self.wake(
-            pod.held_by
-                .iter()
-                .filter(|holder| !holder.name.is_empty())
-                .map(|holder| ObjectRef::new(&holder.name).within(&holder.namespace)),
-        );
+        self.wake(pod.held_by.iter().filter(|holder| !holder.name.is_empty()).map(|holder| Named {
+            kind: Kind::PodChaos,
+            namespace: holder.namespace.clone(),
+            name: holder.name.clone(),
+        }));
         let _ = self.chores.send((pod.namespace.clone(), pod.name.clone()));
     }
 }
@@ -144,12 +155,16 @@ pub async fn lead(parts: Parts, router: Router) {
     observer.synced().await;
 
     let interests = Interests::default();
-    let (turns, turned) = mpsc::unbounded_channel();
+    let (pods, pods_turned) = mpsc::unbounded_channel();
+    let (stress, stress_turned) = mpsc::unbounded_channel();
+    let turns = Turns { pods, stress };
     let (chores, choring) = mpsc::unbounded_channel();
     let (wakes, woken) = mpsc::unbounded_channel();
     // Until every experiment has had its turn, what the daemons shall have is not known in full.
     let roll = Arc::new(RollCall::new(nodes.clone()));
-    let (experiments, writer) = reflector::store();
+    let (pods, pods_writer) = reflector::store();
+    let (stress, stress_writer) = reflector::store();
+    let experiments = Experiments { pods, stress };
     let routes = Routes {
         interests: interests.clone(),
         turns,
@@ -171,12 +186,53 @@ pub async fn lead(parts: Parts, router: Router) {
         roll: roll.clone(),
         memories: Mutex::new(HashMap::new()),
     });
+    metrics.on_scrape(Some(Box::new({
+        let (experiments, nodes) = (experiments.clone(), context.nodes.clone());
+        move |metrics| census(metrics, &experiments, &nodes)
+    })));
+
+    let of_pods = (experiments.pods.clone(), pods_writer);
+    let tell = (chores, wakes.clone());
+    let of_pods = take_turns(context.clone(), of_pods, pods_turned, tell.clone());
+    let of_stress = (experiments.stress.clone(), stress_writer);
+    let of_stress = take_turns(context, of_stress, stress_turned, tell);
+    let janitor = Janitor {
+        observer: observer.clone(),
+        applier: applier.clone(),
+        experiments: experiments.pods.clone(),
+        teller: teller.clone(),
+    };
+    let annotations = annotate::Annotations::new(client, observer, applier, experiments.clone(), teller);
+    let rounds = async {
+        // Without the list of experiments every holder would look like one that is no more.
+        if experiments.listed().await {
+            roll.expect(experiments.filter_map(|meta, _, _| meta.uid.clone()));
+            janitor.run(choring).await;
+        }
+    };
+    let annotated = async {
+        // Nor could anybody say which annotations have their experiments already.
+        if experiments.listed().await {
+            annotations.run(wakes, woken).await;
+        }
+    };
+    tokio::join!(of_pods, of_stress, rounds, annotated);
+}
+
+/// The experiments of one kind take their turns: when they change, and when they are `turned`.
+async fn take_turns<K: Chaos>(
+    context: Arc<Context>,
+    (experiments, writer): (Store<K>, Writer<K>),
+    turned: mpsc::UnboundedReceiver<Named>,
+    (chores, wakes): (mpsc::UnboundedSender<PodKey>, mpsc::UnboundedSender<annotate::Wake>),
+) {
     let gone = {
-        let (context, wakes) = (context.clone(), wakes.clone());
-        move |event: &Event<PodChaos>| {
+        let context = context.clone();
+        move |event: &Event<K>| {
             if let Event::Apply(chaos) | Event::Delete(chaos) = event
                 && let Some(wake) = annotate::of_experiment(chaos, matches!(event, Event::Delete(_)))
             {
+                // The receiver goes only with the term.
                 let _ = wakes.send(wake);
             }
             let index = context.observer.read();
@@ -186,7 +242,7 @@ pub async fn lead(parts: Parts, router: Router) {
             };
             match event {
                 Event::Delete(chaos) => {
-                    if let Some(uid) = &chaos.metadata.uid {
+                    if let Some(uid) = &chaos.meta().uid {
                         context.roll.seen(uid);
                         context.forget(uid);
                         index.held_by(uid).for_each(look_after);
@@ -198,61 +254,33 @@ pub async fn lead(parts: Parts, router: Router) {
             }
         }
     };
-    let trigger = watcher(Api::<PodChaos>::all(client.clone()), watcher::Config::default())
-        .map_ok(|event| event.modify(|chaos| chaos.metadata.managed_fields = None))
+    let trigger = watcher(Api::<K>::all(context.client.clone()), watcher::Config::default())
+        .map_ok(|event| event.modify(|chaos| chaos.meta_mut().managed_fields = None))
         .backoff(Retry::new())
         .reflect(writer)
         .inspect_ok(gone)
         .touched_objects();
-
-    let janitor = Janitor {
-        observer: observer.clone(),
-        applier: applier.clone(),
-        experiments: experiments.clone(),
-        teller: teller.clone(),
-    };
-    let annotations = annotate::Annotations::new(
-        client.clone(),
-        observer.clone(),
-        applier.clone(),
-        experiments.clone(),
-        teller.clone(),
-    );
-    metrics.on_scrape(Some(Box::new({
-        let (experiments, nodes) = (experiments.clone(), context.nodes.clone());
-        move |metrics| census(metrics, &experiments, &nodes)
-    })));
-    let turns = Controller::for_stream(trigger, experiments.clone())
+    let turned = UnboundedReceiverStream::new(turned).map(|named| named.reference());
+    Controller::for_stream(trigger, experiments)
         .with_config(Config::default().concurrency(CONCURRENCY))
-        .reconcile_on(UnboundedReceiverStream::new(turned))
+        .reconcile_on(turned)
         .run(reconcile, after_error, context)
         .for_each(|result| async move {
             if let Err(error) = result {
                 tracing::debug!(%error, "a turn ended early");
             }
-        });
-    let rounds = async {
-        // Without the list of experiments every holder would look like one that is no more.
-        if experiments.wait_until_ready().await.is_ok() {
-            roll.expect(experiments.state().iter().filter_map(|chaos| chaos.metadata.uid.clone()));
-            janitor.run(choring).await;
-        }
-    };
-    let annotated = async {
-        // Nor could anybody say which annotations have their experiments already.
-        if experiments.wait_until_ready().await.is_ok() {
-            annotations.run(wakes, woken).await;
-        }
-    };
-    tokio::join!(turns, rounds, annotated);
+        })
+        .await;
 }
 
 /// How many experiments there are, by action and phase, and how many daemons.
-fn census(metrics: &Metrics, experiments: &Store<PodChaos>, nodes: &Nodes) {
+fn census(metrics: &Metrics, experiments: &Experiments, nodes: &Nodes) {
     let mut counts: HashMap<(&'static str, &'static str), i64> = HashMap::new();
-    for chaos in experiments.state() {
-        let phase = chaos.status.as_ref().and_then(|status| status.phase).unwrap_or_default();
-        *counts.entry((action_word(chaos.spec.action), phase_word(phase))).or_default() += 1;
+    let phases = experiments.filter_map(|_, action, status| {
+        Some((action, status.and_then(|status| status.phase).unwrap_or_default()))
+    });
+    for (action, phase) in phases {
+        *counts.entry((action, phase_word(phase))).or_default() += 1;
     }
     metrics.experiments(counts.into_iter().map(|((action, phase), count)| (action, phase, count)));
     let (ready, connecting) = nodes.counts();

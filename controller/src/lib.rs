@@ -4,6 +4,7 @@
 //! - [`ca`]: the CA, the webhook's pair, the published bundle and the webhooks' `caBundle`: planned and written.
 //! - [`certs`]: keys and certificates, in memory only.
 //! - [`enrol`]: signs the daemons' server certificates.
+//! - [`chaos`]: what the kinds of experiments have in common.
 //! - [`nodes`]: the channels to the daemons.
 //! - [`health`], [`metrics`]: what an operator may ask.
 
@@ -11,6 +12,7 @@ pub mod annotate;
 pub mod apply;
 pub mod ca;
 pub mod certs;
+pub mod chaos;
 pub mod client;
 pub mod enrol;
 pub mod health;
@@ -21,6 +23,7 @@ pub mod lease;
 pub mod metrics;
 pub mod nodes;
 pub mod observe;
+pub mod orders;
 pub mod reconcile;
 pub mod retry;
 pub mod tell;

@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result};
 use clap::Parser;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt as _};
-use squall_api::names;
-use squall_api::podchaos::PodChaos;
+use squall_api::{PodChaos, StressChaos, names};
+use squall_controller::chaos::Chaos;
 use squall_controller::lease::{Election, Leadership};
 use squall_controller::{apply, ca, client, enrol, health, leader, metrics, nodes, observe, tell};
 use squall_model::substitute::FaultImages;
@@ -168,14 +168,18 @@ async fn farewell(observer: &observe::Observer, client: &Client) {
     let until = Instant::now() + Duration::from_secs(25);
     while observer.read().is_leaving() && Instant::now() < until {
         let held = observer.read().all_held().count();
-        let experiments = Api::<PodChaos>::all(client.clone()).list_metadata(&ListParams::default()).await;
-        let waiting = experiments.map_or(0, |list| {
-            list.iter().filter(|chaos| chaos.finalizers().iter().any(|name| name == names::FINALIZER)).count()
-        });
+        let waiting = waiting::<PodChaos>(client).await + waiting::<StressChaos>(client).await;
         if held == 0 && waiting == 0 {
             return;
         }
         tracing::info!(held, waiting, "Squall is being removed; putting everything back first");
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
+}
+
+/// How many experiments of a kind still have our finalizer.
+async fn waiting<K: Chaos>(client: &Client) -> usize {
+    let experiments = Api::<K>::all(client.clone()).list_metadata(&ListParams::default()).await;
+    let ours = |names: &[String]| names.iter().any(|name| name == names::FINALIZER);
+    experiments.map_or(0, |list| list.iter().filter(|chaos| ours(chaos.finalizers())).count())
 }

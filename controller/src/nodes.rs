@@ -11,7 +11,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use squall_api::grpc;
 use tokio::{
     sync::{Notify, mpsc, watch},
@@ -115,13 +115,16 @@ impl Nodes {
 
     /// Put `fault` into the node's desired state, or in the place of the one with its id. Sent at once.
     /// Setting what is set already does nothing. Dropped when this replica doesn't lead.
-    pub fn set(&self, node: &str, fault: grpc::Fault) {
+    ///
+    /// It is renewed for as long as it is set; with `until` its daemon ends it then all the same, and without us.
+    pub fn set(&self, node: &str, fault: grpc::Fault, until: Option<Timestamp>) {
         let Some(mut state) = self.shared.leading() else {
             return debug!(node, id = fault.id, "not leading: the order is dropped");
         };
         let node = state.nodes.entry(node.to_owned()).or_default();
-        if node.faults.get(&fault.id) != Some(&fault) {
-            node.faults.insert(fault.id.clone(), fault);
+        let listed = Listed { fault, until };
+        if node.faults.get(&listed.fault.id) != Some(&listed) {
+            node.faults.insert(listed.fault.id.clone(), listed);
             node.change();
         }
     }
@@ -178,9 +181,28 @@ impl Nodes {
     }
 }
 
+/// A fault that a node shall have.
+#[derive(PartialEq)]
+struct Listed {
+    fault: grpc::Fault,
+    until: Option<Timestamp>,
+}
+
+/// A fault that isn't renewed for so long its daemon ends by itself.
+const LEASE: SignedDuration = SignedDuration::from_secs(60);
+
+impl Listed {
+    /// As it is sent at `now`.
+    fn at(&self, now: Timestamp) -> grpc::Fault {
+        let ttl = self.until.map_or(LEASE, |until| until.duration_since(now).max(SignedDuration::ZERO));
+        let ttl = prost_types::Duration { seconds: ttl.as_secs(), nanos: ttl.subsec_nanos() };
+        grpc::Fault { ttl: Some(ttl), ..self.fault.clone() }
+    }
+}
+
 #[derive(Default)]
 struct Node {
-    faults: BTreeMap<String, grpc::Fault>,
+    faults: BTreeMap<String, Listed>,
     /// Rises with every change of `faults`.
     version: u64,
     reports: HashMap<String, grpc::FaultReport>,
@@ -246,7 +268,8 @@ impl Shared {
     fn desired(&self, term: u64, node: &str) -> Option<Vec<grpc::Fault>> {
         let state = self.in_term(term)?;
         let node = state.nodes.get(node).filter(|node| state.complete || node.is_whole())?;
-        Some(node.faults.values().cloned().collect())
+        let now = Timestamp::now();
+        Some(node.faults.values().map(|listed| listed.at(now)).collect())
     }
 
     /// The version of the node's desired state, if it may be sent.

@@ -9,20 +9,23 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use jiff::{SignedDuration, Timestamp};
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use kube_runtime::controller::Action;
-use kube_runtime::reflector::ObjectRef;
-use squall_api::podchaos::{Action as Fault, ExperimentStatus, PodChaos, Scope, Target, TargetPhase};
-use squall_api::{grpc, names};
+use squall_api::names;
+use squall_api::status::{ExperimentStatus, Target, TargetPhase};
+use squall_model::experiment::{Experiment, ExperimentSpec, parsed};
 use squall_model::plan::{Effect, Input, Order, Outcome, Outcomes, Plan, Verb, is_progress, notes, plan};
+use squall_model::spec::Spec;
 
 use crate::apply::{Applier, ApplyError};
+use crate::chaos::{Chaos, Named};
 use crate::client::{is_conflict, is_gone};
 use crate::interest::{Interest, Interests};
 use crate::metrics::Metrics;
 use crate::nodes::{Nodes, RollCall};
 use crate::observe::Observer;
+use crate::orders::fault;
 use crate::tell::Teller;
 use crate::world::Cluster;
 
@@ -112,17 +115,17 @@ impl Memory {
 type Orders = BTreeSet<(String, String)>;
 
 /// One turn.
-pub async fn reconcile(chaos: Arc<PodChaos>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+pub async fn reconcile<K: Chaos>(chaos: Arc<K>, context: Arc<Context>) -> Result<Action, ReconcileError> {
     let Some(uid) = chaos.uid() else { return Ok(Action::await_change()) };
     let mut memory = context.memories().remove(&uid).unwrap_or_default();
-    let seen = version(&chaos);
+    let seen = version(&*chaos);
     if seen > memory.version {
         // New to us, or written by someone else after us: what it says now is what counts.
-        memory.status = chaos.status.clone().unwrap_or_default();
+        memory.status = chaos.status().cloned().unwrap_or_default();
         memory.version = seen;
     }
     let begun = Instant::now();
-    let result = match context.turn(&chaos, &uid, &mut memory).await {
+    let result = match context.turn(&*chaos, &uid, &mut memory).await {
         Err(ReconcileError::Status { source, .. }) if is_gone(&source) => Ok(Next::Gone),
         result => result,
     };
@@ -152,12 +155,12 @@ pub async fn reconcile(chaos: Arc<PodChaos>, context: Arc<Context>) -> Result<Ac
 }
 
 /// The resource version, as the number that it is.
-fn version(chaos: &PodChaos) -> u64 {
+fn version<K: Chaos>(chaos: &K) -> u64 {
     chaos.resource_version().and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
 /// After an error: soon again. A conflict means that the watch is about to bring the newer object.
-pub fn after_error(chaos: Arc<PodChaos>, error: &ReconcileError, context: Arc<Context>) -> Action {
+pub fn after_error<K: Chaos>(chaos: Arc<K>, error: &ReconcileError, context: Arc<Context>) -> Action {
     let conflict = match error {
         ReconcileError::Status { source, .. } | ReconcileError::Finalizer { source, .. } => {
             is_conflict(source)
@@ -183,22 +186,28 @@ impl Context {
         self.memories.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn turn(&self, chaos: &PodChaos, uid: &str, memory: &mut Memory) -> Result<Next, ReconcileError> {
+    async fn turn<K: Chaos>(
+        &self,
+        chaos: &K,
+        uid: &str,
+        memory: &mut Memory,
+    ) -> Result<Next, ReconcileError> {
+        let spec = parsed(chaos.meta(), chaos.spec());
+        let name = Named::of(chaos);
+        let (experiment, deed) = (name.to_string(), spec.as_ref().map_or("hit", |spec| spec.action.deed()));
         for _ in 0..ROUNDS {
-            let plan = self.plan(chaos, memory);
+            let plan = self.plan(Experiment::new::<K::Spec>(chaos.meta(), &spec), memory);
             let held_back = memory.hold_back(&plan);
-            let wanted = self.order(chaos, memory, plan.orders);
+            let wanted = self.order(&name, memory, plan.orders);
             let due = !plan.effects.is_empty();
             if let Some(at) = held_back {
-                self.interests.set(uid, interest(chaos, &memory.status));
+                self.interests.set(uid, interest(name, spec.as_ref().ok(), &memory.status));
                 return Ok(Next::At(Some(plan.wake.map_or(at, |wake| wake.min(at)))));
             }
             if due {
-                self.carry_out(chaos, memory, plan.effects).await;
+                self.carry_out(&name, memory, plan.effects).await;
             }
-            let experiment =
-                format!("PodChaos {}/{}", chaos.namespace().unwrap_or_default(), chaos.name_any());
-            let mut told = notes(&memory.status, &plan.status, &experiment);
+            let mut told = notes(&memory.status, &plan.status, &experiment, deed);
             told.extend(plan.notes);
             let changed = plan.status != memory.status;
             if changed && !plan.drop_finalizer {
@@ -213,7 +222,7 @@ impl Context {
             if due {
                 continue;
             }
-            self.interests.set(uid, interest(chaos, &memory.status));
+            self.interests.set(uid, interest(name.clone(), spec.as_ref().ok(), &memory.status));
             if !changed {
                 return Ok(Next::At(plan.wake));
             }
@@ -221,12 +230,12 @@ impl Context {
         Ok(Next::At(Some(Timestamp::now())))
     }
 
-    fn plan(&self, chaos: &PodChaos, memory: &Memory) -> Plan {
+    fn plan(&self, experiment: Experiment<'_>, memory: &Memory) -> Plan {
         let index = self.observer.read();
         let world = Cluster { index: &index, nodes: &self.nodes };
         plan(Input {
             now: Timestamp::now(),
-            chaos,
+            experiment,
             status: &memory.status,
             world: &world,
             outcomes: &memory.outcomes,
@@ -236,11 +245,12 @@ impl Context {
 
     /// Tell the daemons what they shall have for this experiment; what they shall have no longer is
     /// [withdrawn](Self::withdraw) once what came of it is written.
-    fn order(&self, chaos: &PodChaos, memory: &mut Memory, orders: Vec<Order>) -> Orders {
-        let experiment = format!("{}/{}", chaos.namespace().unwrap_or_default(), chaos.name_any());
+    fn order(&self, name: &Named, memory: &mut Memory, orders: Vec<Order>) -> Orders {
+        let experiment = format!("{}/{}", name.namespace, name.name);
         let wanted: Orders = orders.iter().map(|order| (order.node.clone(), order.id.clone())).collect();
         for order in orders {
-            self.nodes.set(&order.node.clone(), fault(order, &experiment));
+            let (node, until) = (order.node.clone(), order.until);
+            self.nodes.set(&node, fault(order, &experiment), until);
         }
         memory.orders.extend(wanted.iter().cloned());
         wanted
@@ -262,7 +272,7 @@ impl Context {
         self.interests.forget(uid);
     }
 
-    async fn carry_out(&self, chaos: &PodChaos, memory: &mut Memory, effects: Vec<Effect>) {
+    async fn carry_out(&self, name: &Named, memory: &mut Memory, effects: Vec<Effect>) {
         let mut results = futures::stream::iter(effects.into_iter().map(|effect| async move {
             let view = {
                 let index = self.observer.read();
@@ -277,8 +287,8 @@ impl Context {
             let outcome = match result {
                 Ok(outcome) => {
                     tracing::info!(
-                        experiment = chaos.name_any(),
-                        experiment_namespace = chaos.namespace(),
+                        experiment = name.name,
+                        experiment_namespace = name.namespace,
                         namespace = pod.namespace,
                         pod = pod.name,
                         uid = pod.uid,
@@ -292,8 +302,8 @@ impl Context {
                 }
                 Err(error) => {
                     tracing::warn!(
-                        experiment = chaos.name_any(),
-                        experiment_namespace = chaos.namespace(),
+                        experiment = name.name,
+                        experiment_namespace = name.namespace,
                         namespace = pod.namespace,
                         pod = pod.name,
                         uid = pod.uid,
@@ -309,31 +319,40 @@ impl Context {
     }
 
     /// Write the status, on the condition that the object is the one that was looked at.
-    async fn write(
+    async fn write<K: Chaos>(
         &self,
-        chaos: &PodChaos,
+        chaos: &K,
         memory: &mut Memory,
         status: ExperimentStatus,
     ) -> Result<(), ReconcileError> {
         let namespace = chaos.namespace().unwrap_or_default();
         let name = chaos.name_any();
-        let mut object = PodChaos::new(&name, chaos.spec.clone());
-        object.metadata.namespace = Some(namespace.clone());
-        object.metadata.uid = chaos.uid();
-        object.metadata.resource_version = Some(memory.version.to_string());
-        object.status = Some(status);
-        let api: Api<PodChaos> = Api::namespaced(self.client.clone(), &namespace);
+        let mut object = chaos.clone();
+        *object.meta_mut() = ObjectMeta {
+            name: Some(name.clone()),
+            namespace: Some(namespace.clone()),
+            uid: chaos.uid(),
+            resource_version: Some(memory.version.to_string()),
+            ..ObjectMeta::default()
+        };
+        *object.status_mut() = Some(status);
+        let api: Api<K> = Api::namespaced(self.client.clone(), &namespace);
         match api.replace_status(&name, &PostParams::default(), &object).await {
             Ok(written) => {
                 memory.version = version(&written);
                 memory.written = Some(Timestamp::now());
-                let phase = object.status.as_ref().and_then(|status| status.phase);
-                if phase != memory.status.phase {
-                    tracing::info!(experiment = name, namespace, phase = ?phase.unwrap_or_default(), "phase");
+                let status = object.status_mut().take().unwrap_or_default();
+                if status.phase != memory.status.phase {
+                    tracing::info!(
+                        experiment = name,
+                        namespace,
+                        phase = ?status.phase.unwrap_or_default(),
+                        "phase"
+                    );
                 }
-                self.count(chaos.spec.action, &memory.status, object.status.as_ref());
+                self.count(chaos.spec().action_word(), &memory.status, &status);
                 // Kept as planned, not as answered: the server rounds nothing and drops nothing that we compare.
-                memory.status = object.status.unwrap_or_default();
+                memory.status = status;
                 Ok(())
             }
             Err(source) => Err(ReconcileError::Status { namespace, name, source: Box::new(source) }),
@@ -341,9 +360,8 @@ impl Context {
     }
 
     /// Count the targets that came to an end between `old` and `new`.
-    fn count(&self, action: Fault, old: &ExperimentStatus, new: Option<&ExperimentStatus>) {
-        let action = action_word(action);
-        for (index, target) in new.iter().flat_map(|status| &status.targets).enumerate() {
+    fn count(&self, action: &'static str, old: &ExperimentStatus, new: &ExperimentStatus) {
+        for (index, target) in new.targets.iter().enumerate() {
             let outcome = match target.phase {
                 TargetPhase::Selected | TargetPhase::Recovering => continue,
                 TargetPhase::Injected => "injected",
@@ -360,21 +378,21 @@ impl Context {
         }
     }
 
-    async fn drop_finalizer(&self, chaos: &PodChaos) -> Result<(), ReconcileError> {
+    async fn drop_finalizer<K: Chaos>(&self, chaos: &K) -> Result<(), ReconcileError> {
         let Some(index) = chaos.finalizers().iter().position(|finalizer| finalizer == names::FINALIZER)
         else {
             return Ok(());
         };
         let namespace = chaos.namespace().unwrap_or_default();
         let name = chaos.name_any();
-        let api: Api<PodChaos> = Api::namespaced(self.client.clone(), &namespace);
+        let api: Api<K> = Api::namespaced(self.client.clone(), &namespace);
         // Ours only, and only if it is still where it was seen.
         let patch: json_patch::Patch = serde_json::from_value(serde_json::json!([
             { "op": "test", "path": format!("/metadata/finalizers/{index}"), "value": names::FINALIZER },
             { "op": "remove", "path": format!("/metadata/finalizers/{index}") },
         ]))
         .unwrap_or_default();
-        match api.patch(&name, &PatchParams::default(), &Patch::<PodChaos>::Json(patch)).await {
+        match api.patch(&name, &PatchParams::default(), &Patch::<K>::Json(patch)).await {
             Ok(_) => Ok(()),
             Err(error) if is_gone(&error) => Ok(()),
             Err(source) => Err(ReconcileError::Finalizer { namespace, name, source: Box::new(source) }),
@@ -382,28 +400,12 @@ impl Context {
     }
 }
 
-/// The action, as users write it.
-pub fn action_word(action: Fault) -> &'static str {
-    match action {
-        Fault::PodKill => "pod-kill",
-        Fault::PodFailure => "pod-failure",
-        Fault::ContainerKill => "container-kill",
-    }
-}
-
 /// What the experiment has to be woken for.
-fn interest(chaos: &PodChaos, status: &ExperimentStatus) -> Interest {
-    let looking = status.completed_at.is_none()
-        && (status.selected_at.is_none() || chaos.spec.action == Fault::PodFailure);
-    let namespaces = if !looking {
-        BTreeSet::new()
-    } else if !chaos.spec.selector.pods.is_empty() {
-        chaos.spec.selector.pods.keys().cloned().collect()
-    } else if chaos.spec.selector.namespaces.is_empty() {
-        chaos.namespace().into_iter().collect()
-    } else {
-        chaos.spec.selector.namespaces.iter().cloned().collect()
-    };
+fn interest(experiment: Named, spec: Option<&Spec>, status: &ExperimentStatus) -> Interest {
+    let looking =
+        |spec: &&Spec| status.completed_at.is_none() && (status.selected_at.is_none() || spec.lasting());
+    let looking = spec.filter(looking);
+    let namespaces = looking.map(|spec| spec.selector.namespaces.clone()).unwrap_or_default();
     // After the end only what comes back is followed, and only for a while.
     let followed = |target: &&Target| match &status.completed_at {
         None => true,
@@ -415,38 +417,12 @@ fn interest(chaos: &PodChaos, status: &ExperimentStatus) -> Interest {
     };
     let targets = || status.targets.iter().filter(followed);
     Interest {
-        experiment: ObjectRef::from_obj(chaos),
+        experiment,
         pods: targets().map(|target| target.uid.clone()).collect(),
         owners: targets().filter_map(|target| target.owner.clone()).collect(),
         nodes: targets().filter_map(|target| target.node.clone()).collect(),
-        node_labels: looking && !chaos.spec.selector.node_selectors.is_empty(),
+        node_labels: looking.is_some_and(|spec| spec.selector.asks_for_node_labels()),
         opt_ins: targets().map(|target| target.namespace.clone()).collect(),
         namespaces,
-    }
-}
-
-fn fault(order: Order, experiment: &str) -> grpc::Fault {
-    let scope = match order.scope {
-        Scope::Init => grpc::Scope::Init,
-        Scope::All => grpc::Scope::All,
-    };
-    let stage = if order.arm_only { grpc::Stage::Arm } else { grpc::Stage::Fire };
-    grpc::Fault {
-        id: order.id,
-        experiment: experiment.to_owned(),
-        container: Some(grpc::Container {
-            namespace: order.pod.namespace,
-            pod: order.pod.name,
-            pod_uid: order.pod.uid,
-            name: order.container,
-            id: order.container_id,
-        }),
-        stage: stage.into(),
-        ttl: Some(prost_types::Duration { seconds: order.ttl.as_secs(), nanos: 0 }),
-        action: Some(grpc::fault::Action::Kill(grpc::Kill {
-            signal: order.signal,
-            scope: scope.into(),
-            ..grpc::Kill::default()
-        })),
     }
 }

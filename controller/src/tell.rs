@@ -2,12 +2,13 @@
 //! recovery.
 
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::{Client, Resource};
+use kube::Client;
 use kube_runtime::events::{Event, EventType, Recorder, Reporter};
 use squall_api::names;
-use squall_api::podchaos::PodChaos;
 use squall_model::plan::{Note, NoteKind, PodRef};
 use tokio::sync::mpsc;
+
+use crate::chaos::Chaos;
 
 /// How many events of one turn are told; an experiment with more targets has them in its status.
 const AT_ONCE: usize = 100;
@@ -34,7 +35,7 @@ impl Teller {
     }
 
     /// Tell `notes` of `chaos`.
-    pub fn tell(&self, chaos: &PodChaos, notes: Vec<Note>) {
+    pub fn tell<K: Chaos>(&self, chaos: &K, notes: Vec<Note>) {
         let experiment = chaos.object_ref(&());
         for note in notes.into_iter().take(AT_ONCE) {
             let regarding = note.pod.as_ref().map_or_else(|| experiment.clone(), pod_reference);

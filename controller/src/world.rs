@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use squall_api::{grpc, podchaos};
+use squall_api::{grpc, status};
 use squall_model::plan::{Daemon, Report, ReportState, World};
 use squall_model::pod::{NamespaceView, PodView};
 
@@ -66,11 +66,12 @@ const NAMED_PROCESSES: usize = 5;
 
 fn report(report: grpc::FaultReport) -> Report {
     let state = match report.state() {
-        grpc::FaultState::Unspecified
-        | grpc::FaultState::Armed
-        | grpc::FaultState::Fired
-        | grpc::FaultState::Injected => ReportState::Underway,
-        grpc::FaultState::Done | grpc::FaultState::Recovered => ReportState::Done,
+        grpc::FaultState::Unspecified | grpc::FaultState::Armed | grpc::FaultState::Fired => {
+            ReportState::Underway
+        }
+        grpc::FaultState::Done => ReportState::Done,
+        grpc::FaultState::Injected => ReportState::Injected,
+        grpc::FaultState::Recovered => ReportState::Recovered,
         grpc::FaultState::Refused => ReportState::Refused,
         grpc::FaultState::Failed => ReportState::Failed,
     };
@@ -84,12 +85,36 @@ fn report(report: grpc::FaultReport) -> Report {
         receipt: report.receipt.map(receipt),
         exit_code,
         exited,
+        effect: report.effect.map(effect),
+        interruptions: report.interruptions,
+        warnings: report.warnings,
     }
 }
 
-fn receipt(receipt: grpc::Receipt) -> podchaos::Receipt {
+fn effect(effect: grpc::Effect) -> status::Effect {
+    let grpc::Effect { before, during, after } = effect;
+    status::Effect { before: before.map(usage), during: during.map(usage), after: after.map(usage) }
+}
+
+fn usage(usage: grpc::Usage) -> status::Usage {
+    let grpc::Usage { cpu_millis, memory_bytes, cpu_pressure, memory_pressure, io_pressure, pids, io_bps } =
+        usage;
+    let large = |value: Option<u64>| value.map(|value| i64::try_from(value).unwrap_or(i64::MAX));
+    let small = |value: Option<u32>| value.map(|value| i32::try_from(value).unwrap_or(i32::MAX));
+    status::Usage {
+        cpu_millis: large(cpu_millis),
+        memory_bytes: large(memory_bytes),
+        cpu_pressure: small(cpu_pressure),
+        memory_pressure: small(memory_pressure),
+        io_pressure: small(io_pressure),
+        pids: large(pids),
+        io_bps: large(io_bps),
+    }
+}
+
+fn receipt(receipt: grpc::Receipt) -> status::Receipt {
     let total = i32::try_from(receipt.processes.len()).unwrap_or(i32::MAX);
-    podchaos::Receipt {
+    status::Receipt {
         evidence: receipt.evidence,
         evidence_error: (!receipt.evidence_error.is_empty()).then_some(receipt.evidence_error),
         signal: receipt.signal,
@@ -99,9 +124,9 @@ fn receipt(receipt: grpc::Receipt) -> podchaos::Receipt {
     }
 }
 
-fn process(process: grpc::ProcessReceipt) -> podchaos::ProcessReceipt {
+fn process(process: grpc::ProcessReceipt) -> status::ProcessReceipt {
     let time = |time: Option<prost_types::Timestamp>| time.as_ref().and_then(timestamp).map(MicroTime);
-    podchaos::ProcessReceipt {
+    status::ProcessReceipt {
         pid: i64::from(process.pid),
         comm: process.comm,
         sent: time(process.sent),

@@ -5,7 +5,8 @@
 //! the laws in the tests provable.
 //!
 //! - [`error`]: errors that name the field, what was found and what is allowed.
-//! - [`spec`]: a PodChaos spec parsed once; afterwards there are no numeric strings and no "never None".
+//! - [`experiment`]: what the kinds of experiments have in common.
+//! - [`spec`], [`stress`]: a spec parsed once; afterwards there are no numeric strings and no "never None".
 //! - [`validate`]: spec → [`spec::Spec`], defaults, and what may change while an experiment runs.
 //! - [`pod`]: the view of a pod that decisions are made on.
 //! - [`select`]: which pods, which of their containers, and why the rest are not.
@@ -19,6 +20,7 @@
 pub mod admission;
 pub mod annotation;
 pub mod error;
+pub mod experiment;
 pub mod plan;
 pub mod pod;
 pub mod policy;
@@ -27,6 +29,7 @@ pub mod select;
 mod selector;
 mod signal;
 pub mod spec;
+pub mod stress;
 pub mod substitute;
 mod syntax;
 pub mod time;

@@ -13,10 +13,14 @@
 
 mod choose;
 mod container;
+mod effect;
 mod failure;
 mod janitor;
 mod kill;
+mod lasting;
+mod node;
 mod notes;
+mod order;
 mod outcomes;
 mod progress;
 mod size;
@@ -25,13 +29,16 @@ mod status;
 use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use squall_api::names;
-use squall_api::podchaos::{ExperimentStatus, Phase, PodChaos, Receipt, Scope, Target};
+use squall_api::status::{Effect as Measured, ExperimentStatus, Phase, Receipt, Target};
 
 pub use self::janitor::{Chore, chore};
 pub use self::notes::{Note, NoteKind, notes};
+pub use self::order::{NodeFault, Order, Stage};
 pub use self::outcomes::{Outcome, Outcomes, Verb};
 pub use self::progress::is_progress;
+use crate::experiment::Experiment;
 use crate::pod::{NamespaceView, PodView};
 use crate::policy::Policies;
 use crate::policy::choice::Budget;
@@ -39,7 +46,6 @@ use crate::policy::ledger::Ledger;
 use crate::select::Nodes;
 use crate::spec::{Action, Spec};
 use crate::substitute::{FaultImages, Holder};
-use crate::validate::validate;
 
 /// At most so many targets; above, nothing is hit.
 pub const MAX_TARGETS: usize = 4000;
@@ -86,7 +92,7 @@ pub enum Daemon {
 }
 
 /// What a daemon has told of a fault.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
     /// How far it is.
     pub state: ReportState,
@@ -100,15 +106,26 @@ pub struct Report {
     pub exit_code: Option<i32>,
     /// When the last signalled process had exited.
     pub exited: Option<Timestamp>,
+    /// Of a lasting fault: what it did to the container.
+    pub effect: Option<Measured>,
+    /// Of a lasting fault: how often it was interrupted and injected again.
+    pub interruptions: u32,
+    /// What the user should know and that is no failure.
+    pub warnings: Vec<String>,
 }
 
 /// See [`Report::state`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ReportState {
     /// Not fired yet, or not over yet.
+    #[default]
     Underway,
     /// Carried out.
     Done,
+    /// A lasting fault is there.
+    Injected,
+    /// A lasting fault has been put back.
+    Recovered,
     /// Not carried out, and never will be.
     Refused,
     /// Tried, without success.
@@ -120,8 +137,8 @@ pub enum ReportState {
 pub struct Input<'a> {
     /// Now.
     pub now: Timestamp,
-    /// The experiment; its own `status` is not looked at.
-    pub chaos: &'a PodChaos,
+    /// The experiment.
+    pub experiment: Experiment<'a>,
     /// The status that was last written.
     pub status: &'a ExperimentStatus,
     /// The cluster.
@@ -226,35 +243,6 @@ impl PodRef {
     }
 }
 
-/// A signal that a node's daemon shall send, or prepare to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Order {
-    /// The node.
-    pub node: String,
-    /// Names it for good.
-    pub id: String,
-    /// The pod.
-    pub pod: PodRef,
-    /// The container's name.
-    pub container: String,
-    /// The container's ID, with the runtime's scheme.
-    pub container_id: String,
-    /// Prepare only.
-    pub arm_only: bool,
-    /// The signal's number.
-    pub signal: i32,
-    /// To which processes.
-    pub scope: Scope,
-    /// How long it is good for without being renewed.
-    pub ttl: SignedDuration,
-}
-
-/// What an order is known by: it names this container of this pod for this experiment for good.
-fn order_id(experiment: &str, target_uid: &str, container_id: &str) -> String {
-    let bare = container_id.split_once("://").map_or(container_id, |(_, id)| id);
-    format!("{experiment}/{target_uid}/{bare}")
-}
-
 /// What the metadata of the experiment says.
 struct Ident<'a> {
     uid: &'a str,
@@ -268,8 +256,7 @@ struct Ident<'a> {
 }
 
 impl<'a> Ident<'a> {
-    fn of(chaos: &'a PodChaos) -> Self {
-        let meta = &chaos.metadata;
+    fn of(meta: &'a ObjectMeta) -> Self {
         let annotation =
             |key: &str| meta.annotations.as_ref().and_then(|all| all.get(key)).map(String::as_str);
         Self {
@@ -292,9 +279,9 @@ struct Step<'a> {
     plan: Plan,
 }
 
-/// The next step of `input.chaos`.
+/// The next step of `input.experiment`.
 pub fn plan(input: Input<'_>) -> Plan {
-    let ident = Ident::of(input.chaos);
+    let ident = Ident::of(input.experiment.metadata);
     let mut step = Step { input, ident, plan: Plan { status: input.status.clone(), ..Plan::default() } };
     // Squall being removed means the same: put everything back, and hold nobody up.
     let leaving = input.world.namespace(names::NAMESPACE).is_some_and(|namespace| namespace.terminating);
@@ -302,8 +289,8 @@ pub fn plan(input: Input<'_>) -> Plan {
         step.deleted();
         return step.plan;
     }
-    match validate(&input.chaos.spec, step.ident.namespace) {
-        Ok(spec) => step.live(&spec),
+    match input.experiment.spec {
+        Ok(spec) => step.live(spec),
         Err(errors) => {
             let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
             step.complete(Phase::Failed, "InvalidSpec", &format!("nothing was hit: {}", errors.join("; ")));
@@ -322,37 +309,48 @@ impl Step<'_> {
             match spec.action {
                 Action::PodKill { .. } => self.follow_replacements(),
                 Action::ContainerKill { .. } => self.follow_restarts(),
-                Action::PodFailure { .. } => {}
+                Action::PodFailure { .. } | Action::ContainerFreeze | Action::Stress(_) => {}
             }
         } else if self.plan.status.selected_at.is_none() {
             self.choose(spec);
         } else {
             match spec.action {
                 Action::PodKill { grace, evict } => self.pod_kill(spec, grace, evict),
-                Action::ContainerKill { signal, scope, .. } => self.container_kill(spec, signal, scope),
-                Action::PodFailure { style: _, fast } => self.pod_failure(spec, fast),
+                Action::ContainerKill { .. } => {
+                    if let Some(fault) = NodeFault::of(spec) {
+                        self.container_kill(spec, &fault);
+                    }
+                }
+                Action::PodFailure { .. } | Action::ContainerFreeze | Action::Stress(_) => self.lasting(spec),
             }
         }
         self.plan.status.observed_generation = Some(self.ident.generation);
     }
 
-    /// The object is being deleted: release everything, then let it go. A forced clean-up waits for nothing.
+    /// The object is being deleted: put everything back, then let it go. A forced clean-up waits for nothing.
     fn deleted(&mut self) {
-        let held = self.release_unwanted(|_| false);
-        if held.is_empty() {
+        let mut left = self.release_unwanted(|_| false);
+        left.extend(self.take_all_back());
+        if left.is_empty() {
             self.plan.drop_finalizer = true;
         } else if self.ident.forced {
             self.plan.notes.push(Note::experiment(
                 NoteKind::Warning,
                 "ForcedCleanup",
-                format!("let go by force; still to be restored, and tried once more: {}", held.join(", ")),
+                format!("let go by force; still to be restored, and tried once more: {}", left.join(", ")),
             ));
+            self.plan.orders.clear();
             self.plan.drop_finalizer = true;
         } else {
             self.plan.status.phase = Some(Phase::Recovering);
+            let what = match self.input.experiment.spec {
+                Ok(spec) if spec.action.on_containers() => "containers",
+                Ok(_) | Err(_) => "pods",
+            };
             self.plan.status.message = Some(format!(
-                "being deleted; {} pods are still to be restored. To let the object go without waiting: kubectl annotate podchaos {} {}={}",
-                held.len(),
+                "being deleted; {} {what} are still to be restored. To let the object go without waiting: kubectl annotate {} {} {}={}",
+                left.len(),
+                self.input.experiment.kind.plural(),
                 self.ident.name,
                 names::CLEANUP,
                 names::CLEANUP_FORCED,

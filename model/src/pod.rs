@@ -137,6 +137,13 @@ pub const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration
 
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
+impl ContainerView {
+    /// Whether it runs, and it is known as what.
+    pub fn runs(&self) -> bool {
+        matches!(self.state, ContainerState::Running(_)) && self.id.is_some()
+    }
+}
+
 impl PodView {
     /// The view of `pod`. What is missing there is empty here.
     pub fn of(pod: &Pod) -> Self {

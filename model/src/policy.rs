@@ -202,6 +202,8 @@ impl Ask {
             Action::PodKill { .. } => (PolicyAction::PodKill, None),
             Action::PodFailure { .. } => (PolicyAction::PodFailure, None),
             Action::ContainerKill { signal, .. } => (PolicyAction::ContainerKill, Some(signal.number())),
+            Action::ContainerFreeze => (PolicyAction::ContainerFreeze, None),
+            Action::Stress(_) => (PolicyAction::Stress, None),
         };
         Self {
             action,

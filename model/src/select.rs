@@ -5,7 +5,7 @@ use std::fmt;
 use sha2::{Digest, Sha256};
 use squall_api::names;
 
-use crate::pod::{ContainerKind, ContainerState, ContainerView, NamespaceView, PodView};
+use crate::pod::{ContainerKind, ContainerView, NamespaceView, PodView};
 pub use crate::selector::{AtBirth, Nodes, Selector};
 use crate::spec::{Action, Mode, Spec};
 
@@ -24,7 +24,7 @@ pub enum Ineligible {
     Terminating,
     /// Succeeded or Failed.
     Completed,
-    /// container-kill: no container of it runs.
+    /// Faults on containers: none of those asked for runs.
     NotRunning,
     /// The fault could end it for good.
     WouldNotRecover,
@@ -77,7 +77,7 @@ impl fmt::Display for Ineligible {
 }
 
 /// Whether a selected pod may be hit by `spec`, and which of its containers: for pod-failure those whose
-/// images are substituted, for container-kill those that are signalled (running ones), for pod-kill none.
+/// images are substituted, for faults on containers those of them that run, for pod-kill none.
 pub fn eligible<'a>(
     spec: &Spec,
     pod: &'a PodView,
@@ -120,9 +120,24 @@ pub fn eligible<'a>(
             }
             let first = || pod.containers.iter().find(|container| container.kind == ContainerKind::Main);
             let mut hit = asked_for(&spec.containers, pod)?.unwrap_or_else(|| first().into_iter().collect());
-            hit.retain(|container| {
-                matches!(container.state, ContainerState::Running(_)) && container.id.is_some()
-            });
+            hit.retain(|container| container.runs());
+            if hit.is_empty() { Err(Ineligible::NotRunning) } else { Ok(hit) }
+        }
+        Action::ContainerFreeze | Action::Stress(_) => {
+            // Nothing ends by these, unless memory runs out.
+            let deadly = match &spec.action {
+                Action::Stress(stress) => stress.memory.is_some() || stress.squeeze.memory.is_some(),
+                Action::PodKill { .. }
+                | Action::PodFailure { .. }
+                | Action::ContainerKill { .. }
+                | Action::ContainerFreeze => false,
+            };
+            if deadly && ends_for_good(pod) {
+                return Err(Ineligible::WouldNotRecover);
+            }
+            let first = || pod.containers.iter().find(|container| container.kind == ContainerKind::Main);
+            let mut hit = asked_for(&spec.containers, pod)?.unwrap_or_else(|| first().into_iter().collect());
+            hit.retain(|container| container.runs());
             if hit.is_empty() { Err(Ineligible::NotRunning) } else { Ok(hit) }
         }
     }

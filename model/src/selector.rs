@@ -125,6 +125,11 @@ impl Selector {
         PARTS.into_iter().all(|part| part == Part::Namespaces || !self.constrains(part))
     }
 
+    /// Whether it depends on the labels of nodes.
+    pub fn asks_for_node_labels(&self) -> bool {
+        !self.node_labels.is_empty() && self.pods.is_none()
+    }
+
     /// In words, which part of the selector left nothing of `pods` (all the pods of its namespaces): the
     /// first field after which none is left. For the message of an experiment without targets.
     pub fn explain_nothing<'a>(&self, pods: impl Iterator<Item = &'a PodView>, nodes: &dyn Nodes) -> String {

@@ -1,4 +1,4 @@
-//! A PodChaos spec parsed once. Values of these types exist only if they make sense.
+//! The spec of an experiment, parsed once. Values of these types exist only if they make sense.
 
 use std::time::Duration;
 
@@ -7,6 +7,7 @@ pub use squall_api::podchaos::{FaultStyle, Scope};
 pub use crate::signal::Signal;
 
 use crate::select::Selector;
+use crate::stress::Stress;
 
 /// A valid experiment.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,7 +32,7 @@ impl Spec {
     /// Whether the fault lasts and is recovered (true), or happens once (false).
     pub fn lasting(&self) -> bool {
         match self.action {
-            Action::PodFailure { .. } => true,
+            Action::PodFailure { .. } | Action::ContainerFreeze | Action::Stress(_) => true,
             Action::PodKill { .. } | Action::ContainerKill { .. } => false,
         }
     }
@@ -42,7 +43,9 @@ impl Spec {
             Action::PodKill { evict: true, .. } => Duration::from_secs(300),
             Action::PodKill { evict: false, .. }
             | Action::ContainerKill { .. }
-            | Action::PodFailure { .. } => Duration::from_secs(60),
+            | Action::PodFailure { .. }
+            | Action::ContainerFreeze
+            | Action::Stress(_) => Duration::from_secs(60),
         })
     }
 }
@@ -73,6 +76,41 @@ pub enum Action {
         /// Also where the container would not be started again.
         allow_terminal: bool,
     },
+    /// No process of a container runs, for a while.
+    ContainerFreeze,
+    /// Hungry processes in a container's cgroup, and lower limits for it.
+    Stress(Box<Stress>),
+}
+
+impl Action {
+    /// In one word, as users write it.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::PodKill { .. } => "pod-kill",
+            Self::PodFailure { .. } => "pod-failure",
+            Self::ContainerKill { .. } => "container-kill",
+            Self::ContainerFreeze => "container-freeze",
+            Self::Stress(_) => "stress",
+        }
+    }
+
+    /// What has become of a target that it hit: "failed by".
+    pub fn deed(&self) -> &'static str {
+        match self {
+            Self::PodKill { .. } | Self::ContainerKill { .. } => "killed",
+            Self::PodFailure { .. } => "failed",
+            Self::ContainerFreeze => "frozen",
+            Self::Stress(_) => "stressed",
+        }
+    }
+
+    /// Whether a node's daemon carries it out, on containers.
+    pub fn on_containers(&self) -> bool {
+        match self {
+            Self::PodKill { .. } | Self::PodFailure { .. } => false,
+            Self::ContainerKill { .. } | Self::ContainerFreeze | Self::Stress(_) => true,
+        }
+    }
 }
 
 /// How many of the eligible pods.

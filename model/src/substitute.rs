@@ -105,7 +105,10 @@ impl Holder {
     pub fn experiment(namespace: &str, name: &str, uid: &str, spec: &Spec, pod: &PodView) -> Self {
         let style = match spec.action {
             Action::PodFailure { style, .. } => style,
-            Action::PodKill { .. } | Action::ContainerKill { .. } => None,
+            Action::PodKill { .. }
+            | Action::ContainerKill { .. }
+            | Action::ContainerFreeze
+            | Action::Stress(_) => None,
         };
         let there = |name: &&String| pod.containers.iter().any(|container| container.name == **name);
         Self {

@@ -3,12 +3,16 @@
 //! Says again everything that the schema's rules say (an API server may hold objects from before a rule), and
 //! what a rule can't say. Decides nothing about the world: opt-in and access are the webhook's to look up.
 
+mod stress;
+
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use squall_api::podchaos::{self, PodChaosSpec, Processes};
 
 use crate::error::FieldError;
+use crate::experiment::{ExperimentSpec, Kind};
 use crate::select::Selector;
 use crate::spec::{Action, Mode, Scope, Signal, Spec};
+use crate::stress::Stress;
 use crate::syntax;
 use crate::time::parse_duration;
 
@@ -17,20 +21,60 @@ const LONGEST_GRACE: i64 = 86_400;
 
 /// Fill in what is unset and has one default. Done at admission, so that `kubectl get -o yaml` shows it.
 ///
-/// Only what can have no other meaning later is filled in: the signal and the scope of container-kill. The
-/// namespace of the selector stays unset, because "the experiment's own" survives a copy to another.
-pub fn defaults(spec: &mut PodChaosSpec) {
-    match spec.action {
-        podchaos::Action::ContainerKill => {
-            spec.signal.get_or_insert_with(|| IntOrString::String(Signal::KILL.to_string()));
-            spec.processes.get_or_insert(Processes { scope: Scope::Init });
-        }
-        podchaos::Action::PodKill | podchaos::Action::PodFailure => {}
-    }
+/// Only what can have no other meaning later is filled in: the signal and the scope of container-kill, the load of
+/// a stressor. The namespace of the selector stays unset, because "the experiment's own" survives a copy to another.
+pub fn defaults<S: ExperimentSpec>(spec: &mut S) {
+    spec.fill_in();
 }
 
 /// Parse the spec of an experiment in `namespace`; every error at once.
-pub fn validate(spec: &PodChaosSpec, namespace: &str) -> Result<Spec, Vec<FieldError>> {
+pub fn validate<S: ExperimentSpec>(spec: &S, namespace: &str) -> Result<Spec, Vec<FieldError>> {
+    spec.parse(namespace)
+}
+
+impl ExperimentSpec for PodChaosSpec {
+    const KIND: Kind = Kind::PodChaos;
+
+    fn parse(&self, namespace: &str) -> Result<Spec, Vec<FieldError>> {
+        parse(self, namespace)
+    }
+
+    fn fill_in(&mut self) {
+        match self.action {
+            podchaos::Action::ContainerKill => {
+                self.signal.get_or_insert_with(|| IntOrString::String(Signal::KILL.to_string()));
+                self.processes.get_or_insert(Processes { scope: Scope::Init });
+            }
+            podchaos::Action::PodKill | podchaos::Action::PodFailure | podchaos::Action::ContainerFreeze => {}
+        }
+    }
+
+    fn action_word(&self) -> &'static str {
+        match self.action {
+            podchaos::Action::PodKill => "pod-kill",
+            podchaos::Action::PodFailure => "pod-failure",
+            podchaos::Action::ContainerKill => "container-kill",
+            podchaos::Action::ContainerFreeze => "container-freeze",
+        }
+    }
+
+    fn mode(&self) -> (podchaos::Mode, Option<&str>) {
+        (self.mode, self.value.as_deref())
+    }
+
+    fn differs_freely(&self, old: &Self) -> bool {
+        let mut same = old.clone();
+        same.duration.clone_from(&self.duration);
+        same.grace_period = self.grace_period;
+        same == *self
+    }
+
+    fn ignored(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+fn parse(spec: &PodChaosSpec, namespace: &str) -> Result<Spec, Vec<FieldError>> {
     // No `..`: a field that is added must be dealt with here.
     let PodChaosSpec {
         action,
@@ -84,6 +128,7 @@ pub fn validate(spec: &PodChaosSpec, namespace: &str) -> Result<Spec, Vec<FieldE
             scope: processes.as_ref().map(|processes| processes.scope).unwrap_or_default(),
             allow_terminal: allow_terminal.unwrap_or(false),
         }),
+        podchaos::Action::ContainerFreeze => Some(Action::ContainerFreeze),
     };
     match (action, mode, selector) {
         (Some(action), Some(mode), Some(selector)) if errors.is_empty() => Ok(Spec {
@@ -104,33 +149,27 @@ pub fn validate(spec: &PodChaosSpec, namespace: &str) -> Result<Spec, Vec<FieldE
 ///
 /// Says first what [`validate`] says of `new`. For a completed experiment pass `active` too: nothing that has
 /// been done can be asked for differently.
-pub fn validate_update(
-    old: &PodChaosSpec,
-    new: &PodChaosSpec,
+pub fn validate_update<S: ExperimentSpec>(
+    old: &S,
+    new: &S,
     namespace: &str,
     active: bool,
 ) -> Result<(), Vec<FieldError>> {
     let parsed = validate(new, namespace)?;
     let mut errors = Vec::new();
     let fixed = "can't be changed: make another experiment instead";
-    if old.action != new.action {
-        errors.push(FieldError::new("spec.action", written(&new.action), fixed));
+    if old.action_word() != new.action_word() {
+        errors.push(FieldError::new("spec.action", new.action_word(), fixed));
     }
-    if old.mode != new.mode {
-        errors.push(FieldError::new("spec.mode", written(&new.mode), fixed));
+    if old.mode().0 != new.mode().0 {
+        errors.push(FieldError::new("spec.mode", written(&new.mode().0), fixed));
     }
     if active && errors.is_empty() {
         match validate(old, namespace) {
-            Ok(before) => active_changes(&before, &parsed, new, &mut errors),
+            Ok(before) => active_changes(&before, &parsed, new.mode().1.unwrap_or_default(), &mut errors),
             // Written before a rule of today. Nothing can be compared, so only what is free may change.
-            Err(_) => {
-                let mut same = old.clone();
-                same.duration.clone_from(&new.duration);
-                same.grace_period = new.grace_period;
-                if same != *new {
-                    errors.push(FieldError::new("spec", "a change", ACTIVE));
-                }
-            }
+            Err(_) if new.differs_freely(old) => {}
+            Err(_) => errors.push(FieldError::new("spec", "a change", ACTIVE)),
         }
     }
     if errors.is_empty() { Ok(()) } else { Err(errors) }
@@ -170,7 +209,15 @@ pub fn warnings(spec: &Spec) -> Vec<String> {
                 );
             }
         }
-        Action::PodFailure { .. } => {}
+        Action::PodFailure { .. } | Action::ContainerFreeze => {}
+        Action::Stress(stress) => {
+            if stress.allow_oom {
+                warnings.push(
+                    "spec.allowOOM: the kernel may end the container's own processes for want of memory as well"
+                        .to_owned(),
+                );
+            }
+        }
         Action::ContainerKill { signal, allow_terminal, .. } => {
             if !signal.ends_by_default() {
                 warnings.push(format!("spec.signal {signal} ends no process by default"));
@@ -193,7 +240,7 @@ const ACTIVE: &str = "can't be changed once the targets are chosen: only duratio
                       can; make another experiment instead";
 
 /// The changes of an active experiment that are not allowed.
-fn active_changes(before: &Spec, after: &Spec, new: &PodChaosSpec, errors: &mut Vec<FieldError>) {
+fn active_changes(before: &Spec, after: &Spec, value: &str, errors: &mut Vec<FieldError>) {
     // No `..`: a field that is added must be dealt with here.
     let Spec { action, mode, selector, containers, duration: _, seed, dry_run } = after;
     let mut refuse = |field: &str, found: String| errors.push(FieldError::new(field, found, ACTIVE));
@@ -225,12 +272,34 @@ fn active_changes(before: &Spec, after: &Spec, new: &PodChaosSpec, errors: &mut 
                 refuse("spec.allowTerminal", allow_terminal.to_string());
             }
         }
-        (Action::PodKill { .. } | Action::PodFailure { .. } | Action::ContainerKill { .. }, _) => {
-            refuse("spec.action", written(&new.action));
+        (Action::ContainerFreeze, Action::ContainerFreeze) => {}
+        (Action::Stress(old), Action::Stress(stress)) => {
+            let Stress { cpu, memory, io, pids, squeeze, allow_oom, on_oom } = &**stress;
+            let same = (cpu, memory, io, pids) == (&old.cpu, &old.memory, &old.io, &old.pids);
+            for (same, field) in [
+                (same, "stressors"),
+                (*squeeze == old.squeeze, "squeeze"),
+                (*allow_oom == old.allow_oom, "allowOOM"),
+                (*on_oom == old.on_oom, "onOOM"),
+            ] {
+                if !same {
+                    refuse(&format!("spec.{field}"), "a change".to_owned());
+                }
+            }
+        }
+        (
+            Action::PodKill { .. }
+            | Action::PodFailure { .. }
+            | Action::ContainerKill { .. }
+            | Action::ContainerFreeze
+            | Action::Stress(_),
+            _,
+        ) => {
+            refuse("spec.action", action.word().to_owned());
         }
     }
     if *mode != before.mode {
-        refuse("spec.value", new.value.clone().unwrap_or_default());
+        refuse("spec.value", value.to_owned());
     }
     if *containers != before.containers {
         refuse("spec.containerNames", containers.join(", "));

@@ -12,10 +12,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference,
 use proptest::prelude::*;
 use squall_api::names;
 use squall_api::podchaos::{Action, ExperimentStatus, Mode, Phase, PodChaos, PodChaosSpec, TargetPhase};
-use squall_model::plan::{Daemon, Effect, Input, Outcome, Outcomes, Plan, Report, ReportState, World, plan};
+use squall_model::experiment::Experiment;
+use squall_model::plan::{
+    Daemon, Effect, Input, Outcome, Outcomes, Plan, Report, ReportState, Stage, World, plan,
+};
 use squall_model::pod::{NamespaceView, PodView};
 use squall_model::select::Nodes;
 use squall_model::substitute::{self, FaultImages};
+use squall_model::validate::validate;
 
 const ORIGINAL: &str = "app:1";
 
@@ -201,9 +205,10 @@ impl Sim {
     }
 
     fn plan(&self) -> Plan {
+        let spec = validate(&self.chaos.spec, "ns");
         plan(Input {
             now: self.now,
-            chaos: &self.chaos,
+            experiment: Experiment::new::<PodChaosSpec>(&self.chaos.metadata, &spec),
             status: &self.status,
             world: self,
             outcomes: &self.outcomes,
@@ -615,20 +620,17 @@ fn more_than_the_limit_hits_nothing() {
 fn a_container_is_ordered_once_and_reported() {
     let mut sim = Sim::new(spec(Action::ContainerKill, Mode::One, None), 3);
     let first = sim.plan();
-    assert!(first.orders.iter().all(|order| order.arm_only) && first.orders.len() == 1, "{:?}", first.orders);
+    assert!(
+        first.orders.iter().all(|order| order.stage == Stage::Arm) && first.orders.len() == 1,
+        "{:?}",
+        first.orders
+    );
     sim.turn(None);
     let orders = sim.plan().orders;
-    assert!(orders.len() == 1 && !orders[0].arm_only && orders[0].signal == 9, "{orders:?}");
+    assert!(orders.len() == 1 && orders[0].stage == Stage::Fire, "{orders:?}");
     sim.reports.insert(
         orders[0].id.clone(),
-        Report {
-            state: ReportState::Done,
-            reason: String::new(),
-            message: String::new(),
-            receipt: None,
-            exit_code: Some(137),
-            exited: Some(sim.now),
-        },
+        Report { state: ReportState::Done, exit_code: Some(137), exited: Some(sim.now), ..Report::default() },
     );
     sim.turn(None);
     assert_eq!(sim.status.phase, Some(Phase::Completed));

@@ -6,12 +6,13 @@
 use std::collections::BTreeSet;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
-use squall_api::PodChaosSpec;
-use squall_api::names;
-use squall_api::podchaos::{ExperimentStatus, Phase};
+use squall_api::status::{ExperimentStatus, Phase};
+use squall_api::{PodChaosSpec, StressChaosSpec, names};
 use squall_model::error::FieldError;
+use squall_model::experiment::{ExperimentSpec, Kind};
 use squall_model::spec::{Action, Spec};
 use squall_model::validate::{defaults, validate, validate_update, warnings};
 
@@ -46,10 +47,10 @@ pub enum Verdict {
 
 /// An experiment as far as it is read here. Anything that the schema refuses later may still be in it.
 #[derive(Deserialize)]
-struct Experiment {
+struct Experiment<S> {
     #[serde(default)]
     metadata: Metadata,
-    spec: PodChaosSpec,
+    spec: S,
     #[serde(default)]
     status: Option<ExperimentStatus>,
 }
@@ -60,11 +61,12 @@ struct Metadata {
     annotations: Option<std::collections::BTreeMap<String, String>>,
 }
 
-impl Experiment {
+impl<S: ExperimentSpec + DeserializeOwned> Experiment<S> {
     fn read(what: &str, raw: Option<&RawValue>) -> Result<Self, Denied> {
         let raw = raw.ok_or_else(|| bad_request(format!("the review has no {what}")))?;
         serde_json::from_str(raw.get()).map_err(|error| {
-            Denied::invalid(vec![FieldError::new("spec", error, "see `kubectl explain podchaos.spec`")])
+            let help = format!("see `kubectl explain {}.spec`", S::KIND.plural());
+            Denied::invalid(vec![FieldError::new("spec", error, help)])
         })
     }
 
@@ -73,33 +75,35 @@ impl Experiment {
     }
 }
 
-/// Whether this path is for what is asked about.
-fn concerns(request: &Request<'_>) -> Result<bool, Denied> {
-    if !request.kind.is(names::GROUP, names::VERSION, "PodChaos") {
+/// What is asked about; `None`: nothing that matters here.
+fn concerns(request: &Request<'_>) -> Result<Option<Kind>, Denied> {
+    let kind = Kind::ALL.into_iter().find(|kind| request.kind.is(names::GROUP, names::VERSION, kind.name()));
+    let Some(kind) = kind else {
         let what = format!(
-            "found {}; this path is for {}/{} PodChaos: correct the rules of the webhook configuration",
+            "found {}; this path is for {}/{} {}: correct the rules of the webhook configuration",
             request.kind,
             names::GROUP,
-            names::VERSION
+            names::VERSION,
+            Kind::ALL.map(Kind::name).join(" and "),
         );
         return Err(bad_request(what));
-    }
+    };
     let whole = request.sub_resource.as_deref().is_none_or(str::is_empty);
-    Ok(whole && matches!(request.operation.as_str(), "CREATE" | "UPDATE"))
+    let asked = whole && matches!(request.operation.as_str(), "CREATE" | "UPDATE");
+    Ok(asked.then_some(kind))
 }
 
 /// Defaults, finalizer, requester.
 pub fn mutate(request: &Request<'_>) -> Answer {
-    match try_mutate(request) {
-        Ok(answer) => answer,
-        Err(denied) => denied.into(),
-    }
+    let answer = concerns(request).and_then(|kind| match kind {
+        None => Ok(Answer::default()),
+        Some(Kind::PodChaos) => complete::<PodChaosSpec>(request),
+        Some(Kind::StressChaos) => complete::<StressChaosSpec>(request),
+    });
+    answer.unwrap_or_else(Into::into)
 }
 
-fn try_mutate(request: &Request<'_>) -> Result<Answer, Denied> {
-    if !concerns(request)? {
-        return Ok(Answer::default());
-    }
+fn complete<S: ExperimentSpec + DeserializeOwned>(request: &Request<'_>) -> Result<Answer, Denied> {
     let before = value("object", request.object)?;
     let mut after = before.clone();
     let Some(object) = after.as_object_mut() else {
@@ -134,7 +138,7 @@ fn try_mutate(request: &Request<'_>) -> Result<Answer, Denied> {
     }
     // A spec that can't be read is refused by the schema or by the validating path, with a better reason.
     if let Some(spec) = object.get_mut("spec")
-        && let Ok(mut typed) = serde_json::from_value::<PodChaosSpec>(spec.clone())
+        && let Ok(mut typed) = serde_json::from_value::<S>(spec.clone())
     {
         let written = serde_json::to_value(&typed);
         defaults(&mut typed);
@@ -168,22 +172,21 @@ fn fill_in(spec: &mut Value, written: &Value, filled: Value) {
 
 /// Fields, allowed changes, and what is still to be asked.
 pub fn check(request: &Request<'_>) -> Verdict {
-    match try_check(request) {
-        Ok(verdict) => verdict,
-        Err(denied) => Verdict::Answered(denied.into()),
-    }
+    let verdict = concerns(request).and_then(|kind| match kind {
+        None => Ok(Verdict::Answered(Answer::default())),
+        Some(Kind::PodChaos) => judge::<PodChaosSpec>(request),
+        Some(Kind::StressChaos) => judge::<StressChaosSpec>(request),
+    });
+    verdict.unwrap_or_else(|denied| Verdict::Answered(denied.into()))
 }
 
-fn try_check(request: &Request<'_>) -> Result<Verdict, Denied> {
-    if !concerns(request)? {
-        return Ok(Verdict::Answered(Answer::default()));
-    }
-    let new = Experiment::read("object", request.object)?;
+fn judge<S: ExperimentSpec + DeserializeOwned>(request: &Request<'_>) -> Result<Verdict, Denied> {
+    let new = Experiment::<S>::read("object", request.object)?;
     let spec = validate(&new.spec, &request.namespace).map_err(Denied::invalid)?;
     let namespaces = spec.selector.namespaces.clone();
     let mut opted_in = namespaces.clone();
     if request.operation == "UPDATE" {
-        let old = Experiment::read("oldObject", request.old_object)?;
+        let old = Experiment::<S>::read("oldObject", request.old_object)?;
         requester_stays(&old, &new)?;
         if old.spec == new.spec {
             return Ok(Verdict::Answered(Answer::default()));
@@ -210,7 +213,9 @@ fn try_check(request: &Request<'_>) -> Result<Verdict, Denied> {
     let (verb, subresource) = right(&spec);
     let by_us = request.user_info.username == names::CONTROLLER_USER;
     let user = (!by_us).then(|| request.user_info.clone());
-    Ok(Verdict::Ask(Ask { user, verb, subresource, namespaces, opted_in }, said(&spec)))
+    let said = new.spec.ignored().into_iter().chain(warnings(&spec));
+    let said = said.map(|warning| format!("squall: {warning}")).collect();
+    Ok(Verdict::Ask(Ask { user, verb, subresource, namespaces, opted_in }, said))
 }
 
 /// The right that one needs to do by hand what `spec` does.
@@ -218,12 +223,11 @@ fn right(spec: &Spec) -> (&'static str, &'static str) {
     match spec.action {
         Action::PodKill { evict: false, .. } => ("delete", ""),
         Action::PodKill { evict: true, .. } => ("create", "eviction"),
-        Action::PodFailure { .. } | Action::ContainerKill { .. } => ("patch", ""),
+        Action::PodFailure { .. }
+        | Action::ContainerKill { .. }
+        | Action::ContainerFreeze
+        | Action::Stress(_) => ("patch", ""),
     }
-}
-
-fn said(spec: &Spec) -> Vec<String> {
-    warnings(spec).into_iter().map(|warning| format!("squall: {warning}")).collect()
 }
 
 /// Targets have been chosen, or it is over.
@@ -244,7 +248,10 @@ fn is_active(status: Option<&ExperimentStatus>) -> bool {
     begun || status.selected_at.is_some() || !status.targets.is_empty() || status.completed_at.is_some()
 }
 
-fn requester_stays(old: &Experiment, new: &Experiment) -> Result<(), Denied> {
+fn requester_stays<S: ExperimentSpec + DeserializeOwned>(
+    old: &Experiment<S>,
+    new: &Experiment<S>,
+) -> Result<(), Denied> {
     if old.requested_by() == new.requested_by() {
         return Ok(());
     }

@@ -196,7 +196,7 @@ fn perform(kubectl: &Kubectl, show: &Show) -> Result<PodChaos> {
     let targets = last.status.as_ref().map(|status| status.targets.as_slice()).unwrap_or_default();
     ensure!(!targets.is_empty(), "it hit nothing: {}", said());
     let wanted = match last.spec.action {
-        Action::PodFailure => TargetPhase::Recovered,
+        Action::PodFailure | Action::ContainerFreeze => TargetPhase::Recovered,
         Action::PodKill | Action::ContainerKill => TargetPhase::Killed,
     };
     ensure!(
@@ -270,6 +270,7 @@ fn of_target(action: Action, target: &Target) -> Vec<(Timestamp, String)> {
         Action::PodFailure => "failed: fault images in, old containers gone",
         Action::PodKill => "deletion mark set",
         Action::ContainerKill => "process gone",
+        Action::ContainerFreeze => "no process runs",
     };
     let code = target.exit_code.map(|code| format!(", exit code {code}")).unwrap_or_default();
     at(&target.injected_at, format!("{pod}: {injected}{code}"));

@@ -123,7 +123,9 @@ impl Kubectl {
 
     /// Whether the API server knows that resource: one of the core, or of a CRD of ours.
     fn knows(&self, resource: &str) -> Result<bool> {
-        let Some(_) = resource.strip_prefix("podchaos") else { return Ok(true) };
+        if !["podchaos", "stresschaos"].contains(&resource) {
+            return Ok(true);
+        }
         let name = format!("{resource}.squall.dev");
         Ok(!self.output(&["get", "crd", &name, "--ignore-not-found", "-o", "name"])?.is_empty())
     }

@@ -21,7 +21,7 @@ const GONE: Duration = Duration::from_secs(120);
 /// The admission policy that keeps new experiments out meanwhile.
 const CLOSED: &str = "squall-removal";
 /// Every kind of ours.
-const KINDS: [&str; 1] = ["podchaos"];
+const KINDS: [&str; 2] = ["podchaos", "stresschaos"];
 /// Every annotation of ours on a pod.
 const ANNOTATIONS: [&str; 8] = [
     names::ORIGINAL_IMAGES,

@@ -239,7 +239,7 @@ fn the_webhooks_are_registered_as_the_design_says() {
         (pods, names::PATH_MUTATE_PODS, "Ignore", 2),
         (annotations, names::PATH_MUTATE_ANNOTATIONS, "Ignore", 5),
         (
-            by_name(&mutating["webhooks"], "podchaos.mutate.squall.dev"),
+            by_name(&mutating["webhooks"], "experiments.mutate.squall.dev"),
             names::PATH_MUTATE_EXPERIMENTS,
             "Fail",
             5,

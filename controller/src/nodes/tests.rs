@@ -273,11 +273,11 @@ async fn the_whole_state_goes_out_with_rising_generations() {
     let empty = house.next().await;
     assert_eq!((ids(&empty), generation(&empty), empty.node.as_str()), (vec![], (5, 1), "node-a"));
     house.silence().await;
-    house.nodes.set("node-a", fault("a"));
+    house.nodes.set("node-a", fault("a"), None);
     assert_eq!(ids(&house.next().await), ["a"]);
-    house.nodes.set("node-a", fault("a"));
+    house.nodes.set("node-a", fault("a"), None);
     house.silence().await;
-    house.nodes.set("node-a", fault("b"));
+    house.nodes.set("node-a", fault("b"), None);
     let both = house.next().await;
     assert_eq!((ids(&both), generation(&both)), (vec!["a", "b"], (5, 3)));
     house.nodes.remove("node-a", "a");
@@ -290,11 +290,11 @@ async fn several_in_one_tick_go_out_as_one_and_nobody_waits_for_an_answer() {
     house.next().await;
     *house.journal.slow.lock().unwrap() = Duration::from_secs(2);
     for id in ["a", "b", "c"] {
-        house.nodes.set("node-a", fault(id));
+        house.nodes.set("node-a", fault(id), None);
     }
     assert_eq!(ids(&house.next().await), ["a", "b", "c"]);
     let before = std::time::Instant::now();
-    house.nodes.set("node-a", fault("d"));
+    house.nodes.set("node-a", fault("d"), None);
     assert_eq!(ids(&house.next().await), ["a", "b", "c", "d"]);
     assert!(before.elapsed() < Duration::from_millis(500), "waited for the answer to the order before");
 }
@@ -309,9 +309,9 @@ async fn what_the_daemon_knows_of_is_not_ended_before_the_states_are_complete() 
     house.serve(&house.ca.clone(), Profile::Daemon("node-a".into())).await;
     house.presence(|presence| matches!(presence, Presence::Ready { .. })).await;
     assert!(house.nodes.report("node-a", "old").is_some(), "the snapshot tells of what is about to be set");
-    house.nodes.set("node-a", fault("new"));
+    house.nodes.set("node-a", fault("new"), None);
     house.silence().await;
-    house.nodes.set("node-a", fault("old"));
+    house.nodes.set("node-a", fault("old"), None);
     house.silence().await;
     house.nodes.complete();
     assert_eq!(ids(&house.next().await), ["new", "old"]);
@@ -322,9 +322,9 @@ async fn a_state_with_all_that_the_daemon_knows_of_need_not_wait() {
     let mut house = House::new().await;
     house.journal.known.lock().unwrap().push(FaultReport { id: "old".into(), ..FaultReport::default() });
     house.serve(&house.ca.clone(), Profile::Daemon("node-a".into())).await;
-    house.nodes.set("node-a", fault("new"));
+    house.nodes.set("node-a", fault("new"), None);
     house.silence().await;
-    house.nodes.set("node-a", fault("old"));
+    house.nodes.set("node-a", fault("old"), None);
     assert_eq!(ids(&house.next().await), ["new", "old"]);
     // Until the states are complete, taking it out again has to wait as well.
     house.nodes.remove("node-a", "old");
@@ -347,7 +347,7 @@ async fn orders_of_another_controller_are_not_overruled_at_once() {
     let mut house = House::whole().await;
     house.next().await;
     *house.journal.generation.lock().unwrap() = (6, 1);
-    house.nodes.set("node-a", fault("a"));
+    house.nodes.set("node-a", fault("a"), None);
     assert!(house.refused().await.contains("another controller"));
     house.silence().await;
 }
@@ -356,7 +356,7 @@ async fn orders_of_another_controller_are_not_overruled_at_once() {
 async fn reports_wake_and_the_newest_is_kept() {
     let mut house = House::whole().await;
     house.next().await;
-    house.nodes.set("node-a", fault("a"));
+    house.nodes.set("node-a", fault("a"), None);
     house.next().await;
     for state in [FaultState::Fired, FaultState::Done] {
         let report = FaultReport { id: "a".into(), state: state.into(), ..FaultReport::default() };
@@ -373,7 +373,7 @@ async fn reports_wake_and_the_newest_is_kept() {
 async fn a_daemon_that_comes_back_gets_the_whole_state_again() {
     let mut house = House::whole().await;
     house.next().await;
-    house.nodes.set("node-a", fault("a"));
+    house.nodes.set("node-a", fault("a"), None);
     house.next().await;
     house.kill();
     house.presence(|presence| matches!(presence, Presence::Connecting { .. })).await;
@@ -388,14 +388,14 @@ async fn a_daemon_that_comes_back_gets_the_whole_state_again() {
 async fn who_no_longer_leads_forgets_and_sends_nothing() {
     let mut house = House::whole().await;
     house.next().await;
-    house.nodes.set("node-a", fault("a"));
+    house.nodes.set("node-a", fault("a"), None);
     house.next().await;
     house.leadership.send_replace(Leadership::Follower);
-    house.nodes.set("node-a", fault("b"));
+    house.nodes.set("node-a", fault("b"), None);
     house.silence().await;
     assert_eq!(house.nodes.counts(), (0, 0));
     house.leadership.send_replace(Leadership::Leader { term: 9 });
-    house.nodes.set("node-a", fault("c"));
+    house.nodes.set("node-a", fault("c"), None);
     house.nodes.complete();
     let state = house.next().await;
     assert_eq!((ids(&state), generation(&state)), (vec!["c"], (9, 1)));
@@ -406,7 +406,7 @@ async fn a_state_that_is_refused_is_told_and_the_next_one_tried() {
     let mut house = House::whole().await;
     house.next().await;
     *house.journal.refuse.lock().unwrap() = Some(Status::invalid_argument("faults[0].id is empty"));
-    house.nodes.set("node-a", fault("a"));
+    house.nodes.set("node-a", fault("a"), None);
     let refused = |presence: &Presence| matches!(presence, Presence::Ready { refusal: Some(_), .. });
     let Presence::Ready { refusal, .. } = house.presence(refused).await else { unreachable!() };
     assert!(refusal.unwrap().contains("faults[0].id is empty"));
@@ -438,7 +438,7 @@ async fn only_the_nodes_own_daemon_is_talked_to() {
         let ca = ca(&house);
         house.serve(&ca, profile.clone()).await;
         house.nodes.complete();
-        house.nodes.set("node-a", fault("a"));
+        house.nodes.set("node-a", fault("a"), None);
         let error = house.refused().await;
         assert!(error.contains("certificate"), "{profile:?}: {error}");
         house.silence().await;
@@ -463,7 +463,7 @@ async fn a_controller_of_another_ca_is_refused_by_the_daemon() {
 async fn a_listed_fault_is_renewed_and_an_empty_state_is_not() {
     let mut house = House::whole().await;
     house.next().await;
-    house.nodes.set("node-a", fault("a"));
+    house.nodes.set("node-a", fault("a"), None);
     house.next().await;
     // The answer has to be there, or the leap would be its delay.
     house.silence().await;

@@ -5,9 +5,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use sha2::{Digest, Sha256};
 use squall_api::podchaos::{Phase, Target, TargetPhase};
 
+use super::order::order;
 use super::size::fits;
 use super::status::targets as counted;
-use super::{MAX_TARGETS, Order, PodRef, Step, World, order_id, seconds};
+use super::{MAX_TARGETS, NodeFault, Stage, Step, World, seconds};
 use crate::pod::{ContainerView, NamespaceView, PodView};
 use crate::select::{Ineligible, count, draw, eligible};
 use crate::spec::{Action, Spec};
@@ -48,7 +49,7 @@ impl Step<'_> {
         for (pod, containers) in &found {
             if drawn.contains(pod.uid.as_str()) {
                 match spec.action {
-                    Action::ContainerKill { .. } => {
+                    Action::ContainerKill { .. } | Action::ContainerFreeze | Action::Stress(_) => {
                         targets.extend(containers.iter().map(|container| of_container(pod, container)));
                     }
                     Action::PodKill { .. } => targets.push(of_pod(pod)),
@@ -139,14 +140,14 @@ impl Step<'_> {
 
     /// Have the daemons prepare while the choice is written.
     fn arm(&mut self, spec: &Spec) {
-        let Action::ContainerKill { signal, scope, .. } = spec.action else { return };
+        let Some(fault) = NodeFault::of(spec) else { return };
         self.plan.orders = self
             .plan
             .status
             .targets
             .iter()
             .filter(|target| target.phase == TargetPhase::Selected)
-            .filter_map(|target| order(self.ident.uid, target, signal.number(), scope, true))
+            .filter_map(|target| order(self.ident.uid, target, fault.clone(), Stage::Arm))
             .collect();
     }
 }
@@ -171,28 +172,6 @@ fn candidates<'a>(world: &'a dyn World, spec: &Spec) -> (Vec<Candidate<'a>>, Vec
     (found, skipped)
 }
 
-/// The order for one container.
-pub(super) fn order(
-    experiment: &str,
-    target: &Target,
-    signal: i32,
-    scope: squall_api::podchaos::Scope,
-    arm_only: bool,
-) -> Option<Order> {
-    let container_id = target.container_id.clone()?;
-    Some(Order {
-        node: target.node.clone()?,
-        id: order_id(experiment, &target.uid, &container_id),
-        pod: PodRef::of(target),
-        container: target.container.clone()?,
-        container_id,
-        arm_only,
-        signal,
-        scope,
-        ttl: seconds(60),
-    })
-}
-
 /// The target that a pod is.
 pub(super) fn of_pod(pod: &PodView) -> Target {
     Target {
@@ -206,7 +185,8 @@ pub(super) fn of_pod(pod: &PodView) -> Target {
     }
 }
 
-fn of_container(pod: &PodView, container: &ContainerView) -> Target {
+/// The target that a container is.
+pub(super) fn of_container(pod: &PodView, container: &ContainerView) -> Target {
     Target { container: Some(container.name.clone()), container_id: container.id.clone(), ..of_pod(pod) }
 }
 

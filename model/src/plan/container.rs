@@ -3,23 +3,23 @@
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use squall_api::podchaos::{Phase, Scope, Target, TargetPhase};
+use squall_api::podchaos::{Phase, Target, TargetPhase};
 
-use super::choose::order;
 use super::kill::fail;
-use super::{Daemon, Input, ReportState, Step, later, order_id, seconds, view};
+use super::order::{order, order_id};
+use super::{Daemon, Input, NodeFault, ReportState, Stage, Step, later, seconds, view};
 use crate::pod::ContainerState;
 use crate::select::{Ineligible, eligible};
-use crate::spec::{Signal, Spec};
+use crate::spec::Spec;
 
 impl Step<'_> {
-    pub(super) fn container_kill(&mut self, spec: &Spec, signal: Signal, scope: Scope) {
+    pub(super) fn container_kill(&mut self, spec: &Spec, fault: &NodeFault) {
         let selected = self.plan.status.selected_at.as_ref().map_or(self.input.now, |at| at.0);
         let give_up = later(selected, spec.patience());
         let mut targets = std::mem::take(&mut self.plan.status.targets);
         for target in &mut targets {
             if target.phase == TargetPhase::Selected {
-                self.order_one(spec, target, selected, give_up, signal, scope);
+                self.order_one(spec, target, selected, give_up, fault);
             }
         }
         let open = targets.iter().any(|target| target.phase == TargetPhase::Selected);
@@ -39,21 +39,20 @@ impl Step<'_> {
         target: &mut Target,
         selected: Timestamp,
         give_up: Timestamp,
-        signal: Signal,
-        scope: Scope,
+        fault: &NodeFault,
     ) {
         let Input { now, world, .. } = self.input;
-        let (Some(node), Some(container_id)) = (target.node.clone(), target.container_id.clone()) else {
+        let (Some(node), Some(id)) = (target.node.clone(), order_id(self.ident.uid, target)) else {
             fail(target, "NotRunning", "it has no node or no container ID");
             return;
         };
-        let report = world.report(&node, &order_id(self.ident.uid, &target.uid, &container_id));
+        let report = world.report(&node, &id);
         let underway = match report {
             None => false,
             Some(report) => {
                 target.receipt = report.receipt;
                 match report.state {
-                    ReportState::Underway => true,
+                    ReportState::Underway | ReportState::Injected | ReportState::Recovered => true,
                     ReportState::Done => {
                         target.phase = TargetPhase::Killed;
                         target.exit_code = report.exit_code;
@@ -126,7 +125,7 @@ impl Step<'_> {
                 self.wake(limit);
                 // It stays listed, or a daemon that is being replaced would forget what it did.
                 if !self.ident.paused {
-                    self.plan.orders.extend(order(self.ident.uid, target, signal.number(), scope, false));
+                    self.plan.orders.extend(order(self.ident.uid, target, fault.clone(), Stage::Fire));
                 }
             }
             return;
@@ -137,7 +136,7 @@ impl Step<'_> {
         if target.ordered_at.is_none() {
             target.ordered_at = Some(MicroTime(now));
         }
-        self.plan.orders.extend(order(self.ident.uid, target, signal.number(), scope, false));
+        self.plan.orders.extend(order(self.ident.uid, target, fault.clone(), Stage::Fire));
     }
 
     /// When the container was started again, and when its pod was Ready. Told for ten minutes after the end.

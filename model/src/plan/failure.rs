@@ -1,66 +1,28 @@
-//! pod-failure: targets are injected while the fault is wanted and released when it isn't; pods that are born
-//! meanwhile are adopted or let go.
-
-use std::collections::BTreeSet;
+//! pod-failure on one target: it is injected while the fault is wanted, and released when it isn't. When it is wanted
+//! is said in [`super::lasting`].
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use squall_api::names;
-use squall_api::podchaos::{Phase, Scope, Target, TargetPhase};
+use squall_api::podchaos::{Scope, Target, TargetPhase};
 
-use super::choose::{as_nodes, of_pod, order, whole_seconds};
 use super::kill::fail;
+use super::lasting::{Asked, release, went_away};
+use super::order::order;
 use super::outcomes::injection_limit;
-use super::status::{count, targets};
-use super::{
-    Effect, Ident, Input, MAX_TARGETS, Note, NoteKind, Outcome, PodRef, Step, Verb, later, seconds, view,
-};
+use super::{Effect, Ident, Input, NodeFault, Outcome, PodRef, Stage, Step, Verb, seconds, view};
 use crate::pod::{ContainerState, ContainerView, PodView};
 use crate::select::{Ineligible, eligible};
-use crate::spec::{Mode, Spec};
+use crate::spec::Spec;
 use crate::substitute::{FaultImages, Holder};
 
 /// SIGKILL, for `fast`.
 const SIGKILL: i32 = 9;
 
 impl Step<'_> {
-    pub(super) fn pod_failure(&mut self, spec: &Spec, fast: bool) {
-        let now = self.input.now;
-        let ends = self
-            .plan
-            .status
-            .started_at
-            .as_ref()
-            .zip(spec.duration)
-            .map(|(at, duration)| later(at.0, duration));
-        self.plan.status.ends_at = ends.map(MicroTime);
-        let expired = ends.is_some_and(|at| at <= now);
-        let wanted = !expired && !self.ident.paused;
-
-        // Ended targets stay ended whatever happens; a resumed experiment takes up the recovered ones.
-        let narrowed = self.plan.status.observed_generation.is_some_and(|seen| seen < self.ident.generation);
-        let asked = Asked { wanted, expired, fast, narrowed };
-        let mut targets = std::mem::take(&mut self.plan.status.targets);
-        for target in &mut targets {
-            self.fail_one(spec, target, asked);
-        }
-        if wanted {
-            self.births(spec, &mut targets);
-        }
-        let kept: BTreeSet<String> = targets
-            .iter()
-            .filter(|target| wanted && matches!(target.phase, TargetPhase::Selected | TargetPhase::Injected))
-            .map(|target| target.uid.clone())
-            .collect();
-        self.plan.status.targets = targets;
-        let held = self.release_unwanted(|uid| kept.contains(uid));
-        self.clock(spec);
-        self.failure_phase(spec, wanted, expired, held.len());
-    }
-
     /// One target's next step.
-    fn fail_one(&mut self, spec: &Spec, target: &mut Target, asked: Asked) {
-        let Asked { wanted, expired, fast, narrowed } = asked;
+    pub(super) fn fail_one(&mut self, spec: &Spec, fast: bool, target: &mut Target, asked: Asked) {
+        let Asked { wanted, expired, narrowed } = asked;
         let Input { now, world, outcomes, images, .. } = self.input;
         match target.phase {
             TargetPhase::Selected | TargetPhase::Injected | TargetPhase::Recovering => {}
@@ -180,7 +142,8 @@ impl Step<'_> {
                                 container_id: container.id.clone(),
                                 ..target.clone()
                             };
-                            self.plan.orders.extend(order(self.ident.uid, &old, SIGKILL, Scope::Init, false));
+                            let kill = NodeFault::Kill { signal: SIGKILL, scope: Scope::Init };
+                            self.plan.orders.extend(order(self.ident.uid, &old, kill, Stage::Fire));
                         }
                     }
                 }
@@ -194,16 +157,6 @@ impl Step<'_> {
             | TargetPhase::Released
             | TargetPhase::Gone => {}
         }
-    }
-
-    /// Release the target if the changed selector leaves it out.
-    fn narrow(&mut self, spec: &Spec, target: &mut Target) -> bool {
-        let Input { now, world, .. } = self.input;
-        let out = view(world, target).is_some_and(|pod| !spec.selector.matches(pod, as_nodes(world)));
-        if out {
-            release(target, now, "Narrowed", "the selector was changed and leaves it out");
-        }
-        out
     }
 
     fn inject_one(&mut self, spec: &Spec, target: &mut Target, pod: &PodView, now: Timestamp) {
@@ -275,176 +228,6 @@ impl Step<'_> {
             self.wake(since + seconds(600));
         }
     }
-
-    /// Pods that were born since the targets were chosen: adopt them up to the number drawn, oldest first. What
-    /// is held beyond that isn't wanted, and so is released.
-    fn births(&mut self, spec: &Spec, targets: &mut Vec<Target>) {
-        let Input { world, outcomes, .. } = self.input;
-        let Some(selected) = self.plan.status.selected_at.as_ref().map(|at| whole_seconds(at.0)) else {
-            return;
-        };
-        let known: BTreeSet<&str> = targets.iter().map(|target| target.uid.as_str()).collect();
-        let mut born: Vec<(&PodView, bool)> = Vec::new();
-        for name in &spec.selector.namespaces {
-            let Some(namespace) = world.namespace(name) else { continue };
-            for pod in world.pods(name) {
-                let held = outcomes.holds(pod, self.ident.uid);
-                let candidate = !known.contains(pod.uid.as_str())
-                    && !pod.terminating
-                    && (held || pod.created.is_some_and(|at| at >= selected))
-                    && spec.selector.matches(pod, as_nodes(world))
-                    && eligible(spec, pod, namespace).is_ok();
-                if candidate {
-                    born.push((pod, held));
-                }
-            }
-        }
-        if born.is_empty() {
-            return;
-        }
-        // Those that are failed already come first, then by age.
-        born.sort_by(|(a, a_held), (b, b_held)| {
-            (!a_held, a.created, &a.name).cmp(&(!b_held, b.created, &b.name))
-        });
-        let live = targets
-            .iter()
-            .filter(|target| matches!(target.phase, TargetPhase::Selected | TargetPhase::Injected))
-            .count();
-        let mut room = match spec.mode {
-            Mode::All => MAX_TARGETS.saturating_sub(live),
-            Mode::One | Mode::Fixed(_) | Mode::FixedPercent(_) | Mode::RandomMaxPercent(_) => {
-                usize::try_from(self.plan.status.drawn.unwrap_or(0)).unwrap_or(0).saturating_sub(live)
-            }
-        };
-        room = room.min(MAX_TARGETS.saturating_sub(targets.len()));
-        for (pod, held) in born {
-            let left = targets.iter_mut().find(|target| replaces(pod, held, target));
-            let adopt = room > 0 && (spec.mode == Mode::All || left.is_some());
-            if adopt {
-                room -= 1;
-                if let Some(left) = left {
-                    left.replacement = Some(pod.name.clone());
-                }
-                targets.push(Target { born: Some(true), was_ready: Some(true), ..of_pod(pod) });
-            } else if held {
-                self.plan.notes.push(Note::pod(
-                    NoteKind::Normal,
-                    PodRef::of_view(pod),
-                    "ReleasedExcess",
-                    format!(
-                        "born failed for PodChaos {}/{}, which has its number of targets already; released",
-                        self.ident.namespace, self.ident.name
-                    ),
-                ));
-            }
-        }
-    }
-
-    /// The clock of `duration` starts when no target is left to be injected, at the latest 30 s after the first
-    /// effect.
-    fn clock(&mut self, spec: &Spec) {
-        let now = self.input.now;
-        if self.plan.status.started_at.is_none() {
-            let first = self
-                .plan
-                .status
-                .targets
-                .iter()
-                .filter_map(|target| target.ordered_at.as_ref())
-                .map(|at| at.0)
-                .min();
-            let Some(first) = first else { return };
-            let waiting = count(&self.plan.status, TargetPhase::Selected) > 0;
-            let latest = first + seconds(30);
-            if waiting && latest > now {
-                self.wake(latest);
-                return;
-            }
-            self.plan.status.started_at = Some(MicroTime(now));
-        }
-        if let (Some(started), Some(duration)) = (&self.plan.status.started_at, spec.duration) {
-            let ends = later(started.0, duration);
-            self.plan.status.ends_at = Some(MicroTime(ends));
-            if ends > now {
-                self.wake(ends);
-            }
-        }
-    }
-
-    fn failure_phase(&mut self, spec: &Spec, wanted: bool, expired: bool, held: usize) {
-        let status = &self.plan.status;
-        let selected = count(status, TargetPhase::Selected);
-        let injected = count(status, TargetPhase::Injected);
-        let recovering = count(status, TargetPhase::Recovering);
-        // A pod that went away may still be replaced, and its replacement failed.
-        let replaceable = status.targets.iter().any(|target| {
-            target.phase == TargetPhase::Gone && target.owner.is_some() && target.replacement.is_none()
-        });
-        let (phase, message) = if wanted && (selected > 0 || injected > 0 || replaceable) {
-            if selected > 0 {
-                (Phase::Injecting, format!("{} still to be injected", targets(selected)))
-            } else {
-                let until = match (&status.ends_at, spec.duration) {
-                    (Some(at), Some(_)) => format!("until {}", at.0.strftime("%Y-%m-%dT%H:%M:%SZ")),
-                    (Some(_) | None, _) => "until it is deleted or paused".to_owned(),
-                };
-                (Phase::Injected, format!("{} failed, {until}", targets(injected)))
-            }
-        } else if recovering > 0 || held > 0 {
-            (Phase::Recovering, format!("{} being put back", targets(recovering.max(held))))
-        } else if self.ident.paused && !expired {
-            (Phase::Paused, "recovered for as long as the pause annotation is there".to_owned())
-        } else {
-            self.complete_by_targets();
-            return;
-        };
-        self.plan.status.phase = Some(phase);
-        self.plan.status.message = Some(message);
-    }
-}
-
-/// Whether `pod` may be what took the place of the target `gone`.
-///
-/// Its owner may have been scaled out long before: such a pod replaces nothing. Creation times have whole
-/// seconds, and that the target went is seen a little later than the replacement is made.
-fn replaces(pod: &PodView, held: bool, gone: &Target) -> bool {
-    let owner = pod.owner.as_ref().map(|owner| &owner.uid);
-    let came_after = || {
-        let times = pod.created.zip(gone.gone_at.as_ref());
-        times.is_some_and(|(created, at)| created >= whole_seconds(at.0) - seconds(2))
-    };
-    gone.phase == TargetPhase::Gone
-        && gone.replacement.is_none()
-        && owner.is_some()
-        && owner == gone.owner.as_ref()
-        && (held || pod.name == gone.pod || came_after())
-}
-
-/// What is asked of every target now.
-#[derive(Clone, Copy)]
-struct Asked {
-    /// The fault shall be there.
-    wanted: bool,
-    /// Its time is over.
-    expired: bool,
-    /// The daemon ends the old processes.
-    fast: bool,
-    /// The selector was changed since the last look.
-    narrowed: bool,
-}
-
-fn went_away(target: &mut Target, now: Timestamp) {
-    target.phase = TargetPhase::Gone;
-    target.gone_at = Some(MicroTime(now));
-    target.message = Some("the pod went away during the fault".to_owned());
-}
-
-/// Someone took the fault back, or forbade it.
-fn release(target: &mut Target, now: Timestamp, reason: &str, message: &str) {
-    target.phase = TargetPhase::Released;
-    target.reason = Some(reason.to_owned());
-    target.message = Some(message.to_owned());
-    target.recovered_at = Some(MicroTime(now));
 }
 
 fn is_fault_image(image: &str, images: &FaultImages) -> bool {

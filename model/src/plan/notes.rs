@@ -39,8 +39,9 @@ impl Note {
     }
 }
 
-/// What the change from `old` to `new` tells; `experiment` is `PodChaos NAMESPACE/NAME`.
-pub fn notes(old: &ExperimentStatus, new: &ExperimentStatus, experiment: &str) -> Vec<Note> {
+/// What the change from `old` to `new` tells; `experiment` is `PodChaos NAMESPACE/NAME`, and `deed` says what it did to
+/// a target that it hit ([`crate::spec::Action::deed`]).
+pub fn notes(old: &ExperimentStatus, new: &ExperimentStatus, experiment: &str, deed: &str) -> Vec<Note> {
     let mut notes = Vec::new();
     if new.phase != old.phase
         && let Some(phase) = new.phase
@@ -58,21 +59,26 @@ pub fn notes(old: &ExperimentStatus, new: &ExperimentStatus, experiment: &str) -
     }
     for (index, target) in new.targets.iter().enumerate() {
         // Targets are only ever appended.
-        let before =
-            old.targets.get(index).filter(|before| before.uid == target.uid).map(|before| before.phase);
-        if before != Some(target.phase)
-            && let Some(note) = of_target(target, experiment)
+        let before = old.targets.get(index).filter(|before| before.uid == target.uid);
+        if before.map(|before| before.phase) != Some(target.phase)
+            && let Some(note) = of_target(target, experiment, deed)
         {
             notes.push(note);
+        }
+        let told = before.map(|before| before.warnings.as_slice()).unwrap_or_default();
+        for warning in target.warnings.iter().filter(|warning| !told.contains(warning)) {
+            let message = format!("{}{experiment}: {warning}", container(target));
+            notes.push(Note::pod(NoteKind::Warning, PodRef::of(target), "NodeWarning", message));
         }
     }
     notes
 }
 
-fn of_target(target: &Target, experiment: &str) -> Option<Note> {
+fn of_target(target: &Target, experiment: &str, deed: &str) -> Option<Note> {
+    let injected = format!("{deed} by");
     let (kind, reason, what) = match target.phase {
         TargetPhase::Selected | TargetPhase::Recovering => return None,
-        TargetPhase::Injected => (NoteKind::Warning, "Injected", "failed by"),
+        TargetPhase::Injected => (NoteKind::Warning, "Injected", injected.as_str()),
         TargetPhase::Recovered => (NoteKind::Normal, "Recovered", "recovered from"),
         TargetPhase::Killed => (NoteKind::Warning, "Killed", "killed by"),
         TargetPhase::Skipped => (NoteKind::Normal, "Skipped", "skipped by"),
@@ -80,7 +86,11 @@ fn of_target(target: &Target, experiment: &str) -> Option<Note> {
         TargetPhase::Released => (NoteKind::Normal, "Released", "released from"),
         TargetPhase::Gone => return None,
     };
-    let container = target.container.as_ref().map(|name| format!("container {name} ")).unwrap_or_default();
+    let container = container(target);
     let message = target.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
     Some(Note::pod(kind, PodRef::of(target), reason, format!("{container}{what} {experiment}{message}")))
+}
+
+fn container(target: &Target) -> String {
+    target.container.as_ref().map(|name| format!("container {name} ")).unwrap_or_default()
 }

@@ -9,15 +9,23 @@ use squall_api::status::{ExperimentStatus, Target};
 /// targets there are) is no mere progress.
 pub fn is_progress(old: &ExperimentStatus, new: &ExperimentStatus) -> bool {
     let rest = |status: &ExperimentStatus| {
-        let mut rest =
-            ExperimentStatus { targets: Vec::new(), summary: None, message: None, ..status.clone() };
+        let mut rest = ExperimentStatus {
+            targets: Vec::new(),
+            summary: None,
+            message: None,
+            effect: None,
+            ..status.clone()
+        };
         // Their messages count the targets.
         rest.conditions.iter_mut().for_each(|condition| condition.message.clear());
         rest
     };
     // That an order went out is what the next leader has to know.
     let same = |(old, new): (&Target, &Target)| {
-        old.uid == new.uid && old.container_id == new.container_id && old.ordered_at == new.ordered_at
+        old.uid == new.uid
+            && old.container_id == new.container_id
+            && old.attempt == new.attempt
+            && old.ordered_at == new.ordered_at
     };
     old.targets.len() == new.targets.len()
         && old.targets.iter().zip(&new.targets).all(same)

@@ -6,6 +6,8 @@ use squall_api::podchaos::{ExperimentStatus, Target, TargetPhase};
 const LIMIT: usize = 1_000_000;
 /// What one target takes beside its names, in bytes: keys, UIDs, phase and the times that are never dropped.
 const BARE: usize = 185;
+/// What a container takes beside that: how often it was ordered and interrupted.
+const COUNTS: usize = 40;
 /// Fewer targets than this can't reach the limit: a receipt is some hundred bytes.
 const HARMLESS: usize = 300;
 
@@ -15,14 +17,14 @@ pub(super) fn fits(targets: &[Target]) -> bool {
     let names = |target: &Target| {
         let container = [&target.container, &target.container_id, &target.node];
         let needed = target.container.is_some();
-        let container = container.into_iter().flatten().map(|text| text.len() + 18).sum::<usize>();
+        let container = container.into_iter().flatten().map(|text| text.len() + 18).sum::<usize>() + COUNTS;
         target.namespace.len() + target.pod.len() + if needed { container } else { 0 }
     };
     targets.iter().map(|target| BARE + names(target)).sum::<usize>() <= LIMIT
 }
 
-/// Drop what matters least until it fits: first all but one process of each receipt, then whole receipts, then
-/// what is known of targets that are done with.
+/// Drop what matters least until it fits: first all but one process of each receipt, then whole receipts and
+/// what was measured, then what is known of targets that are done with.
 pub(super) fn shorten(status: &mut ExperimentStatus) {
     let steps: [fn(&mut Target); 4] = [
         |target| {
@@ -30,7 +32,11 @@ pub(super) fn shorten(status: &mut ExperimentStatus) {
                 receipt.processes.truncate(1);
             }
         },
-        |target| target.receipt = None,
+        |target| {
+            target.receipt = None;
+            target.effect = None;
+            target.warnings.clear();
+        },
         |target| match target.phase {
             TargetPhase::Killed | TargetPhase::Recovered | TargetPhase::Skipped | TargetPhase::Gone => {
                 target.message = None;
@@ -39,7 +45,10 @@ pub(super) fn shorten(status: &mut ExperimentStatus) {
             }
             TargetPhase::Injected => {
                 target.ordered_at = None;
-                target.node = None;
+                // Who takes it back from a container is its node.
+                if target.container.is_none() {
+                    target.node = None;
+                }
             }
             TargetPhase::Selected | TargetPhase::Recovering | TargetPhase::Failed | TargetPhase::Released => {
             }

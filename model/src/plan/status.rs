@@ -4,8 +4,10 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
 use squall_api::podchaos::{ExperimentStatus, Phase, TargetPhase};
 
+use super::effect;
 use super::size::shorten;
 use super::{Plan, Step};
+use crate::spec::{Action, Spec};
 
 impl Step<'_> {
     /// It is over.
@@ -93,6 +95,12 @@ impl Step<'_> {
         let now = self.input.now;
         let generation = self.ident.generation;
         let status = &mut self.plan.status;
+        if let Ok(Spec { action: Action::Stress(stress), .. }) = self.input.experiment.spec {
+            status.stressors = Some(stress.to_string());
+            status.effect = effect::summary(status, stress);
+        }
+        let interruptions: i32 = status.targets.iter().filter_map(|target| target.interruptions).sum();
+        status.interruptions = (interruptions > 0).then_some(interruptions);
         shorten(status);
         let phase = status.phase.unwrap_or_default();
         let chosen = chosen(status);

@@ -1,0 +1,290 @@
+//! Faults that last (pod-failure, container-freeze, stress): when they are wanted, for how long, what becomes of pods
+//! that are born meanwhile. How one target is hit and put back is in [`super::failure`] and [`super::node`].
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use squall_api::status::{Phase, Target, TargetPhase};
+
+use super::choose::{as_nodes, of_container, of_pod, whole_seconds};
+use super::status::{count, targets};
+use super::{Input, MAX_TARGETS, NodeFault, Note, NoteKind, PodRef, Step, later, seconds, view};
+use crate::pod::{ContainerView, PodView};
+use crate::select::eligible;
+use crate::spec::{Action, Mode, Spec};
+
+impl Step<'_> {
+    pub(super) fn lasting(&mut self, spec: &Spec) {
+        let now = self.input.now;
+        let ends = self
+            .plan
+            .status
+            .started_at
+            .as_ref()
+            .zip(spec.duration)
+            .map(|(at, duration)| later(at.0, duration));
+        self.plan.status.ends_at = ends.map(MicroTime);
+        let expired = ends.is_some_and(|at| at <= now);
+        let wanted = !expired && !self.ident.paused;
+
+        // Ended targets stay ended whatever happens; a resumed experiment takes up the recovered ones.
+        let narrowed = self.plan.status.observed_generation.is_some_and(|seen| seen < self.ident.generation);
+        let asked = Asked { wanted, expired, narrowed };
+        let fault = NodeFault::of(spec);
+        let mut targets = std::mem::take(&mut self.plan.status.targets);
+        for (index, target) in targets.iter_mut().enumerate() {
+            match (&spec.action, &fault) {
+                (Action::PodFailure { fast, .. }, _) => self.fail_one(spec, *fast, target, asked),
+                (_, Some(fault)) => self.hold_one(spec, fault, index, target, asked),
+                (_, None) => {}
+            }
+        }
+        if wanted {
+            self.births(spec, &mut targets);
+        }
+        let kept: BTreeSet<String> = targets
+            .iter()
+            .filter(|target| wanted && matches!(target.phase, TargetPhase::Selected | TargetPhase::Injected))
+            .map(|target| target.uid.clone())
+            .collect();
+        self.plan.status.targets = targets;
+        let held = self.release_unwanted(|uid| kept.contains(uid));
+        self.clock(spec);
+        self.lasting_phase(spec, wanted, expired, held.len());
+    }
+
+    /// Release the target if the changed selector leaves it out.
+    pub(super) fn narrow(&mut self, spec: &Spec, target: &mut Target) -> bool {
+        let Input { now, world, .. } = self.input;
+        let out = view(world, target).is_some_and(|pod| !spec.selector.matches(pod, as_nodes(world)));
+        if out {
+            release(target, now, "Narrowed", "the selector was changed and leaves it out");
+        }
+        out
+    }
+
+    /// Pods, and containers of pods, that have come since the targets were chosen: adopt them up to the number drawn,
+    /// oldest first. What is held beyond that isn't wanted, and so is released.
+    fn births(&mut self, spec: &Spec, targets: &mut Vec<Target>) {
+        let Input { world, outcomes, .. } = self.input;
+        let Some(selected) = self.plan.status.selected_at.as_ref().map(|at| whole_seconds(at.0)) else {
+            return;
+        };
+        let known = Known::of(targets);
+        // A container that wasn't running when its pod was chosen, or when all were to be hit, is hit when it does.
+        let late = spec.action.on_containers();
+        let mut joined: Vec<Target> = Vec::new();
+        let mut born: Vec<Born<'_>> = Vec::new();
+        for name in &spec.selector.namespaces {
+            let Some(namespace) = world.namespace(name) else { continue };
+            for pod in world.pods(name) {
+                let held = outcomes.holds(pod, self.ident.uid);
+                let before = known.pods.get(pod.uid.as_str());
+                let possible = match before {
+                    Some(live) => late && *live,
+                    None => {
+                        held || late && spec.mode == Mode::All || pod.created.is_some_and(|at| at >= selected)
+                    }
+                };
+                if !possible || pod.terminating || !spec.selector.matches(pod, as_nodes(world)) {
+                    continue;
+                }
+                let Ok(containers) = eligible(spec, pod, namespace) else { continue };
+                if before.is_none() {
+                    born.push(Born { pod, held, containers });
+                    continue;
+                }
+                let unknown = |container: &&ContainerView| {
+                    !known.containers.contains(&(pod.uid.as_str(), container.name.as_str()))
+                };
+                joined.extend(
+                    containers.into_iter().filter(unknown).map(|container| of_container(pod, container)),
+                );
+            }
+        }
+        let live = known.pods.values().filter(|live| **live).count();
+        let room = MAX_TARGETS.saturating_sub(targets.len());
+        targets.extend(joined.into_iter().take(room).map(|target| Target { born: Some(true), ..target }));
+        if !born.is_empty() {
+            self.adopt(spec, targets, born, live);
+        }
+    }
+
+    fn adopt(&mut self, spec: &Spec, targets: &mut Vec<Target>, mut born: Vec<Born<'_>>, live: usize) {
+        // Those that are failed already come first, then by age.
+        born.sort_by(|a, b| {
+            (!a.held, a.pod.created, &a.pod.name).cmp(&(!b.held, b.pod.created, &b.pod.name))
+        });
+        let mut room = match spec.mode {
+            Mode::All => MAX_TARGETS.saturating_sub(live),
+            Mode::One | Mode::Fixed(_) | Mode::FixedPercent(_) | Mode::RandomMaxPercent(_) => {
+                usize::try_from(self.plan.status.drawn.unwrap_or(0)).unwrap_or(0).saturating_sub(live)
+            }
+        };
+        for Born { pod, held, containers } in born {
+            let left = targets.iter().find(|target| replaces(pod, held, target)).map(|gone| gone.uid.clone());
+            let fits = targets.len() + containers.len().max(1) <= MAX_TARGETS;
+            if room > 0 && fits && (spec.mode == Mode::All || left.is_some()) {
+                room -= 1;
+                for gone in targets.iter_mut().filter(|target| Some(&target.uid) == left.as_ref()) {
+                    gone.replacement = Some(pod.name.clone());
+                }
+                if spec.action.on_containers() {
+                    targets.extend(
+                        containers
+                            .into_iter()
+                            .map(|container| Target { born: Some(true), ..of_container(pod, container) }),
+                    );
+                } else {
+                    targets.push(Target { born: Some(true), was_ready: Some(true), ..of_pod(pod) });
+                }
+            } else if held {
+                self.plan.notes.push(Note::pod(
+                    NoteKind::Normal,
+                    PodRef::of_view(pod),
+                    "ReleasedExcess",
+                    format!(
+                        "born failed for {} {}/{}, which has its number of targets already; released",
+                        self.input.experiment.kind, self.ident.namespace, self.ident.name
+                    ),
+                ));
+            }
+        }
+    }
+
+    /// The clock of `duration` starts when no target is left to be injected, at the latest 30 s after the first
+    /// effect.
+    fn clock(&mut self, spec: &Spec) {
+        let now = self.input.now;
+        if self.plan.status.started_at.is_none() {
+            let first = self
+                .plan
+                .status
+                .targets
+                .iter()
+                .filter_map(|target| target.ordered_at.as_ref())
+                .map(|at| at.0)
+                .min();
+            let Some(first) = first else { return };
+            let waiting = count(&self.plan.status, TargetPhase::Selected) > 0;
+            let latest = first + seconds(30);
+            if waiting && latest > now {
+                self.wake(latest);
+                return;
+            }
+            self.plan.status.started_at = Some(MicroTime(now));
+        }
+        if let (Some(started), Some(duration)) = (&self.plan.status.started_at, spec.duration) {
+            let ends = later(started.0, duration);
+            self.plan.status.ends_at = Some(MicroTime(ends));
+            if ends > now {
+                self.wake(ends);
+            }
+        }
+    }
+
+    fn lasting_phase(&mut self, spec: &Spec, wanted: bool, expired: bool, held: usize) {
+        let status = &self.plan.status;
+        let selected = count(status, TargetPhase::Selected);
+        let injected = count(status, TargetPhase::Injected);
+        let recovering = count(status, TargetPhase::Recovering);
+        // A pod that went away may still be replaced, and its replacement failed.
+        let replaceable = status.targets.iter().any(|target| {
+            target.phase == TargetPhase::Gone && target.owner.is_some() && target.replacement.is_none()
+        });
+        let (phase, message) = if wanted && (selected > 0 || injected > 0 || replaceable) {
+            if selected > 0 {
+                (Phase::Injecting, format!("{} still to be injected", targets(selected)))
+            } else {
+                let until = match (&status.ends_at, spec.duration) {
+                    (Some(at), Some(_)) => format!("until {}", at.0.strftime("%Y-%m-%dT%H:%M:%SZ")),
+                    (Some(_) | None, _) => "until it is deleted or paused".to_owned(),
+                };
+                (Phase::Injected, format!("{} {}, {until}", targets(injected), spec.action.deed()))
+            }
+        } else if recovering > 0 || held > 0 {
+            (Phase::Recovering, format!("{} being put back", targets(recovering.max(held))))
+        } else if self.ident.paused && !expired {
+            (Phase::Paused, "recovered for as long as the pause annotation is there".to_owned())
+        } else {
+            self.complete_by_targets();
+            return;
+        };
+        self.plan.status.phase = Some(phase);
+        self.plan.status.message = Some(message);
+    }
+}
+
+/// A pod that has come since the targets were chosen.
+struct Born<'a> {
+    pod: &'a PodView,
+    /// The fault is on it already.
+    held: bool,
+    /// Which of its containers are concerned.
+    containers: Vec<&'a ContainerView>,
+}
+
+/// What the targets are, for looking them up.
+struct Known<'a> {
+    /// By UID, whether the fault is on it or about to be.
+    pods: BTreeMap<&'a str, bool>,
+    /// By the pod's UID and name.
+    containers: BTreeSet<(&'a str, &'a str)>,
+}
+
+impl<'a> Known<'a> {
+    fn of(targets: &'a [Target]) -> Self {
+        let mut pods = BTreeMap::new();
+        // A pod none of whose containers ran when the targets were chosen may be a target yet.
+        let not_yet = |target: &&Target| target.reason.as_deref() != Some("NotRunning");
+        for target in targets.iter().filter(not_yet) {
+            let live = matches!(target.phase, TargetPhase::Selected | TargetPhase::Injected);
+            *pods.entry(target.uid.as_str()).or_insert(false) |= live;
+        }
+        let of = |target: &'a Target| Some((target.uid.as_str(), target.container.as_deref()?));
+        Self { pods, containers: targets.iter().filter_map(of).collect() }
+    }
+}
+
+/// Whether `pod` may be what took the place of the target `gone`.
+///
+/// Its owner may have been scaled out long before: such a pod replaces nothing. Creation times have whole
+/// seconds, and that the target went is seen a little later than the replacement is made.
+fn replaces(pod: &PodView, held: bool, gone: &Target) -> bool {
+    let owner = pod.owner.as_ref().map(|owner| &owner.uid);
+    let came_after = || {
+        let times = pod.created.zip(gone.gone_at.as_ref());
+        times.is_some_and(|(created, at)| created >= whole_seconds(at.0) - seconds(2))
+    };
+    gone.phase == TargetPhase::Gone
+        && gone.replacement.is_none()
+        && owner.is_some()
+        && owner == gone.owner.as_ref()
+        && (held || pod.name == gone.pod || came_after())
+}
+
+/// What is asked of every target now.
+#[derive(Clone, Copy)]
+pub(super) struct Asked {
+    /// The fault shall be there.
+    pub wanted: bool,
+    /// Its time is over.
+    pub expired: bool,
+    /// The selector was changed since the last look.
+    pub narrowed: bool,
+}
+
+pub(super) fn went_away(target: &mut Target, now: Timestamp) {
+    target.phase = TargetPhase::Gone;
+    target.gone_at = Some(MicroTime(now));
+    target.message = Some("the pod went away during the fault".to_owned());
+}
+
+/// Someone took the fault back, or forbade it.
+pub(super) fn release(target: &mut Target, now: Timestamp, reason: &str, message: &str) {
+    target.phase = TargetPhase::Released;
+    target.reason = Some(reason.to_owned());
+    target.message = Some(message.to_owned());
+    target.recovered_at = Some(MicroTime(now));
+}

@@ -1,0 +1,371 @@
+//! Lasting faults on containers (container-freeze, stress) on one target: its node's daemon has the order for as long
+//! as the fault is wanted, and then the order to put it back until it says that it has, or until there is nothing to
+//! put back. A container that is started again is followed. When the fault is wanted is said in [`super::lasting`].
+//!
+//! A node reverts by itself what is not renewed: nothing here has to reach a node for a fault to end.
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use squall_api::status::{Target, TargetPhase};
+
+use super::kill::fail;
+use super::lasting::{Asked, release, went_away};
+use super::order::{order, order_id};
+use super::outcomes::injection_limit;
+use super::{Daemon, Input, NodeFault, Report, ReportState, Stage, Step, view};
+use crate::pod::{ContainerView, PodView};
+use crate::select::{Ineligible, eligible};
+use crate::spec::Spec;
+
+/// A node ends a fault with a `duration` by itself so long after its end: in the ordinary case we do, and hear of it.
+const GRACE: SignedDuration = SignedDuration::from_secs(2);
+/// A node ends a fault without one by itself when it hasn't heard of it for so long (a minute, and what a message takes).
+const LEASE: SignedDuration = SignedDuration::from_secs(65);
+/// For how long a node that has no daemon may get one.
+const NO_DAEMON: SignedDuration = SignedDuration::from_secs(8);
+/// What a container is that isn't there, in the words of the daemon.
+const CONTAINER_GONE: &str = "ContainerGone";
+/// What a daemon says of a fault that it ended because nobody renewed it.
+const EXPIRED: &str = "Expired";
+const UNREACHABLE: &str = "its node's daemon can't be reached; the fault ends by itself";
+
+impl Step<'_> {
+    /// One target's next step.
+    pub(super) fn hold_one(
+        &mut self,
+        spec: &Spec,
+        fault: &NodeFault,
+        index: usize,
+        target: &mut Target,
+        asked: Asked,
+    ) {
+        let Asked { wanted, expired, narrowed } = asked;
+        let Input { now, world, .. } = self.input;
+        match target.phase {
+            TargetPhase::Recovering => return self.take_back(fault, target),
+            TargetPhase::Selected | TargetPhase::Injected => {}
+            TargetPhase::Recovered if wanted => {
+                anew(target);
+                target.injected_at = None;
+            }
+            TargetPhase::Recovered => {
+                // Its successor may be born while the experiment is paused.
+                if view(world, target).is_none_or(|pod| pod.terminating) {
+                    went_away(target, now);
+                } else if narrowed {
+                    self.narrow(spec, target);
+                }
+                return;
+            }
+            TargetPhase::Killed
+            | TargetPhase::Skipped
+            | TargetPhase::Failed
+            | TargetPhase::Released
+            | TargetPhase::Gone => return,
+        }
+        let Some(pod) = view(world, target) else {
+            went_away(target, now);
+            return;
+        };
+        if narrowed && !pod.terminating && self.narrow(spec, target) {
+            return self.end(fault, target, Some("Narrowed"));
+        }
+        if pod.terminating {
+            target.message = Some("its pod is being deleted".to_owned());
+            return self.end(fault, target, None);
+        }
+        if expired && target.ordered_at.is_some() && target.injected_at.is_none() {
+            fail(target, "NotInjected", "its time was over before it was injected; it was recovered");
+            return;
+        }
+        if !wanted {
+            target.message = None;
+            return self.end(fault, target, None);
+        }
+        let namespace = world.namespace(&target.namespace).cloned().unwrap_or_default();
+        match eligible(spec, pod, &namespace) {
+            // While its container isn't running it is waited for.
+            Ok(_) | Err(Ineligible::NotRunning) => self.hold(fault, index, target, pod),
+            Err(Ineligible::Completed) => went_away(target, now),
+            Err(Ineligible::Terminating) => self.end(fault, target, None),
+            Err(why) => {
+                target.message = Some(why.to_string());
+                self.end(fault, target, Some(why.reason()));
+            }
+        }
+    }
+
+    /// The fault is wanted on this target: order it, and see what came of it.
+    fn hold(&mut self, fault: &NodeFault, index: usize, target: &mut Target, pod: &PodView) {
+        let Input { now, world, .. } = self.input;
+        if let Some(container) = incarnation(target, pod) {
+            follow(target, container);
+        }
+        let (Some(node), Some(id)) = (target.node.clone(), order_id(self.ident.uid, target)) else {
+            fail(target, "NotRunning", "it has no node or no container ID");
+            return;
+        };
+        if !self.is_recorded(index, target) {
+            // Written down first; meanwhile its daemon may prepare.
+            self.plan.orders.extend(order(self.ident.uid, target, fault.clone(), Stage::Arm));
+            return;
+        }
+        let ordered = target.ordered_at.get_or_insert(MicroTime(now)).0;
+        // A container that ran with the fault, ended, and will perhaps be started again.
+        let mut waits = false;
+        if let Some(report) = &world.report(&node, &id) {
+            take_over(target, report);
+            match report.state {
+                ReportState::Underway => {}
+                ReportState::Injected => {
+                    if target.phase != TargetPhase::Injected {
+                        target.phase = TargetPhase::Injected;
+                        target.injected_at = Some(MicroTime(now));
+                    }
+                    target.message = (!report.message.is_empty()).then(|| report.message.clone());
+                }
+                ReportState::Refused | ReportState::Failed if report.reason == CONTAINER_GONE => {
+                    if target.injected_at.is_none() && ordered + injection_limit() <= now {
+                        target.phase = TargetPhase::Skipped;
+                        target.reason = Some(report.reason.clone());
+                        target.message = Some(report.message.clone());
+                        return;
+                    }
+                    waits = target.injected_at.is_some();
+                    target.phase = TargetPhase::Selected;
+                    target.message =
+                        Some("its container has ended; it is followed when it is started again".to_owned());
+                }
+                ReportState::Failed if report.reason == EXPIRED => return lapsed(target),
+                ReportState::Recovered | ReportState::Done => return lapsed(target),
+                ReportState::Refused | ReportState::Failed => {
+                    fail(target, &report.reason, &report.message);
+                    return;
+                }
+            }
+        }
+        let daemon = world.daemon(&node);
+        if target.phase == TargetPhase::Injected {
+            mind(target, &daemon);
+        } else if !waits && !self.is_in_time(target, ordered, &daemon, &node) {
+            return;
+        }
+        let until = self.plan.status.ends_at.as_ref().map(|at| at.0 + GRACE);
+        let order = order(self.ident.uid, target, fault.clone(), Stage::Fire);
+        self.plan.orders.extend(order.map(|order| super::Order { until, ..order }));
+    }
+
+    /// Whether the status that was last written names this very order.
+    fn is_recorded(&self, index: usize, target: &Target) -> bool {
+        self.input.status.targets.get(index).is_some_and(|known| {
+            known.uid == target.uid
+                && known.container_id == target.container_id
+                && known.attempt == target.attempt
+                && matches!(known.phase, TargetPhase::Selected | TargetPhase::Injected)
+        })
+    }
+
+    /// Whether a target that isn't injected yet may still be; if not, it has failed.
+    fn is_in_time(&mut self, target: &mut Target, ordered: Timestamp, daemon: &Daemon, node: &str) -> bool {
+        let now = self.input.now;
+        let (limit, reason, message) = match daemon {
+            // The daemon of a target that was hit before is perhaps being replaced.
+            Daemon::None => (
+                ordered + if target.injected_at.is_none() { NO_DAEMON } else { injection_limit() },
+                "NoDaemon",
+                format!("node {node} runs no Squall daemon; see `kubectl -n squall-system get pods -o wide`"),
+            ),
+            Daemon::Unreachable(why) => (
+                ordered + injection_limit(),
+                "NotInjected",
+                format!("the daemon on node {node} can't be reached: {why}"),
+            ),
+            Daemon::Ready => (
+                ordered + injection_limit(),
+                "NotInjected",
+                format!("the daemon on node {node} did not report it injected within 60 s; it is put back"),
+            ),
+        };
+        if limit <= now {
+            fail(target, reason, &message);
+            return false;
+        }
+        self.wake(limit);
+        true
+    }
+
+    /// The fault isn't wanted on this target any more. With a `reason` it is not hit again.
+    fn end(&mut self, fault: &NodeFault, target: &mut Target, reason: Option<&str>) {
+        let now = self.input.now;
+        target.reason = reason.map(ToOwned::to_owned);
+        target.recovered_at = Some(MicroTime(now));
+        if target.ordered_at.is_none() {
+            target.phase = if reason.is_some() { TargetPhase::Skipped } else { TargetPhase::Recovered };
+            target.recovered_at = None;
+            if view(self.input.world, target).is_none_or(|pod| pod.terminating) {
+                went_away(target, now);
+            }
+            return;
+        }
+        target.phase = TargetPhase::Recovering;
+        self.take_back(fault, target);
+    }
+
+    /// Have it put back, until it is, or until there is nothing to put back.
+    fn take_back(&mut self, fault: &NodeFault, target: &mut Target) {
+        let Input { now, world, .. } = self.input;
+        let since = target.recovered_at.get_or_insert(MicroTime(now)).0;
+        let Some(pod) = view(world, target) else {
+            went_away(target, now);
+            return;
+        };
+        let report = match (&target.node, order_id(self.ident.uid, target)) {
+            (Some(node), Some(id)) => world.report(node, &id),
+            (Some(_) | None, _) => None,
+        };
+        if incarnation(target, pod).is_some() {
+            return over(target, pod, now, "its container was started again, without the fault");
+        }
+        if let Some(report) = &report {
+            take_over(target, report);
+            match report.state {
+                ReportState::Underway | ReportState::Injected => {}
+                ReportState::Recovered | ReportState::Done => return over(target, pod, now, &report.message),
+                // Nothing was done, or nothing is left of it.
+                ReportState::Refused => return over(target, pod, now, &report.message),
+                ReportState::Failed if [CONTAINER_GONE, EXPIRED].contains(&report.reason.as_str()) => {
+                    return over(target, pod, now, &report.message);
+                }
+                ReportState::Failed => return fail(target, &report.reason, &report.message),
+            }
+        }
+        let node = target.node.clone().unwrap_or_default();
+        let ends = self.plan.status.ends_at.as_ref().map(|at| at.0 + GRACE);
+        let (limit, message) = match world.daemon(&node) {
+            Daemon::None => (
+                since + NO_DAEMON,
+                format!(
+                    "node {node} runs no Squall daemon any more; the daemon took its faults back when it ended"
+                ),
+            ),
+            Daemon::Unreachable(_) => {
+                let by_itself = ends.unwrap_or(since + LEASE).max(since + NO_DAEMON);
+                let at = by_itself.strftime("%Y-%m-%dT%H:%M:%SZ");
+                (
+                    by_itself,
+                    format!(
+                        "the daemon on node {node} couldn't be reached; the node ended it by itself, at {at} at the latest"
+                    ),
+                )
+            }
+            Daemon::Ready => (since + LEASE, String::new()),
+        };
+        if limit > now {
+            self.wake(limit);
+            self.plan.orders.extend(order(self.ident.uid, target, fault.clone(), Stage::Recover));
+        } else if message.is_empty() {
+            let message = format!("the daemon on node {node} did not report it put back; see its log");
+            fail(target, "NotRecovered", &message);
+        } else {
+            over(target, pod, now, &message);
+        }
+    }
+
+    /// The object goes: have everything put back. What isn't yet, by name.
+    pub(super) fn take_all_back(&mut self) -> Vec<String> {
+        let Ok(spec) = self.input.experiment.spec else { return Vec::new() };
+        let Some(fault) = NodeFault::of(spec).filter(|_| spec.lasting()) else { return Vec::new() };
+        let mut targets = std::mem::take(&mut self.plan.status.targets);
+        let mut left = Vec::new();
+        for target in &mut targets {
+            match target.phase {
+                TargetPhase::Selected | TargetPhase::Injected => self.end(&fault, target, None),
+                TargetPhase::Recovering => self.take_back(&fault, target),
+                TargetPhase::Recovered
+                | TargetPhase::Killed
+                | TargetPhase::Skipped
+                | TargetPhase::Failed
+                | TargetPhase::Released
+                | TargetPhase::Gone => {}
+            }
+            if target.phase == TargetPhase::Recovering {
+                let container = target.container.as_deref().unwrap_or_default();
+                left.push(format!("{}/{} {container}", target.namespace, target.pod));
+            }
+        }
+        self.plan.status.targets = targets;
+        left
+    }
+}
+
+/// The container of `target`, if it runs as another incarnation than the one that was ordered.
+fn incarnation<'a>(target: &Target, pod: &'a PodView) -> Option<&'a ContainerView> {
+    pod.containers.iter().find(|container| {
+        Some(&container.name) == target.container.as_ref()
+            && container.runs()
+            && container.id != target.container_id
+    })
+}
+
+/// The container was started again: another order, by another name.
+fn follow(target: &mut Target, container: &ContainerView) {
+    target.phase = TargetPhase::Selected;
+    target.container_id.clone_from(&container.id);
+    target.attempt = None;
+    target.ordered_at = None;
+    target.message = Some("its container was started again, and is followed".to_owned());
+}
+
+/// Another order for the same container.
+fn anew(target: &mut Target) {
+    target.phase = TargetPhase::Selected;
+    target.attempt = Some(target.attempt.unwrap_or(0) + 1);
+    target.ordered_at = None;
+    target.recovered_at = None;
+    target.ready_at = None;
+    target.reason = None;
+    target.message = None;
+}
+
+/// Its node has ended it though it is still wanted: it is ordered anew, once that is written.
+fn lapsed(target: &mut Target) {
+    anew(target);
+    target.interruptions = Some(target.interruptions.unwrap_or(0) + 1);
+    target.message = Some("its node had ended it by itself; it is injected again".to_owned());
+}
+
+/// A target that is hit, and whose daemon may be away.
+fn mind(target: &mut Target, daemon: &Daemon) {
+    match daemon {
+        Daemon::Ready if target.message.as_deref() == Some(UNREACHABLE) => target.message = None,
+        Daemon::Ready => {}
+        Daemon::None | Daemon::Unreachable(_) => target.message = Some(UNREACHABLE.to_owned()),
+    }
+}
+
+/// What its node has told.
+fn take_over(target: &mut Target, report: &Report) {
+    if report.effect.is_some() {
+        target.effect.clone_from(&report.effect);
+    }
+    let interruptions = i32::try_from(report.interruptions).unwrap_or(i32::MAX);
+    if interruptions > target.interruptions.unwrap_or(0) {
+        target.interruptions = Some(interruptions);
+    }
+    target.warnings.clone_from(&report.warnings);
+}
+
+/// It is put back.
+fn over(target: &mut Target, pod: &PodView, now: Timestamp, message: &str) {
+    let message = Some(message.to_owned()).filter(|message| !message.is_empty());
+    if pod.terminating {
+        went_away(target, now);
+    } else if let Some(reason) = target.reason.clone() {
+        let why = target.message.clone().unwrap_or_default();
+        release(target, now, &reason, &why);
+    } else {
+        target.phase = TargetPhase::Recovered;
+        target.recovered_at = Some(MicroTime(now));
+        target.message = message;
+    }
+}
