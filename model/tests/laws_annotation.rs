@@ -284,7 +284,7 @@ proptest! {
         if let Ok(wish) = parse(fault, &items.join(","), kind)
             && let Experiment::Pod(spec) = squall_model::annotation::experiment(&subject(kind, &[]), &wish)
         {
-            let valid = validate(&spec, "shop");
+            let valid = validate(&*spec, "shop");
             prop_assert!(valid.is_ok(), "{:?}", valid);
         }
     }
