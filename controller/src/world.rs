@@ -140,3 +140,19 @@ fn process(process: grpc::ProcessReceipt) -> status::ProcessReceipt {
 fn timestamp(time: &prost_types::Timestamp) -> Option<Timestamp> {
     Timestamp::new(time.seconds, time.nanos).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_of_another_version_is_understood_as_far_as_it_is_known() {
+        // An earlier one says nothing of what came later.
+        let earlier =
+            grpc::FaultReport { state: grpc::FaultState::Done.into(), ..grpc::FaultReport::default() };
+        assert_eq!(report(earlier).state, ReportState::Done);
+        // A later one may be in a state that has no name yet: not over, as far as anybody here can tell.
+        let later = grpc::FaultReport { state: 77, ..grpc::FaultReport::default() };
+        assert_eq!(report(later).state, ReportState::Underway);
+    }
+}

@@ -126,12 +126,12 @@ fn order(index: usize, fault: grpc::Fault) -> Result<Order, OrderError> {
         return Err(wrong(&field("id"), "is empty"));
     }
     let stage = match grpc::Stage::try_from(stage) {
-        Ok(grpc::Stage::Arm) => Stage::Arm,
-        Ok(grpc::Stage::Fire) => Stage::Fire,
-        Ok(grpc::Stage::Recover) => Stage::Recover,
-        Ok(grpc::Stage::Unspecified) | Err(_) => {
-            return Err(wrong(&field("stage"), "is none that is known"));
-        }
+        Ok(grpc::Stage::Arm) => Some(Stage::Arm),
+        Ok(grpc::Stage::Fire) => Some(Stage::Fire),
+        Ok(grpc::Stage::Recover) => Some(Stage::Recover),
+        Ok(grpc::Stage::Unspecified) => return Err(wrong(&field("stage"), "is missing")),
+        // A later controller's: like an action that is not known.
+        Err(_) => None,
     };
     let ttl = match ttl {
         None => DEFAULT_TTL,
@@ -171,6 +171,10 @@ fn order(index: usize, fault: grpc::Fault) -> Result<Order, OrderError> {
         }
         Some(grpc::fault::Action::Kill(order)) => Kill::parse(&field, order)?.map(Action::Kill),
     };
+    let (stage, action) = match stage {
+        Some(stage) => (stage, action),
+        None => (Stage::Arm, None),
+    };
     Ok(Order { id, experiment, container, stage, ttl, action })
 }
 
@@ -180,6 +184,8 @@ fn wrong(field: &str, problem: &str) -> OrderError {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message as _;
+
     use super::*;
 
     fn valid() -> grpc::NodeState {
@@ -241,7 +247,7 @@ mod tests {
                 container.id = id.into();
             }
         };
-        assert_eq!(refused(|fault| fault.stage = 9), "faults[0].stage");
+        assert_eq!(refused(|fault| fault.stage = 0), "faults[0].stage");
         assert_eq!(refused(|fault| fault.container = None), "faults[0].container");
         for id in ["abc", "://abc", "containerd://", "containerd://../x", "containerd://a b"] {
             assert_eq!(refused(|fault| container(fault, id)), "faults[0].container.id");
@@ -262,10 +268,46 @@ mod tests {
         assert_eq!(Desired::try_from(missing).unwrap_err().field, "generation");
     }
 
+    /// A field of a message by its number: what `bytes` are is for whoever knows the number.
+    fn with_field(mut message: Vec<u8>, number: u8, bytes: &[u8]) -> Vec<u8> {
+        prost::encoding::encode_key(number.into(), prost::encoding::WireType::LengthDelimited, &mut message);
+        prost::encoding::encode_varint(bytes.len() as u64, &mut message);
+        message.extend_from_slice(bytes);
+        message
+    }
+
     #[test]
-    fn an_unknown_action_does_not_stop_the_others() {
-        let mut state = valid();
-        state.faults[0].action = None;
-        assert_eq!(Desired::try_from(state).unwrap().faults[0].action, None);
+    fn a_later_controller_is_understood_as_far_as_it_is_known() {
+        let fault = |change: &dyn Fn(&mut grpc::Fault)| {
+            let mut fault = valid().faults.remove(0);
+            change(&mut fault);
+            fault.id = format!("{:?}{}", fault.action, fault.stage);
+            fault
+        };
+        let kill = |scope| {
+            let kill = grpc::Kill { signal: 9, scope, ..grpc::Kill::default() };
+            Some(grpc::fault::Action::Kill(kill))
+        };
+        // An action, a stage and a scope that there may be one day.
+        let action = with_field(fault(&|fault| fault.action = None).encode_to_vec(), 99, b"what it is");
+        let stage = fault(&|fault| fault.stage = 77).encode_to_vec();
+        let scope = fault(&|fault| fault.action = kill(77)).encode_to_vec();
+        let mut state = grpc::NodeState { faults: Vec::new(), ..valid() }.encode_to_vec();
+        for fault in [valid().faults[0].encode_to_vec(), action, stage, scope] {
+            state = with_field(state, 3, &fault);
+        }
+        let state = with_field(state, 98, b"whatever");
+        let desired = Desired::try_from(grpc::NodeState::decode(state.as_slice()).unwrap()).unwrap();
+        let known: Vec<bool> = desired.faults.iter().map(|fault| fault.action.is_some()).collect();
+        assert_eq!(known, [true, false, false, false], "one that is not known must not stop the others");
+    }
+
+    /// As the controller of the first version wrote it, which knew kills only.
+    #[test]
+    fn an_earlier_controller_is_understood() {
+        let text = b"\x0a\x04\x08\x01\x10\x02\x12\x01n\x1a\x36\x0a\x05a/b/c\x12\x04ns/x\
+            \x1a\x1f\x0a\x02ns\x12\x01p\x1a\x01u\x22\x01c\x2a\x10containerd://abc\x20\x02\x52\x04\x08\x09\x10\x01";
+        let state = grpc::NodeState::decode(&text[..]).unwrap();
+        assert_eq!(Desired::try_from(state).unwrap(), Desired::try_from(valid()).unwrap());
     }
 }

@@ -129,9 +129,11 @@ impl Kill {
                 let scope = match grpc::Scope::try_from(scope) {
                     Ok(grpc::Scope::Init) => Scope::Init,
                     Ok(grpc::Scope::All) => Scope::All,
-                    Ok(grpc::Scope::Unspecified) | Err(_) => {
-                        return Err(wrong(&field("kill.scope"), "is none that is known"));
+                    Ok(grpc::Scope::Unspecified) => {
+                        return Err(wrong(&field("kill.scope"), "is missing"));
                     }
+                    // A later controller's.
+                    Err(_) => return Ok(None),
                 };
                 let comm = Comm::parse(&field("kill.comm"), &comm)?;
                 let exe = match exe.as_str() {
