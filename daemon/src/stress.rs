@@ -29,7 +29,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
-    cgroup::Home,
+    cgroup::{Home, Target},
     container::Container,
     lasting::{Event, Lasting, LastingError, Measured},
     order::{
@@ -48,6 +48,8 @@ use spawn::{Heard, SpawnError, Stressor};
 const SHOWS_WITHIN: Duration = Duration::from_secs(5);
 /// A stressor that was ended for want of memory is started again after this long, then after twice as long.
 const RESTART: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// A share of the container's limit is kept to when the limit changes, after this long.
+const LIMITS_AGAIN: Duration = Duration::from_secs(1);
 /// Effects below these are not judged: they drown in what the container does itself.
 const LEAST: (u64, u64) = (20, 8 * 1024 * 1024);
 /// A process without a limit for it is the first that the kernel ends for want of memory.
@@ -69,8 +71,10 @@ pub struct Starving {
 }
 
 struct Site {
+    target: Target,
     homes: Vec<Home>,
     init: OwnedFd,
+    init_pid: i32,
     meter: Meter,
     oom_kills: Option<u64>,
 }
@@ -106,9 +110,7 @@ impl Starving {
         let Stress { cpu, memory, io, pids, squeeze: _, allow_oom: _, on_oom: _ } = &self.stress;
         let mut works = Vec::new();
         if let Some(cpu) = cpu {
-            let share = asked_millis(cpu, limits) * 1000 / u64::from(cpu.workers);
-            let task = Task::Cpu { workers: cpu.workers, share: share as u32 };
-            works.push(Work { what: "cpu", task, files: vec![] });
+            works.push(Work { what: "cpu", task: cpu_task(cpu, limits), files: vec![] });
         }
         if let Some(memory) = memory {
             let task = Task::Memory {
@@ -181,6 +183,24 @@ impl Starving {
                 );
                 Some(Event::Warning(message))
             }
+        }
+    }
+
+    /// Someone else's squeeze, or a resize of the pod, changes what a share of the limit is.
+    fn follow_the_limit(&mut self) {
+        let (Some(cpu), Some(site), Some(limits)) = (self.stress.cpu, &self.site, &mut self.limits) else {
+            return;
+        };
+        let now = Limits::at(&site.target, site.init_pid);
+        if now.cpu_millis == limits.cpu_millis {
+            return;
+        }
+        limits.cpu_millis = now.cpu_millis;
+        let task = cpu_task(&cpu, limits);
+        for one in self.running.iter_mut().filter(|one| matches!(one.work.task, Task::Cpu { .. })) {
+            one.work.task = task.clone();
+            // If it has ended, that is heard of.
+            let _ = one.stressor.tell_more(&task);
         }
     }
 
@@ -305,12 +325,24 @@ impl Lasting for Starving {
             container.init.pidfd().try_clone_to_owned().map_err(|error| internal(error.to_string()))?;
         let meter = Meter::new(&container.target);
         let oom_kills = meter.oom_kills();
-        let site = Site { homes: container.target.homes(&now), init, meter, oom_kills };
+        let site = Site {
+            target: container.target.clone(),
+            homes: container.target.homes(&now),
+            init,
+            init_pid: container.init.pid(),
+            meter,
+            oom_kills,
+        };
         // As they are now that they are squeezed.
         let limits = Limits::of(container);
         let works = self.works(container, &limits)?;
         self.began = Instant::now();
         self.limits = Some(limits);
+        if self.stress.memory.is_some() && site.meter.oom_takes_all() {
+            let warning = "memory.oom.group is set, as the kubelet does: if the kernel ends the stressor for want of \
+                           memory, it ends the container with it";
+            self.to_say.push_back(Event::Warning(warning.into()));
+        }
         self.site = Some(site);
         for work in works {
             let stressor = self.begin(&work).map_err(|error| self.failed(work.what, &error))?;
@@ -344,8 +376,13 @@ impl Lasting for Starving {
                 let (heard, index, _) = select_all(listening).await;
                 (heard, index)
             };
+            let shares = self.stress.cpu.is_some();
             let (heard, index) = tokio::select! {
                 heard = heard => heard,
+                () = tokio::time::sleep(LIMITS_AGAIN), if shares => {
+                    self.follow_the_limit();
+                    continue;
+                }
                 () = async { match again { Some(at) => sleep_until(at).await, None => std::future::pending().await } } => {
                     self.restart();
                     continue;
@@ -409,6 +446,11 @@ impl Lasting for Starving {
 
 fn asked_millis(cpu: &Cpu, limits: &Limits) -> u64 {
     (u64::from(cpu.workers) * 1000).min(limits.cpu_millis) * u64::from(cpu.load) / 100
+}
+
+fn cpu_task(cpu: &Cpu, limits: &Limits) -> Task {
+    let share = asked_millis(cpu, limits) * 1000 / u64::from(cpu.workers);
+    Task::Cpu { workers: cpu.workers, share: share as u32 }
 }
 
 fn bytes(memory: &Memory, limits: &Limits) -> u64 {

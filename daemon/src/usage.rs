@@ -90,6 +90,12 @@ impl Meter {
         Reading { at: Instant::now(), cpu_nanos, io_bytes, now }
     }
 
+    /// Whether the kernel ends all of the container together for want of memory.
+    pub fn oom_takes_all(&self) -> bool {
+        let dir = self.memory.as_deref().and_then(Path::parent);
+        dir.and_then(|dir| number(&dir.join("memory.oom.group"))) == Some(1)
+    }
+
     /// Memory that can't simply be dropped.
     pub fn working_set(&self) -> Option<u64> {
         let current = number(self.memory.as_deref()?)?;

@@ -29,8 +29,12 @@ pub struct Limits {
 impl Limits {
     /// Reads those of `container`, now.
     pub fn of(container: &Container) -> Self {
-        let target = &container.target;
-        let cpus = cpus(container.init.pid()) * 1000;
+        Self::at(&container.target, container.init.pid())
+    }
+
+    /// As [`Limits::of`], of the container whose first process is `init`.
+    pub fn at(target: &Target, init: i32) -> Self {
+        let cpus = cpus(init) * 1000;
         let quota = strictest(target, "cpu", "cpu.max", |dir, v2| {
             let (quota, period) = if v2 {
                 let text = fs::read_to_string(dir.join("cpu.max")).ok()?;
@@ -50,7 +54,7 @@ impl Limits {
             cpu_millis: quota.map_or(cpus, |quota| quota.min(cpus)),
             memory,
             node_memory: node_memory(),
-            available_memory: available_memory(container.target.proc()),
+            available_memory: available_memory(target.proc()),
             pids,
         }
     }

@@ -136,6 +136,11 @@ impl Stressor {
         send(self.socket.as_fd(), task, &descriptors).map_err(SpawnError::Tell)
     }
 
+    /// Tells it that its task has changed.
+    pub fn tell_more(&self, task: &Task) -> Result<(), SpawnError> {
+        send(self.socket.as_fd(), task, &[]).map_err(SpawnError::Tell)
+    }
+
     /// Returns when it works, with what of that it can't do.
     pub async fn ready(&mut self) -> Result<Option<String>, SpawnError> {
         let ready = async {

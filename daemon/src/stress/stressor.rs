@@ -20,7 +20,7 @@ use rustix::{
 
 use super::{
     message::{Said, Task, receive, send},
-    work,
+    work::{self, Knobs},
 };
 
 /// The name that a stressor is started under, and by which it is found: also the kernel's name of the process.
@@ -72,9 +72,9 @@ fn run(parent: i32, socket: BorrowedFd<'static>) -> Result<(), String> {
         return Err("the target's pidfd is missing".into());
     }
     let init = descriptors.remove(0);
-    work::start(task, descriptors, socket)?;
+    let knobs = work::start(task, descriptors, socket)?;
     send(socket, &Said::Ready, &[]).map_err(|error| error.to_string())?;
-    until_the_end(socket, &init);
+    until_the_end(socket, &init, &knobs);
     Ok(())
 }
 
@@ -98,13 +98,23 @@ fn set_oom_score_adj(adj: i32) -> Result<(), String> {
     })
 }
 
-fn until_the_end(socket: BorrowedFd<'_>, init: &OwnedFd) {
+fn until_the_end(socket: BorrowedFd<'_>, init: &OwnedFd, knobs: &Knobs) {
     loop {
-        let mut ends =
+        let mut events =
             [PollFd::new(&socket, PollFlags::IN), PollFd::from_borrowed_fd(init.as_fd(), PollFlags::IN)];
-        // Also an error is an end.
-        if !matches!(poll(&mut ends, None), Err(rustix::io::Errno::INTR)) {
+        match poll(&mut events, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return,
+        }
+        if !events[1].revents().is_empty() {
             return;
+        }
+        if !events[0].revents().is_empty() {
+            // What can't be understood is an end, too.
+            match receive::<Task>(socket) {
+                Ok(Some((task, _))) => knobs.turn(&task),
+                Ok(None) | Err(_) => return,
+            }
         }
     }
 }

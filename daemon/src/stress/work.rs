@@ -6,6 +6,10 @@ mod memory;
 
 use std::{
     os::fd::{BorrowedFd, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
 };
 
@@ -14,11 +18,33 @@ use super::message::{Said, Task, send};
 /// Threads that do nothing need no more than the least that there is.
 const SMALL_STACK: usize = 64 * 1024;
 
+/// What of a task may change while it is worked on.
+#[derive(Clone, Default)]
+pub struct Knobs {
+    /// Millionths of one CPU, for each worker.
+    share: Arc<AtomicU32>,
+}
+
+impl Knobs {
+    /// Takes over what `task` says.
+    pub fn turn(&self, task: &Task) {
+        match task {
+            Task::Cpu { workers: _, share } => self.share.store(*share, Ordering::Relaxed),
+            Task::Memory { .. } | Task::Io { .. } | Task::Pids { .. } => {}
+        }
+    }
+}
+
 /// Starts the workers of `task`.
-pub fn start(task: Task, files: Vec<OwnedFd>, socket: BorrowedFd<'static>) -> Result<(), String> {
+pub fn start(task: Task, files: Vec<OwnedFd>, socket: BorrowedFd<'static>) -> Result<Knobs, String> {
+    let knobs = Knobs::default();
+    knobs.turn(&task);
     match task {
-        Task::Cpu { workers, share } => {
-            many(workers, || move || cpu::work(f64::from(share) / 1e6))?;
+        Task::Cpu { workers, share: _ } => {
+            many(workers, || {
+                let share = Arc::clone(&knobs.share);
+                move || cpu::work(&share)
+            })?;
         }
         Task::Memory { workers, bytes, ramp, oom_score_adj: _ } => {
             let workers64 = u64::from(workers);
@@ -56,7 +82,7 @@ pub fn start(task: Task, files: Vec<OwnedFd>, socket: BorrowedFd<'static>) -> Re
             }
         }
     }
-    Ok(())
+    Ok(knobs)
 }
 
 fn many<W: FnOnce() + Send + 'static>(workers: u32, mut make: impl FnMut() -> W) -> Result<(), String> {

@@ -98,8 +98,12 @@ impl Sandbox {
 
     /// The file in whichever of its cgroups has it.
     pub fn file(&self, file: &str) -> PathBuf {
-        let dir = self.dirs.iter().find(|dir| dir.join(file).exists()).expect("a controller with that file");
-        dir.join(file)
+        self.find(file).unwrap_or_else(|| panic!("no controller with {file}"))
+    }
+
+    /// As [`Sandbox::file`], if there is one.
+    pub fn find(&self, file: &str) -> Option<PathBuf> {
+        self.dirs.iter().map(|dir| dir.join(file)).find(|file| file.exists())
     }
 
     /// Reads a value from whichever of its cgroups has `file`.

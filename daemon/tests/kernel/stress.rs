@@ -107,8 +107,42 @@ async fn nothing_left(sandbox: &Sandbox) {
     until(Duration::from_secs(2), "no stressor is left", || stressors(sandbox).is_empty()).await;
 }
 
+/// Whether the controllers are of version 2.
+fn v2(sandbox: &Sandbox) -> bool {
+    sandbox.find("memory.current").is_some()
+}
+
 fn cpu_nanos(sandbox: &Sandbox) -> u64 {
-    sandbox.get("cpuacct.usage").parse().expect("nanoseconds")
+    if sandbox.find("cpuacct.usage").is_some() {
+        return sandbox.get("cpuacct.usage").parse().expect("nanoseconds");
+    }
+    let stat = sandbox.get("cpu.stat");
+    let micros = stat.lines().find_map(|line| line.strip_prefix("usage_usec ")).expect("CPU time");
+    micros.parse::<u64>().expect("microseconds") * 1000
+}
+
+fn memory_limit(sandbox: &Sandbox) -> &'static str {
+    if v2(sandbox) { "memory.max" } else { "memory.limit_in_bytes" }
+}
+
+/// What a squeeze of memory lowers.
+fn memory_squeezed(sandbox: &Sandbox) -> &'static str {
+    if v2(sandbox) { "memory.high" } else { "memory.limit_in_bytes" }
+}
+
+/// The quota of the usual period, -1 for none.
+fn quota(sandbox: &Sandbox) -> String {
+    if !v2(sandbox) {
+        return sandbox.get("cpu.cfs_quota_us");
+    }
+    let text = sandbox.get("cpu.max");
+    let quota = text.split(' ').next().expect("a quota");
+    if quota == "max" { "-1".to_owned() } else { quota.to_owned() }
+}
+
+fn set_quota(sandbox: &Sandbox, micros: u32) {
+    let file = if v2(sandbox) { "cpu.max" } else { "cpu.cfs_quota_us" };
+    sandbox.set(file, &micros.to_string());
 }
 
 /// Percent of one CPU that the sandbox uses, over `time`.
@@ -119,7 +153,7 @@ async fn load(sandbox: &Sandbox, time: Duration) -> f64 {
 }
 
 fn memory_used(sandbox: &Sandbox) -> u64 {
-    sandbox.get("memory.usage_in_bytes").parse().expect("bytes")
+    sandbox.get(if v2(sandbox) { "memory.current" } else { "memory.usage_in_bytes" }).parse().expect("bytes")
 }
 
 async fn injected(rig: &mut Rig) -> FaultReport {
@@ -159,12 +193,17 @@ async fn a_cpu_stressor_holds_its_load() {
 
 async fn a_cpu_stressor_holds_its_share_of_the_containers_limit() {
     let (sandbox, _target, mut rig) = one();
-    sandbox.set("cpu.cfs_quota_us", "50000");
+    set_quota(&sandbox, 50_000);
     rig.order(vec![fault(&sandbox, "a", Stage::Fire, &cpu(4, 60))]);
     injected(&mut rig).await;
     let found = load(&sandbox, Duration::from_secs(5)).await;
     // 60 % of the half core that the container may use.
     assert!((25.0..35.0).contains(&found), "{found} %, not 30 %");
+    // Also when the limit changes meanwhile.
+    set_quota(&sandbox, 25_000);
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let found = load(&sandbox, Duration::from_secs(3)).await;
+    assert!((10.0..20.0).contains(&found), "{found} %, not 15 %");
 }
 
 async fn cpu_stressors_add_up_and_each_ends_alone() {
@@ -226,7 +265,7 @@ async fn memory_is_resident_and_goes() {
 
 async fn memory_above_the_limit_is_refused_by_name() {
     let (sandbox, _target, mut rig) = one();
-    sandbox.set("memory.limit_in_bytes", "67108864");
+    sandbox.set(memory_limit(&sandbox), "67108864");
     rig.order(vec![fault(&sandbox, "a", Stage::Fire, &memory(128 << 20))]);
     let refused = rig.outcome().await;
     assert_eq!(refused.state, State::Refused(Reason::OutOfMemory), "{refused:?}");
@@ -240,7 +279,7 @@ fn too_much(on_oom: OnOom) -> Stress {
 
 async fn an_oom_killed_stressor_ends_the_fault() {
     let (sandbox, mut target, mut rig) = one();
-    sandbox.set("memory.limit_in_bytes", "67108864");
+    sandbox.set(memory_limit(&sandbox), "67108864");
     rig.order(vec![fault(&sandbox, "a", Stage::Fire, &too_much(OnOom::Stop))]);
     let ended = rig.outcome().await;
     assert_eq!(ended.state, State::Failed(Reason::OutOfMemory), "{ended:?}");
@@ -250,7 +289,7 @@ async fn an_oom_killed_stressor_ends_the_fault() {
 
 async fn an_oom_killed_stressor_is_started_again_when_asked_for() {
     let (sandbox, mut target, mut rig) = one();
-    sandbox.set("memory.limit_in_bytes", "67108864");
+    sandbox.set(memory_limit(&sandbox), "67108864");
     rig.order(vec![fault(&sandbox, "a", Stage::Fire, &too_much(OnOom::Restart))]);
     injected(&mut rig).await;
     let first = stressors(&sandbox);
@@ -366,8 +405,7 @@ async fn stressors_have_no_capability_and_no_file() {
 
 async fn squeezes_hold_the_stricter_and_each_ends_alone() {
     let (sandbox, _target, mut rig) = one();
-    let before =
-        (sandbox.get("cpu.cfs_quota_us"), sandbox.get("memory.limit_in_bytes"), sandbox.get("pids.max"));
+    let before = (quota(&sandbox), sandbox.get(memory_squeezed(&sandbox)), sandbox.get("pids.max"));
     let a = squeeze(Squeeze { cpu_millis: Some(300), pids: Some(40), ..Squeeze::default() });
     let b = squeeze(Squeeze {
         cpu_millis: Some(100),
@@ -378,19 +416,18 @@ async fn squeezes_hold_the_stricter_and_each_ends_alone() {
     let order = |name, stress| fault(&sandbox, name, Stage::Fire, stress);
     rig.order(vec![order("a", &a)]);
     injected(&mut rig).await;
-    assert_eq!((sandbox.get("cpu.cfs_quota_us"), sandbox.get("pids.max")), ("30000".into(), "40".into()));
+    assert_eq!((quota(&sandbox), sandbox.get("pids.max")), ("30000".into(), "40".into()));
     rig.order(vec![order("a", &a), order("b", &b)]);
     injected(&mut rig).await;
-    assert_eq!(sandbox.get("cpu.cfs_quota_us"), "10000");
-    assert_eq!(sandbox.get("memory.limit_in_bytes"), (64 << 20).to_string());
+    assert_eq!(quota(&sandbox), "10000");
+    assert_eq!(sandbox.get(memory_squeezed(&sandbox)), (64 << 20).to_string());
     rig.order(vec![order("a", &a), fault(&sandbox, "b", Stage::Recover, &b)]);
     assert_eq!(rig.outcome().await.state, State::Recovered);
-    assert_eq!(sandbox.get("cpu.cfs_quota_us"), "30000");
-    assert_eq!(sandbox.get("memory.limit_in_bytes"), before.1);
+    assert_eq!(quota(&sandbox), "30000");
+    assert_eq!(sandbox.get(memory_squeezed(&sandbox)), before.1);
     rig.order(vec![fault(&sandbox, "a", Stage::Recover, &a)]);
     assert_eq!(rig.outcome().await.state, State::Recovered);
-    let after =
-        (sandbox.get("cpu.cfs_quota_us"), sandbox.get("memory.limit_in_bytes"), sandbox.get("pids.max"));
+    let after = (quota(&sandbox), sandbox.get(memory_squeezed(&sandbox)), sandbox.get("pids.max"));
     assert_eq!(after, before);
 }
 
@@ -404,13 +441,18 @@ async fn somebody_elses_limit_stays() {
     let end = rig.outcome().await;
     assert_eq!(end.state, State::Recovered);
     assert!(end.lasting.warnings.iter().any(|warning| warning.contains("pids.max")), "{end:?}");
-    assert_eq!((sandbox.get("cpu.cfs_quota_us"), sandbox.get("pids.max")), ("-1".into(), "77".into()));
+    assert_eq!((quota(&sandbox), sandbox.get("pids.max")), ("-1".into(), "77".into()));
 }
 
 async fn soft_memory_is_refused_where_there_is_none() {
     let (sandbox, _target, mut rig) = one();
     let stress = squeeze(Squeeze { memory: Some(64 << 20), ..Squeeze::default() });
     rig.order(vec![fault(&sandbox, "a", Stage::Fire, &stress)]);
+    if v2(&sandbox) {
+        injected(&mut rig).await;
+        assert_eq!(sandbox.get("memory.high"), (64 << 20).to_string());
+        return;
+    }
     let refused = rig.outcome().await;
     assert_eq!(refused.state, State::Refused(Reason::Unsupported), "{refused:?}");
     assert!(refused.message.contains("memoryHard"), "{refused:?}");
