@@ -4,6 +4,7 @@
 //! Reads only. Nothing here is assumed of where pods have their cgroups: the path always comes from a process.
 
 pub mod hierarchy;
+pub mod namespace;
 pub mod oom;
 mod place;
 pub mod pods;

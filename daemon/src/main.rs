@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use squall_api::names;
 use squall_daemon::{
-    cgroup::CgroupRoot,
+    cgroup::{CgroupRoot, namespace},
     ebpf::Engine,
     enrol::Enrolment,
     health,
@@ -88,13 +88,16 @@ fn main() -> Result<()> {
         told(panic);
         std::process::abort();
     }));
+    let args = Args::parse();
+    // Before any other thread is there.
+    see_the_nodes_cgroups(&args.proc);
     raise_descriptor_limit();
     keep_memory_small();
     // One thread: the daemon waits nearly always, and memory is what it is measured by. What blocks gets a thread of
     // its own for a moment.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting tokio")?;
-    runtime.block_on(run(Args::parse()))
+    runtime.block_on(run(args))
 }
 
 async fn run(args: Args) -> Result<()> {
@@ -185,6 +188,16 @@ fn controller_service() -> String {
         format!("[{host}]:{}", names::ENROLMENT_PORT)
     } else {
         format!("{host}:{}", names::ENROLMENT_PORT)
+    }
+}
+
+/// Without it everything but stress works, and that says so where it needs it.
+fn see_the_nodes_cgroups(proc: &Path) {
+    if let Err(error) = namespace::enter_nodes(proc) {
+        tracing::warn!(%error, "not in the node's cgroup namespace: stress may be refused by the kernel");
+    }
+    if let Err(error) = namespace::give_up_administration() {
+        tracing::warn!(%error, "a capability that is not needed any more could not be given up");
     }
 }
 

@@ -39,7 +39,7 @@ pub enum SpawnError {
     #[error("starting a stressor: {0}")]
     Process(#[from] ProcessError),
     /// The kernel did not take it into a cgroup.
-    #[error("placing a stressor in {}: {source}", dir.display())]
+    #[error("placing a stressor in {}: {source}{}", dir.display(), hint(source))]
     Place {
         /// The cgroup.
         dir: PathBuf,
@@ -67,6 +67,16 @@ pub enum SpawnError {
     /// It does not get to work.
     #[error("the stressor did not get to work within {READY:?}")]
     Late,
+}
+
+fn hint(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::ENOENT) => {
+            " (the container has ended, or the daemon could not enter the node's cgroup namespace, for which it needs \
+             the capabilities SYS_ADMIN and SYS_PTRACE)"
+        }
+        _ => "",
+    }
 }
 
 impl SpawnError {

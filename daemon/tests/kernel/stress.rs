@@ -7,6 +7,7 @@ use std::{
 };
 
 use squall_daemon::{
+    cgroup::namespace::{enter_nodes, give_up_administration},
     order::{
         Action, Order, Stage, Stress,
         stress::{Cpu, Io, Memory, OnOom, Size, Squeeze},
@@ -14,6 +15,8 @@ use squall_daemon::{
     report::{FaultReport, Reason, State},
     stress::spawn::owner_of,
 };
+
+use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::{
     node::Rig,
@@ -44,6 +47,8 @@ crate::cases![
     a_killed_daemon_leaves_nothing_and_the_next_puts_back,
     a_daemon_killed_before_the_effect_changes_nothing,
     a_stressor_is_quickly_there_and_quickly_gone,
+    stress_needs_the_capabilities_of_the_manifest_and_no_more,
+    fifty_stressed_containers_take_little_memory,
 ];
 
 fn none() -> Stress {
@@ -163,6 +168,8 @@ async fn injected(rig: &mut Rig) -> FaultReport {
 }
 
 fn one() -> (Sandbox, Target, Rig) {
+    // As the daemon does when it starts.
+    enter_nodes(Path::new("/proc")).expect("the node's cgroup namespace");
     let mut sandbox = Sandbox::new();
     let target = sandbox.start("sleep");
     let rig = Rig::new(&[(&sandbox, &target)]);
@@ -620,4 +627,95 @@ async fn a_stressor_is_quickly_there_and_quickly_gone() {
     println!("  there after {:?}, gone after {:?} (medians)", there[5], gone[5]);
     // Unoptimised, and on a busy machine.
     assert!(there[5] < Duration::from_millis(100) && gone[5] < Duration::from_millis(100));
+}
+
+/// What the daemon's manifest adds, as far as stress needs it.
+const ADDED: [(&str, CapabilitySet); 3] = [
+    ("KILL", CapabilitySet::KILL),
+    ("SYS_PTRACE", CapabilitySet::SYS_PTRACE),
+    ("SYS_ADMIN", CapabilitySet::SYS_ADMIN),
+];
+
+/// A daemon with these capabilities alone, which stresses in every way, and says what came of it.
+pub async fn stress_with_capabilities() {
+    let variable = |name| std::env::var(name).expect("a variable");
+    let named = variable("SQUALL_TEST_CAPABILITIES");
+    let mut own = CapabilitySet::empty();
+    for (_, capability) in ADDED.iter().filter(|(name, _)| named.split(',').any(|one| one == *name)) {
+        own |= *capability;
+    }
+    let sets = CapabilitySets { effective: own, permitted: own, inheritable: CapabilitySet::empty() };
+    rustix::thread::set_capabilities(None, sets).expect("fewer capabilities");
+    let init = variable("SQUALL_TEST_INIT").parse().expect("a PID");
+    let id = variable("SQUALL_TEST_CONTAINER");
+    let entered = enter_nodes(Path::new("/proc"));
+    give_up_administration().expect("one fewer");
+    let mut rig = Rig::of(&[(order_of(&id), init)]);
+    let stress = Stress {
+        memory: memory(8 << 20).memory,
+        io: io(&variable("SQUALL_TEST_PATH")).io,
+        pids: Some(5),
+        ..both()
+    };
+    rig.order(vec![fault_of(&id, "a", Stage::Fire, &stress)]);
+    let report = rig.report().await;
+    rig.order(vec![]);
+    rig.node.put_back().await;
+    fs::write(variable("SQUALL_TEST_OUT"), format!("{entered:?} {:?} {}", report.state, report.message))
+        .expect("written");
+    println!("ready");
+    std::process::exit(0);
+}
+
+async fn stress_needs_the_capabilities_of_the_manifest_and_no_more() {
+    let (sandbox, target, _rig) = one();
+    let dir = tempfile::tempdir_in(".").expect("a directory on a disk");
+    let path = dir.path().canonicalize().expect("its path");
+    let out = tempfile::NamedTempFile::new().expect("a file");
+    let outcome = |capabilities: &str| {
+        let pid = target.pid().to_string();
+        let daemon = stranger_with(
+            "stress-with-capabilities",
+            &[
+                ("SQUALL_TEST_CONTAINER", &sandbox.id),
+                ("SQUALL_TEST_INIT", &pid),
+                ("SQUALL_TEST_CAPABILITIES", capabilities),
+                ("SQUALL_TEST_PATH", path.to_str().expect("a path")),
+                ("SQUALL_TEST_OUT", out.path().to_str().expect("a path")),
+            ],
+        );
+        drop(daemon);
+        fs::read_to_string(out.path()).expect("what came of it")
+    };
+    let all: Vec<&str> = ADDED.iter().map(|(name, _)| *name).collect();
+    let enough = outcome(&all.join(","));
+    assert!(enough.contains("Injected"), "{enough}");
+    // Each that the manifest adds for stress is necessary: the target has capabilities that the daemon has not.
+    let blind = outcome("KILL,SYS_ADMIN");
+    assert!(blind.contains("opening the container's root") && blind.contains("ermission denied"), "{blind}");
+    nothing_left(&sandbox).await;
+}
+
+/// Stands in for a daemon with many stressed containers; only what is its own counts.
+async fn fifty_stressed_containers_take_little_memory() {
+    let mut sandboxes: Vec<Sandbox> = (0..50).map(|_| Sandbox::new()).collect();
+    let targets: Vec<Target> = sandboxes.iter_mut().map(|sandbox| sandbox.start("sleep")).collect();
+    let pairs: Vec<_> = sandboxes.iter().zip(&targets).collect();
+    let mut rig = Rig::new(&pairs);
+    let resident = || {
+        let status = fs::read_to_string("/proc/self/status").expect("our status");
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("our memory");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
+    };
+    let (before, start) = (resident(), Instant::now());
+    rig.order(sandboxes.iter().map(|sandbox| fault(sandbox, "a", Stage::Fire, &cpu(1, 1))).collect());
+    for _ in 0..50 {
+        injected(&mut rig).await;
+    }
+    let grown = resident().saturating_sub(before);
+    println!("  50 injected after {:?}, {grown} KiB more", start.elapsed());
+    assert!(grown < 8 * 1024, "{grown} KiB");
+    rig.order(vec![]);
+    rig.node.put_back().await;
+    assert!(ours().is_empty());
 }

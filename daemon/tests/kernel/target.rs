@@ -3,7 +3,7 @@
 use std::{
     env, fs,
     io::{self, Read, Write},
-    os::{fd::AsRawFd, unix::process::CommandExt},
+    os::unix::process::CommandExt,
     process,
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
@@ -51,9 +51,13 @@ pub fn run(duty: &str) -> ! {
     if duty == "hold-a-watch" {
         hold_a_watch();
     }
-    if duty == "hold-stress" {
+    if duty == "hold-stress" || duty == "stress-with-capabilities" {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(super::stress::hold_stress());
+        if duty == "hold-stress" {
+            runtime.block_on(super::stress::hold_stress());
+        } else {
+            runtime.block_on(super::stress::stress_with_capabilities());
+        }
     }
     println!("ready");
     match duty {
@@ -74,14 +78,7 @@ pub fn run(duty: &str) -> ! {
 /// Targets are started by the tests, containers by their runtime, and that is not in the daemon's namespace: from there
 /// nobody could be put into another cgroup.
 fn enter_first_cgroup_namespace() {
-    let (first, own) = ("/proc/1/ns/cgroup", "/proc/self/ns/cgroup");
-    if fs::read_link(first).expect("the first namespace") == fs::read_link(own).expect("our namespace") {
-        return;
-    }
-    let namespace = fs::File::open(first).expect("opening the first namespace");
-    // SAFETY: the descriptor is open.
-    let entered = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWCGROUP) };
-    assert_eq!(entered, 0, "entering {first}: {}", io::Error::last_os_error());
+    squall_daemon::cgroup::namespace::enter_nodes(std::path::Path::new("/proc")).expect("the first namespace");
 }
 
 /// Starts this program again, where paths of other cgroups begin with `/..`.
