@@ -9,6 +9,9 @@ use crate::{build, deploy, kubectl::Kubectl, sh};
 /// Arguments of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub struct Args {
+    /// Only these; unset: all.
+    #[arg(value_enum)]
+    only: Option<Only>,
     /// Fail only when a figure is above so many times its limit; CI gives 2, since it shares its machine.
     #[arg(long, default_value_t = 1.0)]
     slack: f64,
@@ -17,16 +20,32 @@ pub struct Args {
     rounds: u32,
 }
 
+/// A part of the figures.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Only {
+    /// Those of pod-kill, pod-failure, container-kill and the webhook.
+    Pods,
+    /// Those of stress.
+    Stress,
+}
+
 /// Brings the cluster up, installs Squall, and measures.
 pub fn run(args: Args) -> Result<()> {
     let kubectl = Kubectl::up(None)?;
     deploy::install(&kubectl, None)?;
     let binaries = build::static_binaries(&["squall-tests"])?;
-    let bench = binaries.get("bench").context("squall-tests has no binary `bench`")?;
-    let mut command = Command::new(bench);
-    command.args(["--slack", &args.slack.to_string(), "--rounds", &args.rounds.to_string()]);
-    kubectl.export(&mut command)?;
-    let figures = sh::run(&mut command);
+    let measure = |name: &str| {
+        let mut command =
+            Command::new(binaries.get(name).with_context(|| format!("squall-tests has no {name}"))?);
+        command.args(["--slack", &args.slack.to_string(), "--rounds", &args.rounds.to_string()]);
+        kubectl.export(&mut command)?;
+        sh::run(&mut command)
+    };
+    let stress = if args.only == Some(Only::Pods) { Ok(()) } else { measure("bench_stress") };
+    if args.only == Some(Only::Stress) {
+        return stress;
+    }
+    let figures = measure("bench");
     println!("webhook, handling time of a pod with 20 containers (p99 at most 1 ms):");
     // As the images are built, so that nothing is built twice.
     let mut latency = build::cargo();
@@ -34,5 +53,5 @@ pub fn run(args: Args) -> Result<()> {
     latency.args(["run", "--quiet", "--profile", "image", "--target", &build::target()]);
     latency.args(["--target-dir", "target/static", "-p", "squall-webhook", "--example", "latency"]);
     let latency = sh::run(&mut latency);
-    figures.and(latency)
+    stress.and(figures).and(latency)
 }

@@ -13,6 +13,7 @@ use std::{
 
 use rustix::thread::{
     CapabilitySet, LinkNameSpaceType, capabilities, move_into_link_name_space, set_capabilities,
+    set_no_new_privs,
 };
 
 /// The kernel's number of the first cgroup namespace, the same on every machine.
@@ -47,11 +48,13 @@ pub fn enter_nodes(proc: &Path) -> Result<bool, NamespaceError> {
     Ok(true)
 }
 
-/// Gives up what only [`enter_nodes`] needs.
+/// Gives up what only [`enter_nodes`] needs, also for what this process starts: the kernel would give it back to a
+/// program that root starts, and would then let nobody who has less put it into another cpuset.
 pub fn give_up_administration() -> io::Result<()> {
     let mut own = capabilities(None)?;
     for set in [&mut own.effective, &mut own.permitted, &mut own.inheritable] {
         set.remove(CapabilitySet::SYS_ADMIN);
     }
+    set_no_new_privs(true)?;
     Ok(set_capabilities(None, own)?)
 }

@@ -78,7 +78,8 @@ pub fn run(duty: &str) -> ! {
 /// Targets are started by the tests, containers by their runtime, and that is not in the daemon's namespace: from there
 /// nobody could be put into another cgroup.
 fn enter_first_cgroup_namespace() {
-    squall_daemon::cgroup::namespace::enter_nodes(std::path::Path::new("/proc")).expect("the first namespace");
+    squall_daemon::cgroup::namespace::enter_nodes(std::path::Path::new("/proc"))
+        .expect("the first namespace");
 }
 
 /// Starts this program again, where paths of other cgroups begin with `/..`.
