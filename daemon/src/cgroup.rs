@@ -5,7 +5,6 @@
 
 pub mod hierarchy;
 pub mod namespace;
-pub mod oom;
 mod place;
 pub mod pods;
 #[cfg(test)]

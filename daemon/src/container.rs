@@ -5,17 +5,23 @@
 
 use std::time::Duration;
 
+use tokio::time::{Instant, sleep};
+
 use crate::{
     cgroup::{CgroupError, Target},
     kill::Tools,
     order::ContainerRef,
     process::{Process, ProcessError},
     report::Reason,
-    runtime::RuntimeError,
+    runtime::{ContainerInfo, RuntimeError},
 };
 
 /// A process whose cgroup is gone is given so long to be gone, too.
 const ENDING: Duration = Duration::from_millis(200);
+
+/// A runtime that does not answer is asked again for so long, and so soon for the first time.
+const ASKED_FOR: Duration = Duration::from_secs(5);
+const ASKED_AFTER: Duration = Duration::from_millis(100);
 
 /// Why a container is not to be hit.
 #[derive(Debug, thiserror::Error)]
@@ -93,13 +99,29 @@ pub struct Container {
     pub init: Process,
 }
 
+/// Asks the runtime; one that is slow, or just being restarted, is asked again.
+async fn ask(tools: &Tools, order: &ContainerRef) -> Result<ContainerInfo, RuntimeError> {
+    let runtime = tools.runtimes.get(&order.scheme)?;
+    let (end, mut wait) = (Instant::now() + ASKED_FOR, ASKED_AFTER);
+    loop {
+        match runtime.container(&order.id).await {
+            Err(error) if error.may_pass() && Instant::now() + wait < end => {
+                tracing::warn!(container = order.id, %error, "the runtime is asked again");
+                sleep(wait).await;
+                wait *= 2;
+            }
+            answer => return answer,
+        }
+    }
+}
+
 impl Container {
     /// Finds the container of `order`.
     pub async fn find(tools: &Tools, order: &ContainerRef) -> Result<Self, ContainerError> {
         if squall_api::names::is_protected_namespace(&order.namespace) {
             return Err(ContainerError::Protected { namespace: order.namespace.clone() });
         }
-        let info = tools.runtimes.get(&order.scheme)?.container(&order.id).await?;
+        let info = ask(tools, order).await?;
         if let Some(why) = info.mismatch(order) {
             return Err(ContainerError::Mismatch { id: order.id.clone(), why });
         }

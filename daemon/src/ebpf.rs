@@ -135,6 +135,8 @@ pub struct TriggerSpec {
 pub struct Engine {
     /// 0: no debug output of the programs.
     log_level: u8,
+    /// Size of the ring of records; `None`: as the object says.
+    ring: Option<u32>,
     loader: Mutex<Option<Loader>>,
     loaded: Mutex<Weak<Loaded>>,
 }
@@ -143,7 +145,12 @@ impl Engine {
     /// An engine with nothing loaded; `debug` turns on the programs' own log.
     pub fn new(debug: bool) -> Self {
         let log_level = if debug { aya_log::Level::Debug as u8 } else { 0 };
-        Self { log_level, loader: Mutex::new(None), loaded: Mutex::new(Weak::new()) }
+        Self { log_level, ring: None, loader: Mutex::new(None), loaded: Mutex::new(Weak::new()) }
+    }
+
+    /// The same, with room for `bytes` of records at a time: a power of two and at least a page.
+    pub fn with_ring(self, bytes: u32) -> Self {
+        Self { ring: Some(bytes), ..self }
     }
 
     /// Loads and attaches everything once, and lets go of it again: says whether eBPF works here.
@@ -218,7 +225,7 @@ impl Engine {
         let mut kept = lock(&self.loader);
         let loader = match &mut *kept {
             Some(loader) => loader,
-            None => kept.insert(Loader::new(btf::offsets()?, self.log_level)),
+            None => kept.insert(Loader::new(btf::offsets()?, self.log_level, self.ring)),
         };
         let loaded = Arc::new(Loaded::load(loader)?);
         *slot = Arc::downgrade(&loaded);

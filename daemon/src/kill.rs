@@ -5,6 +5,7 @@
 //! collects what came of it. Refuses whatever is not exactly the container of the order. For a signal at once eBPF is no
 //! condition: without it the signal goes through pidfds, and the receipt says so and why.
 
+mod oom;
 pub mod receipt;
 mod strike;
 pub mod trigger;

@@ -14,6 +14,7 @@ use async_trait::async_trait;
 
 use crate::{
     container::{Container, ContainerError},
+    freeze::Freezing,
     kill::Tools,
     order::{Action, Stress},
     report::{Reason, Usage},
@@ -100,7 +101,7 @@ pub trait Lasting: Send {
 pub fn kind(tools: &Tools, id: &str, action: &Action) -> Option<Box<dyn Lasting>> {
     match action {
         Action::Kill(_) => None,
-        Action::Freeze => None,
+        Action::Freeze => Some(Box::new(Freezing::default())),
         Action::Stress(stress) => {
             let stress = Stress::clone(stress);
             Some(Box::new(Starving::new(tools.cgroups.proc().to_owned(), id, stress)))

@@ -8,6 +8,7 @@ pub mod clock;
 pub mod container;
 pub mod ebpf;
 pub mod enrol;
+pub mod freeze;
 pub mod health;
 pub mod journal;
 pub mod kill;

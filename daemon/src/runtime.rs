@@ -81,6 +81,16 @@ pub enum RuntimeError {
     },
 }
 
+impl RuntimeError {
+    /// Whether another answer may be had a moment later.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::NoSocket { .. } | Self::Connect { .. } | Self::Timeout { .. } => true,
+            Self::UnknownScheme { .. } | Self::Refused { .. } | Self::Gone { .. } => false,
+        }
+    }
+}
+
 const POD_UID: &str = "pod UID";
 
 /// What a runtime knows of a running container.

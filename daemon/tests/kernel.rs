@@ -6,6 +6,8 @@
 
 mod kernel {
     pub mod cases;
+    pub mod freeze;
+    pub mod luck;
     pub mod node;
     pub mod sandbox;
     pub mod stress;
@@ -38,6 +40,8 @@ fn main() -> ExitCode {
         ("order", kernel::node::ALL),
         ("stress", kernel::stress::ALL),
         ("trigger", kernel::triggers::ALL),
+        ("freeze", kernel::freeze::ALL),
+        ("luck", kernel::luck::ALL),
     ];
     let cases = features.into_iter().flat_map(|(feature, cases)| {
         cases.iter().map(move |(name, case)| (format!("{feature}::{name}"), case))

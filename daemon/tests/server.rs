@@ -3,6 +3,7 @@
 use std::{fs, sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
+use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose,
@@ -29,7 +30,7 @@ use squall_daemon::{
 };
 use tempfile::TempDir;
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::Notify,
 };
@@ -178,7 +179,7 @@ async fn snapshot(client: &mut DaemonClient<Channel>) -> (grpc::Snapshot, Stream
 
 async fn report(stream: &mut Streaming<grpc::NodeReport>) -> grpc::FaultReport {
     let next =
-        tokio::time::timeout(Duration::from_secs(5), stream.message()).await.expect("a report in time");
+        tokio::time::timeout(Duration::from_secs(30), stream.message()).await.expect("a report in time");
     match next.unwrap().unwrap().report.unwrap() {
         Report::Fault(fault) => fault,
         Report::Snapshot(snapshot) => panic!("a second snapshot: {snapshot:?}"),
@@ -300,4 +301,166 @@ async fn what_cannot_be_done_is_reported_with_its_reason_and_kept_while_it_is_li
     let (second, _) = snapshot(&mut client).await;
     let kept: Vec<_> = second.faults.iter().map(|fault| fault.id.as_str()).collect();
     assert_eq!(kept, ["docker", "silent"]);
+}
+
+/// What a hostile controller could send: every number, every text, every action.
+fn hostile() -> impl Strategy<Value = grpc::NodeState> {
+    use grpc::{fault::Action, trigger::On};
+    let text = || {
+        prop_oneof![
+            Just(String::new()),
+            Just("containerd://abc".to_owned()),
+            Just("/".repeat(300)),
+            Just("../../../etc/passwd".to_owned()),
+            "\\PC{0,40}",
+            any::<String>(),
+        ]
+    };
+    let on = prop_oneof![
+        (text(), any::<u32>()).prop_map(|(name, nth)| On::Syscall(grpc::SyscallTrigger { name, nth })),
+        text().prop_map(|path| On::Exec(grpc::ExecTrigger { path })),
+        any::<u32>().prop_map(|port| On::Connect(grpc::ConnectTrigger { port })),
+    ];
+    let trigger = (text(), prop::option::of(on)).prop_map(|(comm, on)| grpc::Trigger { comm, on });
+    let kill = (any::<i32>(), any::<i32>(), text(), text(), prop::option::of(trigger)).prop_map(
+        |(signal, scope, comm, exe, trigger)| Action::Kill(grpc::Kill { signal, scope, comm, exe, trigger }),
+    );
+    let stress = (any::<u32>(), any::<u32>(), any::<u64>(), text(), any::<u64>()).prop_map(
+        |(workers, load, bytes, path, limit)| {
+            Action::Stress(grpc::Stress {
+                cpu: Some(grpc::CpuStressor { workers, load }),
+                io: Some(grpc::IoStressor { workers, bytes, path }),
+                squeeze: Some(grpc::Squeeze { pids: limit, memory_bytes: limit, ..grpc::Squeeze::default() }),
+                ..grpc::Stress::default()
+            })
+        },
+    );
+    let action = prop_oneof![kill, stress, Just(Action::Freeze(grpc::Freeze {}))];
+    let container =
+        (text(), text(), text(), text(), text()).prop_map(|(namespace, pod, pod_uid, name, id)| {
+            grpc::Container { namespace, pod, pod_uid, name, id }
+        });
+    let ttl =
+        (any::<i64>(), any::<i32>()).prop_map(|(seconds, nanos)| prost_types::Duration { seconds, nanos });
+    let fault = (
+        text(),
+        text(),
+        prop::option::of(container),
+        any::<i32>(),
+        prop::option::of(ttl),
+        prop::option::of(action),
+    )
+        .prop_map(|(id, experiment, container, stage, ttl, action)| grpc::Fault {
+            id,
+            experiment,
+            container,
+            stage,
+            ttl,
+            action,
+        });
+    let generation = (0..3u64, any::<u64>()).prop_map(|(term, counter)| grpc::Generation { term, counter });
+    let node = prop_oneof![9 => Just(NODE.to_owned()), 1 => any::<String>()];
+    (prop::option::of(generation), node, prop::collection::vec(fault, 0..6))
+        .prop_map(|(generation, node, faults)| grpc::NodeState { generation, node, faults })
+}
+
+/// What `strategy` makes of the same seed every time.
+fn samples<S: Strategy>(strategy: S, count: usize) -> Vec<S::Value> {
+    let mut runner = TestRunner::deterministic();
+    (0..count).map(|_| strategy.new_tree(&mut runner).unwrap().current()).collect()
+}
+
+#[tokio::test]
+async fn hostile_states_are_refused_or_end_in_a_report() {
+    let daemon = Daemon::start().await;
+    let mut client = daemon.controller().await;
+    let (mut refused, mut taken) = (0, 0);
+    for state in samples(hostile(), 400) {
+        match client.apply(state.clone()).await {
+            Ok(_) => taken += 1,
+            Err(status) => {
+                let known = [Code::InvalidArgument, Code::FailedPrecondition];
+                assert!(known.contains(&status.code()), "{status}: {state:?}");
+                assert!(!status.message().is_empty());
+                refused += 1;
+            }
+        }
+    }
+    // Of both kinds, or the strategy has lost its point.
+    assert!(refused > 50 && taken > 20, "{refused} refused, {taken} taken");
+    // It holds, and obeys.
+    client.apply(state(u64::MAX, u64::MAX, vec![])).await.expect("a last state");
+    assert!(snapshot(&mut client).await.0.faults.is_empty());
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_message_harm_nobody() {
+    use prost::Message;
+    let daemon = Daemon::start().await;
+    let mut client = daemon.controller().await;
+    let whole = state(1, 1, vec![fault("a", "containerd://abc", grpc::Stage::Fire)]).encode_to_vec();
+    let cut = (any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<u8>()).prop_map(
+        move |(end, at, byte)| {
+            let mut bytes = whole.clone();
+            let length = bytes.len();
+            bytes[at.index(length)] = byte;
+            bytes.truncate(end.index(length + 1));
+            bytes
+        },
+    );
+    let noise = prop_oneof![cut, prop::collection::vec(any::<u8>(), 0..512)];
+    for bytes in samples(noise, 2000) {
+        if let Ok(state) = grpc::NodeState::decode(bytes.as_slice()) {
+            // Parsed or refused by a field's name, never a panic.
+            let _ = squall_daemon::order::Desired::try_from(state);
+        }
+    }
+    // On the wire: before TLS, and instead of a request.
+    for bytes in samples(prop::collection::vec(any::<u8>(), 1..2048), 32) {
+        let mut stream = TcpStream::connect(("127.0.0.1", daemon.port)).await.unwrap();
+        // It may have closed already.
+        let _ = stream.write_all(&bytes).await;
+    }
+    // Larger than any state that makes sense.
+    let mut huge = fault("a", "containerd://abc", grpc::Stage::Arm);
+    huge.experiment = "x".repeat(64 * 1024 * 1024);
+    assert!(client.apply(state(1, 1, vec![huge])).await.is_err());
+    let mut client = daemon.controller().await;
+    client.apply(state(1, 1, vec![])).await.expect("it still listens");
+}
+
+#[tokio::test]
+async fn a_runtime_that_comes_late_is_asked_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("runtime.sock");
+    let tools = Tools {
+        engine: Arc::new(Engine::new(false)),
+        cgroups: CgroupRoot::discover("/sys/fs/cgroup".as_ref(), "/proc".as_ref()).unwrap(),
+        runtimes: Runtimes::new(vec![Arc::new(Containerd::new(Some(socket.clone()), "/".as_ref()))]),
+    };
+    let order = squall_daemon::order::ContainerRef {
+        namespace: "ns".into(),
+        pod: "p".into(),
+        pod_uid: "u".into(),
+        name: "c".into(),
+        scheme: "containerd".into(),
+        id: "abc".into(),
+    };
+    let late = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        // It takes connections and never says a word.
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let (_stream, _) = listener.accept().await.unwrap();
+        std::future::pending::<()>().await;
+    };
+    let start = std::time::Instant::now();
+    let found = tokio::select! {
+        found = squall_daemon::container::Container::find(&tools, &order) => found.map(drop),
+        () = late => unreachable!("it waits for ever"),
+    };
+    let error = found.expect_err("nobody answers");
+    assert_eq!(error.reason(), squall_daemon::report::Reason::RuntimeError);
+    // Asked again, it was there; it did not answer, and the deadline says so by name.
+    assert!(error.to_string().contains("no answer"), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
 }

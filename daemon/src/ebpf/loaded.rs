@@ -62,7 +62,7 @@ pub struct Loader {
 
 impl Loader {
     /// Loads with these globals.
-    pub fn new(offsets: Offsets, log_level: u8) -> Self {
+    pub fn new(offsets: Offsets, log_level: u8, ring: Option<u32>) -> Self {
         // A few bytes for the life of the one engine of the process: the loader wants to borrow them.
         let (kept_offsets, kept_level) = (Box::leak(Box::new(offsets)), Box::leak(Box::new(log_level)));
         let mut loader = EbpfLoader::new();
@@ -71,6 +71,9 @@ impl Loader {
             &*kept_level,
             true,
         );
+        if let Some(bytes) = ring {
+            loader.map_max_entries(MAP_RECORDS, bytes);
+        }
         Self { loader, log_level }
     }
 }

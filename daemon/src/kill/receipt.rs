@@ -12,9 +12,11 @@ use squall_daemon_ebpf::{
 };
 use tokio::time::{Instant, sleep_until};
 
-use super::strike::{Key, Striker, key_of};
+use super::{
+    oom::OomKills,
+    strike::{Key, Striker, key_of},
+};
 use crate::{
-    cgroup::oom::OomKills,
     ebpf::Records,
     report::{Evidence, Note, ProcessReceipt, Reason, Receipt, State},
 };
@@ -132,7 +134,7 @@ impl Collector {
             fired: Some(self.times.fired),
             processes,
             lost: self.striker.armed().map_or(0, crate::ebpf::Armed::lost),
-            oom_kills: self.ooms.so_far(self.striker.target()),
+            oom_kills: self.ooms.so_far(),
             fired_at_count: self.fired_at_count,
         }
     }

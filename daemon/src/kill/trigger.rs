@@ -11,11 +11,12 @@ use squall_daemon_ebpf::{PATH_BYTES, RECORD_SENT, Record};
 use tokio::time::{Duration, timeout};
 
 use super::{
+    oom::OomKills,
     receipt::{Collector, Times},
     strike::Striker,
 };
 use crate::{
-    cgroup::{Target, oom::OomKills},
+    cgroup::Target,
     ebpf::{
         Armed, Event, Records, TriggerSpec,
         syscalls::{Syscall, SyscallError},
@@ -124,7 +125,7 @@ impl Waiting {
             fired: None,
             processes: Vec::new(),
             lost: self.armed.lost(),
-            oom_kills: self.ooms.so_far(&self.target),
+            oom_kills: self.ooms.so_far(),
             fired_at_count: 0,
         };
         let waited = self.trigger.on.describe();

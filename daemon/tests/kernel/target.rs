@@ -59,6 +59,10 @@ pub fn run(duty: &str) -> ! {
             runtime.block_on(super::stress::stress_with_capabilities());
         }
     }
+    if duty == "hold-freeze" {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(super::freeze::hold_freeze());
+    }
     println!("ready");
     match duty {
         "busy" => loop {

@@ -1,0 +1,222 @@
+//! container-freeze: nothing of the container runs, and afterwards everything does, whatever happened meanwhile.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use squall_daemon::{
+    cgroup::Layout,
+    order::{Action, Order, Stage},
+    report::{FaultReport, Reason, State},
+};
+
+use super::{
+    node::Rig,
+    sandbox::{Sandbox, Target, order_of, stranger, stranger_with, tools, until},
+};
+
+crate::cases![
+    a_frozen_container_does_not_run_and_goes_on_afterwards,
+    sub_cgroups_and_what_is_forked_meanwhile_are_frozen_too,
+    a_freeze_that_is_not_renewed_thaws_at_its_deadline,
+    two_freezes_of_one_container_end_with_the_last,
+    v1_freezes_where_version_2_has_no_cgroup_for_the_container,
+    what_somebody_else_froze_stays_frozen,
+    a_frozen_container_that_is_killed_is_gone,
+    a_daemon_that_ends_thaws,
+    a_killed_daemon_leaves_it_to_the_next_to_thaw,
+];
+
+fn freeze_of(id: &str, name: &str, stage: Stage) -> Order {
+    Order {
+        id: format!("{name}/{id}"),
+        experiment: format!("ns/{name}"),
+        container: order_of(id),
+        stage,
+        ttl: Duration::from_secs(60),
+        action: Some(Action::Freeze),
+    }
+}
+
+fn freeze(sandbox: &Sandbox, stage: Stage) -> Order {
+    freeze_of(&sandbox.id, "a", stage)
+}
+
+/// CPU time of a process, in ticks.
+fn ran(pid: i32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("its stat");
+    let fields: Vec<&str> = stat.rsplit_once(')').expect("a name").1.split_whitespace().collect();
+    fields[11..13].iter().map(|ticks| ticks.parse::<u64>().expect("ticks")).sum()
+}
+
+/// A busy process that gets no CPU time for a fifth of a second is frozen: it would get 20 ticks.
+async fn stands_still(pid: i32) -> bool {
+    let before = ran(pid);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    ran(pid) == before
+}
+
+async fn goes_on(pid: i32) {
+    let before = ran(pid);
+    until(Duration::from_secs(5), "it runs", || ran(pid) > before).await;
+}
+
+async fn injected(rig: &mut Rig) -> FaultReport {
+    let report = rig.report().await;
+    assert_eq!(report.state, State::Injected, "{report:?}");
+    report
+}
+
+fn busy() -> (Sandbox, Target, Rig) {
+    let mut sandbox = Sandbox::new();
+    let target = sandbox.start("busy");
+    let rig = Rig::new(&[(&sandbox, &target)]);
+    (sandbox, target, rig)
+}
+
+async fn a_frozen_container_does_not_run_and_goes_on_afterwards() {
+    let (sandbox, target, mut rig) = busy();
+    let mut outside = stranger("busy");
+    rig.order(vec![freeze(&sandbox, Stage::Arm)]);
+    assert_eq!(rig.report().await.state, State::Armed);
+    goes_on(target.pid()).await;
+    rig.order(vec![freeze(&sandbox, Stage::Fire)]);
+    injected(&mut rig).await;
+    assert!(stands_still(target.pid()).await);
+    goes_on(outside.pid()).await;
+    rig.order(vec![freeze(&sandbox, Stage::Recover)]);
+    assert_eq!(rig.outcome().await.state, State::Recovered);
+    goes_on(target.pid()).await;
+    outside.0.kill().expect("ending the stranger");
+    outside.wait().await;
+}
+
+async fn sub_cgroups_and_what_is_forked_meanwhile_are_frozen_too() {
+    let mut sandbox = Sandbox::new();
+    sandbox.limit(50);
+    let below = sandbox.below("init.scope");
+    let (init, bomb) = (sandbox.start("sleep"), sandbox.start_in("bomb", &below));
+    let mut rig = Rig::new(&[(&sandbox, &init)]);
+    rig.order(vec![freeze(&sandbox, Stage::Fire)]);
+    injected(&mut rig).await;
+    let all = sandbox.pids();
+    let before: Vec<u64> = all.iter().map(|pid| ran(*pid)).collect();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(sandbox.pids(), all, "nobody is forked");
+    assert_eq!(all.iter().map(|pid| ran(*pid)).collect::<Vec<_>>(), before, "nobody runs");
+    rig.order(vec![]);
+    until(Duration::from_secs(5), "it forks on", || ran(bomb.pid()) > 0 && sandbox.pids() != all).await;
+}
+
+async fn a_freeze_that_is_not_renewed_thaws_at_its_deadline() {
+    let (sandbox, target, mut rig) = busy();
+    let start = Instant::now();
+    rig.order(vec![Order { ttl: Duration::from_millis(600), ..freeze(&sandbox, Stage::Fire) }]);
+    injected(&mut rig).await;
+    assert!(stands_still(target.pid()).await);
+    assert_eq!(rig.outcome().await.state, State::Recovered);
+    let took = start.elapsed();
+    assert!(took >= Duration::from_millis(600) && took < Duration::from_millis(1500), "{took:?}");
+    goes_on(target.pid()).await;
+}
+
+async fn two_freezes_of_one_container_end_with_the_last() {
+    let (sandbox, target, mut rig) = busy();
+    let of = |name, stage| freeze_of(&sandbox.id, name, stage);
+    rig.order(vec![of("a", Stage::Fire), of("b", Stage::Fire)]);
+    injected(&mut rig).await;
+    injected(&mut rig).await;
+    rig.order(vec![of("a", Stage::Recover), of("b", Stage::Fire)]);
+    assert_eq!(rig.outcome().await.state, State::Recovered);
+    assert!(stands_still(target.pid()).await);
+    rig.order(vec![of("b", Stage::Recover)]);
+    assert_eq!(rig.outcome().await.state, State::Recovered);
+    goes_on(target.pid()).await;
+}
+
+async fn v1_freezes_where_version_2_has_no_cgroup_for_the_container() {
+    if tools().cgroups.layout() == Layout::V2 {
+        println!("  version 2 is all there is: the case can't be");
+        return;
+    }
+    let mut sandbox = Sandbox::new();
+    let dirs = sandbox.v1();
+    let target = sandbox.start_in("busy", &dirs);
+    let mut rig = Rig::new(&[(&sandbox, &target)]);
+    rig.order(vec![freeze(&sandbox, Stage::Fire)]);
+    injected(&mut rig).await;
+    assert_eq!(sandbox.get("freezer.state"), "FROZEN");
+    assert!(stands_still(target.pid()).await);
+    rig.order(vec![freeze(&sandbox, Stage::Recover)]);
+    assert_eq!(rig.outcome().await.state, State::Recovered);
+    assert_eq!(sandbox.get("freezer.state"), "THAWED");
+    goes_on(target.pid()).await;
+}
+
+async fn what_somebody_else_froze_stays_frozen() {
+    let (sandbox, target, mut rig) = busy();
+    sandbox.set("cgroup.freeze", "1");
+    rig.order(vec![freeze(&sandbox, Stage::Fire)]);
+    injected(&mut rig).await;
+    rig.order(vec![freeze(&sandbox, Stage::Recover)]);
+    assert_eq!(rig.outcome().await.state, State::Recovered);
+    assert!(stands_still(target.pid()).await);
+    sandbox.set("cgroup.freeze", "0");
+    goes_on(target.pid()).await;
+}
+
+async fn a_frozen_container_that_is_killed_is_gone() {
+    let (sandbox, mut target, mut rig) = busy();
+    rig.order(vec![freeze(&sandbox, Stage::Fire)]);
+    injected(&mut rig).await;
+    target.0.kill().expect("killing the target");
+    let end = rig.outcome().await;
+    assert_eq!(end.state, State::Failed(Reason::ContainerGone), "{end:?}");
+    target.wait().await;
+}
+
+async fn a_daemon_that_ends_thaws() {
+    let (sandbox, target, mut rig) = busy();
+    rig.order(vec![freeze(&sandbox, Stage::Fire)]);
+    injected(&mut rig).await;
+    rig.node.put_back().await;
+    goes_on(target.pid()).await;
+}
+
+const JOURNAL: &str = "SQUALL_TEST_JOURNAL";
+const CONTAINER: &str = "SQUALL_TEST_CONTAINER";
+const INIT: &str = "SQUALL_TEST_INIT";
+
+/// What a daemon of its own, in a process of its own, does.
+pub async fn hold_freeze() {
+    let variable = |name| std::env::var(name).expect("a variable");
+    let (id, init) = (variable(CONTAINER), variable(INIT).parse().expect("a PID"));
+    let mut rig = Rig::of(&[(order_of(&id), init)]);
+    rig.start_in(&PathBuf::from(variable(JOURNAL)));
+    rig.order(vec![freeze_of(&id, "a", Stage::Fire)]);
+    injected(&mut rig).await;
+    println!("ready");
+    std::future::pending::<()>().await;
+}
+
+async fn a_killed_daemon_leaves_it_to_the_next_to_thaw() {
+    let (sandbox, target, mut rig) = busy();
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = |dir: &Path| dir.to_str().expect("a path").to_owned();
+    let (journal, init) = (path(dir.path()), target.pid().to_string());
+    let mut daemon =
+        stranger_with("hold-freeze", &[(JOURNAL, &journal), (CONTAINER, &sandbox.id), (INIT, &init)]);
+    assert!(stands_still(target.pid()).await);
+    daemon.0.kill().expect("killing the daemon");
+    daemon.wait().await;
+    rig.start_in(dir.path());
+    goes_on(target.pid()).await;
+    // Still ordered, it is frozen again, and that is told.
+    rig.order(vec![freeze(&sandbox, Stage::Fire)]);
+    assert_eq!(injected(&mut rig).await.lasting.interruptions, 1);
+    assert!(stands_still(target.pid()).await);
+    rig.order(vec![]);
+    goes_on(target.pid()).await;
+}
