@@ -62,6 +62,16 @@ pub use crate::status::{
         .message("signal belongs to action container-kill only"),
     validation = Rule::new("!has(self.processes) || self.action == 'container-kill'")
         .message("processes belongs to action container-kill only"),
+    validation = Rule::new("!has(self.trigger) || self.action == 'container-kill'")
+        .message("trigger belongs to action container-kill only"),
+    validation = Rule::new("!has(self.trigger) || !has(self.processes)")
+        .message("processes can't be together with trigger: the signal goes to the process that does it"),
+    validation = Rule::new("!has(self.trigger) || (has(self.trigger.syscall) ? 1 : 0) + (has(self.trigger.exec) ? 1 : 0) + (has(self.trigger.connect) ? 1 : 0) == 1")
+        .message("trigger needs exactly one of syscall, exec and connect")
+        .field_path(".trigger"),
+    validation = Rule::new("!has(self.trigger) || !has(self.trigger.nth) || has(self.trigger.syscall)")
+        .message("nth belongs to trigger.syscall only")
+        .field_path(".trigger"),
     validation = Rule::new("!has(self.allowTerminal) || !self.allowTerminal || self.action == 'container-kill'")
         .message("allowTerminal belongs to action container-kill only"),
     validation = Rule::new("!has(self.remoteCluster) || self.remoteCluster == ''")
@@ -101,6 +111,10 @@ pub struct PodChaosSpec {
     /// container-kill: which processes of the container. Unset: its init process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub processes: Option<Processes>,
+    /// container-kill: not at once, but when a process of the container does this; the signal goes to that process,
+    /// before the call returns to it. What the call does in the kernel may still take place. Unset: at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trigger: Option<Trigger>,
     /// pod-kill: go through the Eviction API, which respects PodDisruptionBudgets; retried until `duration`
     /// (5m) is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -159,6 +173,49 @@ pub struct Processes {
     /// `init`: the container's first process. `all`: every process, also those forked meanwhile.
     #[serde(default)]
     pub scope: Scope,
+    /// Of those, only processes with this name in the kernel, 1 to 15 bytes (`ps -o comm`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 15))]
+    pub comm: Option<String>,
+    /// Of those, only processes that run this executable: an absolute path inside the container, links followed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 4095), regex(pattern = r"^/"))]
+    pub exe: Option<String>,
+}
+
+/// What a process of the container does to be signalled. Armed until it has happened, or `duration` (60s) is over.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Trigger {
+    /// It enters this system call, such as `fsync`. The node's kernel must know it by that name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64), regex(pattern = r"^[a-z0-9_]+$"))]
+    pub syscall: Option<String>,
+    /// At which call, counted over all tasks of the container since the trigger was armed. Unset: the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub nth: Option<i64>,
+    /// It executes this absolute path inside the container, as it names it or with links to directories followed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 255), regex(pattern = r"^/"))]
+    pub exec: Option<String>,
+    /// It connects to a port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connect: Option<ConnectTrigger>,
+    /// Only what a process with this name in the kernel does, 1 to 15 bytes. With `exec`: the name that it has
+    /// afterwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 15))]
+    pub comm: Option<String>,
+}
+
+/// See [`Trigger::connect`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ConnectTrigger {
+    /// The port that is connected to, over IPv4 or IPv6.
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: i32,
 }
 
 /// See [`Processes::scope`].

@@ -226,6 +226,12 @@ pub struct Receipt {
     /// How many records of the kernel were lost; 0 unless the node was overrun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost: Option<i64>,
+    /// How many processes of the container the kernel killed for want of memory meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oom_kills: Option<i64>,
+    /// Of a trigger: at which call it fired.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fired_at_count: Option<i64>,
 }
 
 /// What the node saw of one process.

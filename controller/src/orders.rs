@@ -2,6 +2,7 @@
 
 use squall_api::grpc;
 use squall_api::podchaos::Scope;
+use squall_model::kill::{On, Trigger, Whom};
 use squall_model::plan::{NodeFault, Order, Stage};
 use squall_model::stress::{Cpu, Io, IoLimit, Memory, OnOom, Size, Squeeze, Stress};
 
@@ -14,13 +15,7 @@ pub fn fault(order: Order, experiment: &str) -> grpc::Fault {
         Stage::Recover => grpc::Stage::Recover,
     };
     let action = match fault {
-        NodeFault::Kill { signal, scope } => {
-            let scope = match scope {
-                Scope::Init => grpc::Scope::Init,
-                Scope::All => grpc::Scope::All,
-            };
-            grpc::fault::Action::Kill(grpc::Kill { signal, scope: scope.into(), ..grpc::Kill::default() })
-        }
+        NodeFault::Kill { signal, whom } => grpc::fault::Action::Kill(kill(signal, whom)),
         NodeFault::Freeze => grpc::fault::Action::Freeze(grpc::Freeze {}),
         NodeFault::Stress(stress) => grpc::fault::Action::Stress(self::stress(*stress)),
     };
@@ -37,6 +32,31 @@ pub fn fault(order: Order, experiment: &str) -> grpc::Fault {
         stage: stage.into(),
         ttl: None,
         action: Some(action),
+    }
+}
+
+fn kill(signal: i32, whom: Whom) -> grpc::Kill {
+    match whom {
+        Whom::Processes { scope, comm, exe } => {
+            let scope = match scope {
+                Scope::Init => grpc::Scope::Init,
+                Scope::All => grpc::Scope::All,
+            };
+            let (comm, exe) = (comm.unwrap_or_default(), exe.unwrap_or_default());
+            grpc::Kill { signal, scope: scope.into(), comm, exe, trigger: None }
+        }
+        Whom::Trigger(Trigger { comm, on }) => {
+            let on = match on {
+                On::Syscall { name, nth } => grpc::trigger::On::Syscall(grpc::SyscallTrigger { name, nth }),
+                On::Exec { path } => grpc::trigger::On::Exec(grpc::ExecTrigger { path }),
+                On::Connect { port } => {
+                    grpc::trigger::On::Connect(grpc::ConnectTrigger { port: port.into() })
+                }
+            };
+            let trigger = Some(grpc::Trigger { comm: comm.unwrap_or_default(), on: Some(on) });
+            // A daemon that is a version older asks for a scope before it looks for a trigger.
+            grpc::Kill { signal, scope: grpc::Scope::Init.into(), trigger, ..grpc::Kill::default() }
+        }
     }
 }
 

@@ -121,6 +121,8 @@ fn receipt(receipt: grpc::Receipt) -> status::Receipt {
         processes: receipt.processes.into_iter().take(NAMED_PROCESSES).map(process).collect(),
         total,
         lost: (receipt.lost > 0).then(|| i64::try_from(receipt.lost).unwrap_or(i64::MAX)),
+        oom_kills: (receipt.oom_kills > 0).then(|| i64::try_from(receipt.oom_kills).unwrap_or(i64::MAX)),
+        fired_at_count: (receipt.fired_at_count > 0).then(|| i64::from(receipt.fired_at_count)),
     }
 }
 

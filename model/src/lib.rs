@@ -21,6 +21,7 @@ pub mod admission;
 pub mod annotation;
 pub mod error;
 pub mod experiment;
+pub mod kill;
 pub mod plan;
 pub mod pod;
 pub mod policy;

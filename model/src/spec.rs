@@ -4,6 +4,8 @@ use std::time::Duration;
 
 pub use squall_api::podchaos::{FaultStyle, Scope};
 
+pub use crate::kill::Whom;
+
 pub use crate::signal::Signal;
 
 use crate::select::Selector;
@@ -71,8 +73,8 @@ pub enum Action {
     ContainerKill {
         /// 1 to 64.
         signal: Signal,
-        /// To which processes.
-        scope: Scope,
+        /// To which processes, and when.
+        whom: Whom,
         /// Also where the container would not be started again.
         allow_terminal: bool,
     },

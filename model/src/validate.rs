@@ -6,12 +6,12 @@
 mod stress;
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use squall_api::podchaos::{self, PodChaosSpec, Processes};
+use squall_api::podchaos::{self, PodChaosSpec};
 
 use crate::error::FieldError;
 use crate::experiment::{ExperimentSpec, Kind};
 use crate::select::Selector;
-use crate::spec::{Action, Mode, Scope, Signal, Spec};
+use crate::spec::{Action, Mode, Signal, Spec, Whom};
 use crate::stress::Stress;
 use crate::syntax;
 use crate::time::parse_duration;
@@ -43,7 +43,10 @@ impl ExperimentSpec for PodChaosSpec {
         match self.action {
             podchaos::Action::ContainerKill => {
                 self.signal.get_or_insert_with(|| IntOrString::String(Signal::KILL.to_string()));
-                self.processes.get_or_insert(Processes { scope: Scope::Init });
+                // With a trigger nobody is chosen beforehand.
+                if self.trigger.is_none() {
+                    self.processes.get_or_insert_default();
+                }
             }
             podchaos::Action::PodKill | podchaos::Action::PodFailure | podchaos::Action::ContainerFreeze => {}
         }
@@ -86,6 +89,7 @@ fn parse(spec: &PodChaosSpec, namespace: &str) -> Result<Spec, Vec<FieldError>> 
         duration,
         signal,
         processes,
+        trigger,
         evict,
         fast,
         fault_style,
@@ -118,6 +122,7 @@ fn parse(spec: &PodChaosSpec, namespace: &str) -> Result<Spec, Vec<FieldError>> 
         Some(written) => keep(Signal::parse("spec.signal", written), &mut errors),
         None => Some(Signal::KILL),
     };
+    let whom = Whom::parse(processes.as_ref(), trigger.as_ref(), &mut errors);
     let action = match action {
         podchaos::Action::PodKill => Some(Action::PodKill { grace, evict: evict.unwrap_or(false) }),
         podchaos::Action::PodFailure => {
@@ -125,7 +130,7 @@ fn parse(spec: &PodChaosSpec, namespace: &str) -> Result<Spec, Vec<FieldError>> 
         }
         podchaos::Action::ContainerKill => signal.map(|signal| Action::ContainerKill {
             signal,
-            scope: processes.as_ref().map(|processes| processes.scope).unwrap_or_default(),
+            whom,
             allow_terminal: allow_terminal.unwrap_or(false),
         }),
         podchaos::Action::ContainerFreeze => Some(Action::ContainerFreeze),
@@ -218,7 +223,13 @@ pub fn warnings(spec: &Spec) -> Vec<String> {
                 );
             }
         }
-        Action::ContainerKill { signal, allow_terminal, .. } => {
+        Action::ContainerKill { signal, whom, allow_terminal } => {
+            if whom.waits() && spec.duration.is_none() {
+                warnings.push(
+                    "spec.duration is unset: if the trigger does not fire within 60s, nothing will be hit"
+                        .to_owned(),
+                );
+            }
             if !signal.ends_by_default() {
                 warnings.push(format!("spec.signal {signal} ends no process by default"));
             }
@@ -259,14 +270,15 @@ fn active_changes(before: &Spec, after: &Spec, value: &str, errors: &mut Vec<Fie
             }
         }
         (
-            Action::ContainerKill { signal: old_signal, scope: old_scope, allow_terminal: old_terminal },
-            Action::ContainerKill { signal, scope, allow_terminal },
+            Action::ContainerKill { signal: old_signal, whom: old_whom, allow_terminal: old_terminal },
+            Action::ContainerKill { signal, whom, allow_terminal },
         ) => {
             if signal != old_signal {
                 refuse("spec.signal", signal.to_string());
             }
-            if scope != old_scope {
-                refuse("spec.processes.scope", written(scope));
+            if whom != old_whom {
+                let field = if whom.waits() || old_whom.waits() { "spec.trigger" } else { "spec.processes" };
+                refuse(field, "a change".to_owned());
             }
             if allow_terminal != old_terminal {
                 refuse("spec.allowTerminal", allow_terminal.to_string());
@@ -335,6 +347,7 @@ fn belongs(spec: &PodChaosSpec, errors: &mut Vec<FieldError>) {
     only(spec.fault_style.is_some(), PodFailure, "faultStyle");
     only(spec.signal.is_some(), ContainerKill, "signal");
     only(spec.processes.is_some(), ContainerKill, "processes");
+    only(spec.trigger.is_some(), ContainerKill, "trigger");
     only(spec.allow_terminal == Some(true), ContainerKill, "allowTerminal");
 }
 

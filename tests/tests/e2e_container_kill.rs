@@ -156,8 +156,10 @@ fn every_process_gets_it_exactly_once() {
             worker() { trap 'echo told >> /tmp/told' TERM; while :; do sleep 0.2; done; }; \
             worker & worker & worker & wait; while :; do sleep 1; done";
         let before = running(ns, &pod_of("web", json!({ "containers": [container("app", script)] }))).await?;
-        ns.create(&kill("kill", Mode::One, |spec| spec.processes = Some(Processes { scope: Scope::All })))
-            .await?;
+        ns.create(&kill("kill", Mode::One, |spec| {
+            spec.processes = Some(Processes { scope: Scope::All, ..Processes::default() })
+        }))
+        .await?;
         let (chaos, target) = followed(ns, "kill").await?;
         assert_eq!(chaos.phase(), Phase::Completed, "{}", chaos.shown());
         let receipt = target.receipt.context("there is no receipt")?;

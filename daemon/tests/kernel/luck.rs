@@ -32,7 +32,7 @@ crate::cases![
     records_that_found_no_room_are_counted,
 ];
 
-const ALL: Processes = Processes { scope: Scope::All, comm: None, exe: None };
+const EVERYONE: Processes = Processes { scope: Scope::All, comm: None, exe: None };
 
 fn of(signal: i32, processes: Processes) -> Kill {
     Kill { signal, whom: Whom::Processes(processes) }
@@ -67,7 +67,7 @@ async fn only_processes_of_that_name_are_signalled() {
     // It forks without end, and every child has its name.
     let bomb = sandbox.start_program(&path, "bomb", &dirs);
     until(Duration::from_secs(10), "the bomb has grown", || sandbox.population() >= 60).await;
-    let processes = Processes { comm: Comm::new("worker"), ..ALL };
+    let processes = Processes { comm: Comm::new("worker"), ..EVERYONE };
     let outcome = fire(&tools, &sandbox, &init, of(libc::SIGKILL, processes)).await;
     assert_eq!((outcome.state, outcome.receipt.evidence), (State::Done, Evidence::Ebpf), "{outcome:?}");
     assert!(outcome.receipt.processes.iter().all(|process| process.comm == "worker"), "{outcome:?}");
@@ -81,7 +81,7 @@ async fn only_processes_that_run_that_executable_are_signalled() {
     let (_dir, path) = program("the-one");
     let (mut init, dirs) = (sandbox.start("busy"), sandbox.dirs());
     let others = [sandbox.start_program(&path, "busy", &dirs), sandbox.start_program(&path, "sleep", &dirs)];
-    let processes = Processes { exe: Some(path), ..ALL };
+    let processes = Processes { exe: Some(path), ..EVERYONE };
     let outcome = fire(&tools, &sandbox, &init, of(libc::SIGTERM, processes)).await;
     let mut wanted = others.each_ref().map(Target::pid);
     wanted.sort_unstable();
@@ -114,7 +114,7 @@ async fn a_first_process_that_is_not_meant_is_refused() {
 async fn that_nobody_is_meant_is_said() {
     let (tools, mut sandbox) = (tools(), Sandbox::new());
     let mut target = sandbox.start("busy");
-    let processes = Processes { comm: Comm::new("nobody"), ..ALL };
+    let processes = Processes { comm: Comm::new("nobody"), ..EVERYONE };
     let outcome = fire(&tools, &sandbox, &target, of(libc::SIGKILL, processes)).await;
     assert_eq!(outcome.state, State::Failed(Reason::NoProcess), "{outcome:?}");
     assert!(target.runs());

@@ -1,16 +1,27 @@
 //! container-kill: each target is ordered from its node's daemon, which carries it out once; what it reports
 //! is the result. Afterwards the container's restart is followed.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use squall_api::podchaos::{Phase, Target, TargetPhase};
 
 use super::kill::fail;
 use super::order::{order, order_id};
-use super::{Daemon, Input, NodeFault, ReportState, Stage, Step, later, seconds, view};
+use super::{Daemon, Input, NodeFault, Order, ReportState, Stage, Step, later, seconds, view};
 use crate::pod::ContainerState;
 use crate::select::{Ineligible, eligible};
 use crate::spec::Spec;
+
+/// How long the word of a daemon may take that a trigger has not fired.
+const TOLD_WITHIN: SignedDuration = SignedDuration::from_secs(10);
+
+/// Whether `fault` waits for something.
+fn waits(fault: &NodeFault) -> bool {
+    match fault {
+        NodeFault::Kill { whom, .. } => whom.waits(),
+        NodeFault::Freeze | NodeFault::Stress(_) => false,
+    }
+}
 
 impl Step<'_> {
     pub(super) fn container_kill(&mut self, spec: &Spec, fault: &NodeFault) {
@@ -47,14 +58,25 @@ impl Step<'_> {
             return;
         };
         let report = world.report(&node, &id);
+        let waits = waits(fault);
+        let mut fired = false;
         let underway = match report {
             None => false,
             Some(report) => {
+                fired = report.receipt.is_some();
                 target.receipt = report.receipt;
                 match report.state {
-                    ReportState::Underway | ReportState::Injected | ReportState::Recovered => true,
+                    ReportState::Underway | ReportState::Injected | ReportState::Recovered => {
+                        // Of a trigger it is worth telling that it is armed, and that it has fired.
+                        if waits {
+                            target.reason = Some(if fired { "Fired" } else { "Armed" }.to_owned());
+                            target.message = (!report.message.is_empty()).then_some(report.message);
+                        }
+                        true
+                    }
                     ReportState::Done => {
                         target.phase = TargetPhase::Killed;
+                        target.reason = None;
                         target.exit_code = report.exit_code;
                         target.injected_at = Some(MicroTime(report.exited.unwrap_or(now)));
                         target.message = (!report.message.is_empty()).then_some(report.message);
@@ -101,7 +123,10 @@ impl Step<'_> {
                 }
             }
         }
-        if now >= give_up {
+        // Whether a trigger has fired its daemon alone can say, and it takes it back at the same time.
+        if now >= give_up && waits && underway && now < give_up + TOLD_WITHIN {
+            self.wake(give_up + TOLD_WITHIN);
+        } else if now >= give_up {
             let message = match world.daemon(&node) {
                 Daemon::None => format!("node {node} runs no Squall daemon"),
                 Daemon::Unreachable(why) => format!("the daemon on node {node} can't be reached: {why}"),
@@ -136,7 +161,10 @@ impl Step<'_> {
         if target.ordered_at.is_none() {
             target.ordered_at = Some(MicroTime(now));
         }
-        self.plan.orders.extend(order(self.ident.uid, target, fault.clone(), Stage::Fire));
+        let order = order(self.ident.uid, target, fault.clone(), Stage::Fire);
+        // What has fired is waited for until its process has ended.
+        let until = (waits && !fired).then_some(give_up);
+        self.plan.orders.extend(order.map(|order| Order { until, ..order }));
     }
 
     /// When the container was started again, and when its pod was Ready. Told for ten minutes after the end.

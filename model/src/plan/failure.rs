@@ -4,7 +4,7 @@
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use squall_api::names;
-use squall_api::podchaos::{Scope, Target, TargetPhase};
+use squall_api::podchaos::{Target, TargetPhase};
 
 use super::kill::fail;
 use super::lasting::{Asked, release, went_away};
@@ -13,7 +13,7 @@ use super::outcomes::injection_limit;
 use super::{Effect, Ident, Input, NodeFault, Outcome, PodRef, Stage, Step, Verb, seconds, view};
 use crate::pod::{ContainerState, ContainerView, PodView};
 use crate::select::{Ineligible, eligible};
-use crate::spec::Spec;
+use crate::spec::{Spec, Whom};
 use crate::substitute::{FaultImages, Holder};
 
 /// SIGKILL, for `fast`.
@@ -142,7 +142,7 @@ impl Step<'_> {
                                 container_id: container.id.clone(),
                                 ..target.clone()
                             };
-                            let kill = NodeFault::Kill { signal: SIGKILL, scope: Scope::Init };
+                            let kill = NodeFault::Kill { signal: SIGKILL, whom: Whom::default() };
                             self.plan.orders.extend(order(self.ident.uid, &old, kill, Stage::Fire));
                         }
                     }

@@ -1,10 +1,10 @@
 //! What a node's daemon is to do for an experiment.
 
 use jiff::Timestamp;
-use squall_api::podchaos::{Scope, Target};
+use squall_api::podchaos::Target;
 
 use super::PodRef;
-use crate::spec::{Action, Spec};
+use crate::spec::{Action, Spec, Whom};
 use crate::stress::Stress;
 
 /// A fault that a node's daemon shall carry out, prepare, or put back.
@@ -46,8 +46,8 @@ pub enum NodeFault {
     Kill {
         /// The signal's number.
         signal: i32,
-        /// To which processes.
-        scope: Scope,
+        /// To which processes, and when.
+        whom: Whom,
     },
     /// No process runs.
     Freeze,
@@ -60,8 +60,8 @@ impl NodeFault {
     pub fn of(spec: &Spec) -> Option<Self> {
         match &spec.action {
             Action::PodKill { .. } | Action::PodFailure { .. } => None,
-            Action::ContainerKill { signal, scope, .. } => {
-                Some(Self::Kill { signal: signal.number(), scope: *scope })
+            Action::ContainerKill { signal, whom, .. } => {
+                Some(Self::Kill { signal: signal.number(), whom: whom.clone() })
             }
             Action::ContainerFreeze => Some(Self::Freeze),
             Action::Stress(stress) => Some(Self::Stress(stress.clone())),

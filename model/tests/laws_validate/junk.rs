@@ -8,7 +8,9 @@ use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
-use squall_api::podchaos::{Action, FaultStyle, Mode, PodChaosSpec, PodSelector, Processes, Scope};
+use squall_api::podchaos::{
+    Action, ConnectTrigger, FaultStyle, Mode, PodChaosSpec, PodSelector, Processes, Scope, Trigger,
+};
 
 use crate::world;
 
@@ -74,7 +76,19 @@ pub fn spec() -> impl Strategy<Value = PodChaosSpec> {
     let duration = option::weighted(0.3, prop_oneof![3 => "[1-9][0-9]?(s|m|h|ms)", 1 => text()]);
     let grace = option::weighted(0.3, prop_oneof![Just(0), -1_i64..100, any::<i64>()]);
     let containers = prop_oneof![3 => Just(vec![]), 1 => vec(text(), 0..3)];
-    let scope = select(vec![Scope::Init, Scope::All]).prop_map(|scope| Processes { scope });
+    let scope =
+        select(vec![Scope::Init, Scope::All]).prop_map(|scope| Processes { scope, ..Processes::default() });
+    let name = || option::weighted(0.5, select(vec!["fsync", "", "/bin/x", "../x"]).prop_map(str::to_owned));
+    let port = option::weighted(0.4, select(vec![0, 1, 5432, 65536]))
+        .prop_map(|port| port.map(|port| ConnectTrigger { port }));
+    let nth = option::weighted(0.3, select(vec![0_i64, 1, 7]));
+    let trigger = (name(), nth, name(), port).prop_map(|(syscall, nth, exec, connect)| Trigger {
+        syscall,
+        nth,
+        exec,
+        connect,
+        comm: None,
+    });
     let rare = |value| option::weighted(0.15, Just(value)).boxed();
     let switches = (
         prop_oneof![rare(true), rare(false)],
@@ -88,14 +102,24 @@ pub fn spec() -> impl Strategy<Value = PodChaosSpec> {
         containers,
         option::weighted(0.2, signal()),
         option::weighted(0.15, scope),
+        option::weighted(0.15, trigger),
         option::weighted(0.15, select(vec![FaultStyle::Pause, FaultStyle::Crash])),
         option::of(any::<i64>()),
         option::weighted(0.1, select(vec!["", "other"])),
     );
     (what, rest, switches).prop_map(
         |((action, mode, value, selector), rest, (evict, fast, terminal, dry))| {
-            let (duration, grace_period, container_names, signal, processes, fault_style, seed, cluster) =
-                rest;
+            let (
+                duration,
+                grace_period,
+                container_names,
+                signal,
+                processes,
+                trigger,
+                fault_style,
+                seed,
+                cluster,
+            ) = rest;
             PodChaosSpec {
                 action,
                 mode,
@@ -106,6 +130,7 @@ pub fn spec() -> impl Strategy<Value = PodChaosSpec> {
                 duration,
                 signal,
                 processes,
+                trigger,
                 evict,
                 fast,
                 fault_style,

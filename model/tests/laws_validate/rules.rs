@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::CustomResourceExt as _;
 use proptest::prelude::*;
 use squall_api::PodChaos;
-use squall_api::podchaos::{Action, FaultStyle, Mode, PodChaosSpec, Processes};
+use squall_api::podchaos::{Action, FaultStyle, Mode, PodChaosSpec, Processes, Trigger};
 use squall_model::validate::{validate, validate_update};
 
 use crate::junk;
@@ -84,7 +84,7 @@ proptest! {
     fn what_validation_refuses_of_these_fields_the_crd_refuses(spec in junk::spec()) {
         if let Err(errors) = validate(&spec, "shop") {
             let about = |field: &str| {
-                let owned = ["evict", "fast", "faultStyle", "processes", "allowTerminal", "remoteCluster", "value"];
+                let owned = ["evict", "fast", "faultStyle", "processes", "allowTerminal", "remoteCluster", "value", "trigger"];
                 owned.iter().any(|owned| field == format!("spec.{owned}"))
             };
             if errors.iter().any(|error| about(&error.field)) {
@@ -92,6 +92,10 @@ proptest! {
             }
         }
     }
+}
+
+fn exec() -> Trigger {
+    Trigger { exec: Some("/bin/x".into()), ..Trigger::default() }
 }
 
 /// For each rule of the CRD: specs that break it, and it alone.
@@ -143,6 +147,24 @@ fn every_rule_has_a_case_that_both_refuse() {
         ("faultStyle belongs", |s| s.fault_style = Some(FaultStyle::Crash)),
         ("signal belongs", |s| s.signal = Some(IntOrString::Int(9))),
         ("processes belongs", |s| s.processes = Some(Processes::default())),
+        ("trigger belongs", |s| s.trigger = Some(exec())),
+        ("processes can't be together", |s| {
+            s.action = Action::ContainerKill;
+            s.trigger = Some(exec());
+            s.processes = Some(Processes::default());
+        }),
+        ("trigger needs exactly one", |s| {
+            s.action = Action::ContainerKill;
+            s.trigger = Some(Trigger { syscall: Some("fsync".into()), ..exec() });
+        }),
+        ("trigger needs exactly one", |s| {
+            s.action = Action::ContainerKill;
+            s.trigger = Some(Trigger::default());
+        }),
+        ("nth belongs", |s| {
+            s.action = Action::ContainerKill;
+            s.trigger = Some(Trigger { nth: Some(2), ..exec() });
+        }),
         ("allowTerminal belongs", |s| s.allow_terminal = Some(true)),
         ("remoteCluster is not supported", |s| s.remote_cluster = Some("other".into())),
     ];

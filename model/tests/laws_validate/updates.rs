@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use rstest::rstest;
-use squall_api::podchaos::{Action, FaultStyle, Mode, PodChaosSpec, PodSelector, Processes, Scope};
+use squall_api::podchaos::{Action, FaultStyle, Mode, PodChaosSpec, PodSelector, Processes, Scope, Trigger};
 use squall_model::validate::{defaults, validate_update};
 
 fn kill() -> PodChaosSpec {
@@ -65,7 +65,8 @@ fn an_active_experiment_allows(#[case] old: PodChaosSpec, #[case] change: fn(&mu
 #[case(failure(), |s: &mut PodChaosSpec| s.fast = Some(true), "spec.fast")]
 #[case(failure(), |s: &mut PodChaosSpec| s.fault_style = Some(FaultStyle::Pause), "spec.faultStyle")]
 #[case(container(), |s: &mut PodChaosSpec| s.signal = Some(IntOrString::Int(15)), "spec.signal")]
-#[case(container(), |s: &mut PodChaosSpec| s.processes = Some(Processes { scope: Scope::All }), "spec.processes.scope")]
+#[case(container(), |s: &mut PodChaosSpec| s.processes = Some(Processes { scope: Scope::All, ..Processes::default() }), "spec.processes")]
+#[case(container(), |s: &mut PodChaosSpec| s.trigger = Some(Trigger { syscall: Some("fsync".into()), ..Trigger::default() }), "spec.trigger")]
 #[case(container(), |s: &mut PodChaosSpec| s.allow_terminal = Some(true), "spec.allowTerminal")]
 #[case(PodChaosSpec { mode: Mode::Fixed, value: Some("3".into()), ..kill() }, |s: &mut PodChaosSpec| s.value = Some("2".into()), "spec.value")]
 #[case(kill(), |s: &mut PodChaosSpec| s.selector.namespaces.push("c".into()), "spec.selector.namespaces")]
