@@ -8,11 +8,11 @@ use futures::{StreamExt, TryStreamExt};
 use kube::{Api, Client};
 use kube_runtime::controller::Config;
 use kube_runtime::reflector::store::Writer;
-use kube_runtime::reflector::{self, Store};
+use kube_runtime::reflector::{self, ObjectRef, Store};
 use kube_runtime::watcher::{self, Event, watcher};
 use kube_runtime::{Controller, WatchStreamExt};
-use squall_api::names;
 use squall_api::status::Phase;
+use squall_api::{Schedule, names};
 use squall_model::experiment::Kind;
 use squall_model::pod::PodView;
 use tokio::sync::mpsc;
@@ -28,6 +28,7 @@ use crate::nodes::{NodeEvent, Nodes, RollCall};
 use crate::observe::{Change, Observer};
 use crate::reconcile::{Context, after_error, reconcile};
 use crate::retry::Retry;
+use crate::schedule;
 use crate::tell::Teller;
 
 /// Experiments that take their turns at once.
@@ -160,6 +161,7 @@ pub async fn lead(parts: Parts, router: Router) {
     let turns = Turns { pods, stress };
     let (chores, choring) = mpsc::unbounded_channel();
     let (wakes, woken) = mpsc::unbounded_channel();
+    let (scheduled, schedules) = mpsc::unbounded_channel();
     // Until every experiment has had its turn, what the daemons shall have is not known in full.
     let roll = Arc::new(RollCall::new(nodes.clone()));
     let (pods, pods_writer) = reflector::store();
@@ -192,7 +194,7 @@ pub async fn lead(parts: Parts, router: Router) {
     })));
 
     let of_pods = (experiments.pods.clone(), pods_writer);
-    let tell = (chores, wakes.clone());
+    let tell = Tell { chores, wakes: wakes.clone(), scheduled };
     let of_pods = take_turns(context.clone(), of_pods, pods_turned, tell.clone());
     let of_stress = (experiments.stress.clone(), stress_writer);
     let of_stress = take_turns(context, of_stress, stress_turned, tell);
@@ -200,6 +202,11 @@ pub async fn lead(parts: Parts, router: Router) {
         observer: observer.clone(),
         applier: applier.clone(),
         experiments: experiments.pods.clone(),
+        teller: teller.clone(),
+    };
+    let scheduler = schedule::Context {
+        client: client.clone(),
+        experiments: experiments.clone(),
         teller: teller.clone(),
     };
     let annotations = annotate::Annotations::new(client, observer, applier, experiments.clone(), teller);
@@ -216,7 +223,21 @@ pub async fn lead(parts: Parts, router: Router) {
             annotations.run(wakes, woken).await;
         }
     };
-    tokio::join!(of_pods, of_stress, rounds, annotated);
+    let scheduling = async {
+        // Nor which runs have begun.
+        if experiments.listed().await {
+            schedule::run(scheduler, schedules).await;
+        }
+    };
+    tokio::join!(of_pods, of_stress, rounds, annotated, scheduling);
+}
+
+/// Who is told of what happens to experiments.
+#[derive(Clone)]
+struct Tell {
+    chores: mpsc::UnboundedSender<PodKey>,
+    wakes: mpsc::UnboundedSender<annotate::Wake>,
+    scheduled: mpsc::UnboundedSender<ObjectRef<Schedule>>,
 }
 
 /// The experiments of one kind take their turns: when they change, and when they are `turned`.
@@ -224,16 +245,19 @@ async fn take_turns<K: Chaos>(
     context: Arc<Context>,
     (experiments, writer): (Store<K>, Writer<K>),
     turned: mpsc::UnboundedReceiver<Named>,
-    (chores, wakes): (mpsc::UnboundedSender<PodKey>, mpsc::UnboundedSender<annotate::Wake>),
+    Tell { chores, wakes, scheduled }: Tell,
 ) {
     let gone = {
         let context = context.clone();
         move |event: &Event<K>| {
-            if let Event::Apply(chaos) | Event::Delete(chaos) = event
-                && let Some(wake) = annotate::of_experiment(chaos, matches!(event, Event::Delete(_)))
-            {
-                // The receiver goes only with the term.
-                let _ = wakes.send(wake);
+            if let Event::Apply(chaos) | Event::Delete(chaos) = event {
+                // The receivers go only with the term.
+                if let Some(wake) = annotate::of_experiment(chaos, matches!(event, Event::Delete(_))) {
+                    let _ = wakes.send(wake);
+                }
+                if let Some(schedule) = schedule::of_experiment(chaos.meta()) {
+                    let _ = scheduled.send(schedule);
+                }
             }
             let index = context.observer.read();
             let look_after = |pod: &PodView| {

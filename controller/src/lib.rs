@@ -26,5 +26,6 @@ pub mod observe;
 pub mod orders;
 pub mod reconcile;
 pub mod retry;
+pub mod schedule;
 pub mod tell;
 pub mod world;

@@ -15,6 +15,7 @@
 //! - [`annotation`]: small faults by `kubectl annotate`: what is asked for, by whom, and what becomes of it.
 //! - [`plan`]: the next step of an experiment.
 //! - [`policy`]: what may be hit, how much, when and by whom; [`probe`]: what has to hold meanwhile.
+//! - [`schedule`]: when an experiment runs again, and what becomes of the runs.
 //! - [`zone`]: time zones by name.
 
 pub mod admission;
@@ -26,6 +27,7 @@ pub mod plan;
 pub mod pod;
 pub mod policy;
 pub mod probe;
+pub mod schedule;
 pub mod select;
 mod selector;
 mod signal;

@@ -25,7 +25,7 @@ use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::review::{Answer, Request};
 use crate::world::World;
-use crate::{access, annotations, experiments, removal};
+use crate::{access, annotations, experiments, removal, schedules};
 
 /// The largest body: etcd takes 1.5 MiB an object, and an UPDATE carries two.
 pub const LIMIT: usize = 8 << 20;
@@ -192,8 +192,9 @@ impl Desk {
                     answer
                 }
             },
+            Path::MutateExperiments if schedules::concerns(request) => schedules::mutate(request),
             Path::MutateExperiments => experiments::mutate(request),
-            Path::ValidateExperiments => match experiments::check(request) {
+            Path::ValidateExperiments => match judged(request) {
                 experiments::Verdict::Answered(answer) => answer,
                 experiments::Verdict::Ask(ask, warnings) => {
                     match access::allowed(&self.app.client, &self.turns, &ask).await {
@@ -255,6 +256,14 @@ impl Desk {
         self.app.metrics.reviewed(path.name(), outcome, took);
         tracing::warn!(path = path.name(), outcome, message, "not answered as a review");
         (status, format!("{message}\n")).into_response()
+    }
+}
+
+fn judged(request: &Request<'_>) -> experiments::Verdict {
+    if schedules::concerns(request) {
+        schedules::check(request, Timestamp::now())
+    } else {
+        experiments::check(request)
     }
 }
 

@@ -19,7 +19,7 @@ use squall_model::validate::{defaults, validate, validate_update, warnings};
 use crate::review::{Answer, Denied, Request, UserInfo};
 
 /// How many namespaces one experiment may name: each takes two questions to the API server.
-const NAMESPACES: usize = 100;
+pub(crate) const NAMESPACES: usize = 100;
 
 /// What the API server has to be asked before an experiment is accepted.
 #[derive(Clone, Debug, PartialEq)]
@@ -219,7 +219,7 @@ fn judge<S: ExperimentSpec + DeserializeOwned>(request: &Request<'_>) -> Result<
 }
 
 /// The right that one needs to do by hand what `spec` does.
-fn right(spec: &Spec) -> (&'static str, &'static str) {
+pub(crate) fn right(spec: &Spec) -> (&'static str, &'static str) {
     match spec.action {
         Action::PodKill { evict: false, .. } => ("delete", ""),
         Action::PodKill { evict: true, .. } => ("create", "eviction"),
@@ -262,19 +262,22 @@ fn requester_stays<S: ExperimentSpec + DeserializeOwned>(
     )]))
 }
 
-fn requester(user: &UserInfo) -> Result<Value, Denied> {
+pub(crate) fn requester(user: &UserInfo) -> Result<Value, Denied> {
     let text = serde_json::to_string(user)
         .map_err(|error| Denied::unavailable(format!("the requester can't be written down: {error}")))?;
     Ok(Value::String(text))
 }
 
-fn value(what: &str, raw: Option<&RawValue>) -> Result<Value, Denied> {
+pub(crate) fn value(what: &str, raw: Option<&RawValue>) -> Result<Value, Denied> {
     let raw = raw.ok_or_else(|| bad_request(format!("the review has no {what}")))?;
     serde_json::from_str(raw.get()).map_err(|error| bad_request(format!("the {what} can't be read: {error}")))
 }
 
 /// The object under `key`, made if it isn't there.
-fn entry<'a>(object: &'a mut Map<String, Value>, key: &str) -> Result<&'a mut Map<String, Value>, Denied> {
+pub(crate) fn entry<'a>(
+    object: &'a mut Map<String, Value>,
+    key: &str,
+) -> Result<&'a mut Map<String, Value>, Denied> {
     let value = object.entry(key).or_insert_with(|| json!({}));
     if value.is_null() {
         *value = json!({});

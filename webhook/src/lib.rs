@@ -6,6 +6,7 @@
 //! - [`annotations`]: small faults by annotation, on pods and workloads.
 //! - [`experiments`]: experiments, as far as that takes nobody else; [`access`] asks the API server the rest.
 //! - [`removal`]: Squall's own, which is held up until nothing is failed.
+//! - [`schedules`]: schedules, and the experiment in each.
 //! - [`watch`] keeps [`world`] and the certificate of [`tls`] as the cluster has them; [`serve`] does the wire.
 //!
 //! Nothing here decides what a fault is or whom it may hit: that is `squall-model`'s.
@@ -20,6 +21,7 @@ pub mod metrics;
 pub mod pods;
 pub mod removal;
 pub mod review;
+pub mod schedules;
 pub mod serve;
 pub mod tls;
 pub mod watch;

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt as _;
 use serde_json::Value;
-use squall_api::{ChaosPolicy, PodChaos, StressChaos};
+use squall_api::{ChaosPolicy, PodChaos, Schedule, StressChaos};
 
 use crate::{build, gen_ebpf, gen_proto};
 
@@ -63,6 +63,7 @@ fn texts(root: &Path) -> Result<Vec<(String, String)>> {
         ("podchaos", PodChaos::crd()),
         ("stresschaos", StressChaos::crd()),
         ("chaospolicy", ChaosPolicy::crd()),
+        ("schedule", Schedule::crd()),
     ];
     let mut texts = Vec::new();
     for (name, kind) in kinds {

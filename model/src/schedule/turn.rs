@@ -1,0 +1,258 @@
+//! One schedule's turn: which run is due, what becomes of it, and what of the experiments before it.
+//!
+//! A run that is due becomes an experiment first and is written down after it; the experiment's name is the run's, so
+//! a crash in between, or a second controller, finds it there. Of several runs that are due only the newest begins:
+//! the others are missed, counted and told.
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
+use sha2::{Digest, Sha256};
+use squall_api::schedule::{ConcurrencyPolicy, ScheduleStatus};
+
+use super::{Draw, Schedule};
+use crate::time::format_duration;
+
+/// How many runs are counted one by one.
+const COUNTED: u32 = 1000;
+
+/// An experiment of a schedule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Child {
+    /// Its name.
+    pub name: String,
+    /// When it was made.
+    pub created: Option<Timestamp>,
+    /// It is over.
+    pub completed: bool,
+    /// It is on its way out.
+    pub deleting: bool,
+}
+
+/// Everything that a turn depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    /// Now.
+    pub now: Timestamp,
+    /// The object's name.
+    pub name: &'a str,
+    /// Its UID.
+    pub uid: &'a str,
+    /// When it was made.
+    pub created: Timestamp,
+    /// Its generation.
+    pub generation: Option<i64>,
+    /// The pause annotation is there.
+    pub paused: bool,
+    /// What is to be done.
+    pub schedule: &'a Schedule,
+    /// The status as it was last written.
+    pub status: &'a ScheduleStatus,
+    /// Its experiments.
+    pub children: &'a [Child],
+}
+
+/// What is to be done, in this order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Turn {
+    /// Experiments to end.
+    pub delete: Vec<String>,
+    /// The experiment to make, by name; one that is there already is as good.
+    pub make: Option<String>,
+    /// The status afterwards.
+    pub status: ScheduleStatus,
+    /// What to tell, once the status is written.
+    pub said: Vec<Said>,
+    /// When to look again if nothing happens.
+    pub wake: Option<Timestamp>,
+}
+
+/// Something to tell in an Event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// Someone should look.
+    pub warning: bool,
+    /// A stable word.
+    pub reason: &'static str,
+    /// In words.
+    pub message: String,
+}
+
+/// The name of the experiment that the run due at `due` becomes. For each schedule and second one, and no other.
+pub fn name_of(schedule: &str, uid: &str, due: Timestamp) -> String {
+    const LONGEST: usize = 253;
+    let digest = Sha256::digest(format!("{uid}\0{}", due.as_second()).as_bytes());
+    let digest: String = digest[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+    // UTC, to the second, in letters that a name may have.
+    let end = format!("{}-{digest}", due.strftime("%Y%m%d-%H%M%S"));
+    let stem: String = schedule.chars().take(LONGEST - end.len() - 1).collect();
+    format!("{}-{end}", stem.trim_end_matches(['.', '-']))
+}
+
+/// What is due now.
+pub fn turn(input: Input<'_>) -> Turn {
+    let Input { now, name, uid, created, generation, paused, schedule, status, children } = input;
+    let mut turn = Turn { status: status.clone(), ..Turn::default() };
+    let draw = Draw { uid, seed: schedule.seed };
+    let suspended = paused || schedule.suspend;
+    let was_suspended = condition(status, "Suspended");
+    let changed = status.observed_generation != generation;
+
+    // Runs are counted from now on where what they were counted by is no longer so.
+    let anchor = match &status.counted_from {
+        Some(from) if !changed && !was_suspended => from.0,
+        Some(_) => whole(now),
+        None => whole(created),
+    };
+    turn.status.counted_from = Some(MicroTime(anchor));
+    turn.status.observed_generation = generation;
+    let last = status.last_due_time.as_ref().map_or(anchor, |time| time.0.max(anchor));
+
+    let mut active: Vec<&Child> =
+        children.iter().filter(|child| !child.completed && !child.deleting).collect();
+    let mut next = None;
+    let mut message = None;
+    if suspended {
+        let why = if paused { "by the annotation squall.dev/pause" } else { "by spec.suspend" };
+        message = Some(format!("suspended {why}: no run begins"));
+    } else {
+        let begins = |due: Timestamp| match schedule.jitter {
+            Some(jitter) => due.saturating_add(draw.delay(due, jitter)).unwrap_or(due),
+            None => due,
+        };
+        let deadline = SignedDuration::try_from(schedule.deadline).unwrap_or(SignedDuration::MAX);
+        let mut missed: u32 = 0;
+        let mut due: Option<Timestamp> = None;
+        let mut seen = last;
+        next = schedule.when.next(seen, anchor, draw);
+        while let Some(run) = next
+            && begins(run) <= now
+        {
+            missed += u32::from(due.is_some());
+            due = Some(run);
+            seen = run;
+            if missed >= COUNTED {
+                // Long ago: from here on what could still begin is looked at, and nothing else.
+                let recent = now.saturating_sub(deadline).unwrap_or(now);
+                seen = seen.max(whole(recent));
+            }
+            next = schedule.when.next(seen, anchor, draw);
+        }
+        if let Some(run) = due {
+            turn.status.last_due_time = Some(Time(run));
+            let late = now.duration_since(begins(run));
+            if late > deadline {
+                missed += 1;
+            } else {
+                run_now(&mut turn, &input, run, &mut active);
+            }
+            if missed > 0 {
+                let all = turn.status.missed.unwrap_or_default() + i64::from(missed);
+                turn.status.missed = Some(all);
+                let many = if missed >= COUNTED { "at least " } else { "" };
+                let text = format!(
+                    "{many}{missed} missed, the last due at {run}: nobody could begin it within {}",
+                    format_duration(schedule.deadline)
+                );
+                message = Some(text.clone());
+                turn.said.push(Said { warning: true, reason: "Missed", message: text });
+            }
+        }
+        match next {
+            Some(next) => turn.wake = Some(begins(next)),
+            None => message = Some("no run is due any more".to_owned()),
+        }
+        turn.status.next_schedule_time = turn.wake.map(|at| Time(whole(at)));
+    }
+    if next.is_none() {
+        turn.status.next_schedule_time = None;
+    }
+    set_suspended(&mut turn.status, suspended, generation, now);
+    turn.status.message = match (message, turn.said.last()) {
+        (Some(message), _) => Some(message),
+        (None, Some(said)) => Some(said.message.clone()),
+        (None, None) if was_suspended || status.message.is_none() => Some(schedule.when.said()),
+        (None, None) => status.message.clone(),
+    };
+    let last = name_of_last(&turn.status, name, uid);
+    history(&mut turn, children, schedule.history, last.as_deref());
+    let made = turn.make.iter().filter(|made| !children.iter().any(|child| child.name == **made));
+    let mut names: Vec<String> = active
+        .iter()
+        .map(|child| child.name.clone())
+        .filter(|name| !turn.delete.contains(name))
+        .chain(made.cloned())
+        .collect();
+    names.sort();
+    turn.status.active_count = Some(i32::try_from(names.len()).unwrap_or(i32::MAX));
+    names.truncate(20);
+    turn.status.active = names;
+    turn
+}
+
+/// The run `due` is to begin now, if its like let it.
+fn run_now(turn: &mut Turn, input: &Input<'_>, due: Timestamp, active: &mut Vec<&Child>) {
+    let name = name_of(input.name, input.uid, due);
+    // Begun before, and what was to be written then is written now.
+    let begun = input.children.iter().any(|child| child.name == name);
+    active.retain(|child| child.name != name);
+    if !begun && !active.is_empty() {
+        match input.schedule.concurrency {
+            ConcurrencyPolicy::Allow => {}
+            ConcurrencyPolicy::Replace => {
+                turn.delete.extend(active.drain(..).map(|child| child.name.clone()));
+            }
+            ConcurrencyPolicy::Forbid => {
+                turn.status.forbidden = Some(turn.status.forbidden.unwrap_or_default() + 1);
+                let message = format!(
+                    "the run due at {due} was skipped, since {} is active (concurrencyPolicy Forbid)",
+                    active[0].name
+                );
+                turn.said.push(Said { warning: false, reason: "Forbidden", message });
+                return;
+            }
+        }
+    }
+    turn.status.last_schedule_time = Some(Time(due));
+    turn.status.runs = Some(turn.status.runs.unwrap_or_default() + 1);
+    turn.said.push(Said {
+        warning: false,
+        reason: "Begun",
+        message: format!("the run due at {due} is {name}"),
+    });
+    turn.make = Some(name);
+}
+
+/// The oldest of those that are over go; never the last that began, by whose being there nothing begins twice.
+fn history(turn: &mut Turn, children: &[Child], limit: usize, last: Option<&str>) {
+    let mut over: Vec<&Child> = children.iter().filter(|child| child.completed && !child.deleting).collect();
+    over.sort_by(|a, b| (b.created, &b.name).cmp(&(a.created, &a.name)));
+    let old = over.into_iter().skip(limit).filter(|child| Some(child.name.as_str()) != last);
+    turn.delete.extend(old.map(|child| child.name.clone()));
+}
+
+fn name_of_last(status: &ScheduleStatus, name: &str, uid: &str) -> Option<String> {
+    status.last_schedule_time.as_ref().map(|due| name_of(name, uid, due.0))
+}
+
+fn condition(status: &ScheduleStatus, kind: &str) -> bool {
+    status.conditions.iter().any(|condition| condition.type_ == kind && condition.status == "True")
+}
+
+fn set_suspended(status: &mut ScheduleStatus, is: bool, generation: Option<i64>, now: Timestamp) {
+    let word = if is { "True" } else { "False" };
+    let since = status.conditions.iter().find(|one| one.type_ == "Suspended" && one.status == word);
+    let since = since.map_or_else(|| Time(whole(now)), |one| one.last_transition_time.clone());
+    status.conditions.retain(|one| one.type_ != "Suspended");
+    status.conditions.push(Condition {
+        type_: "Suspended".to_owned(),
+        status: word.to_owned(),
+        reason: if is { "Suspended" } else { "Running" }.to_owned(),
+        message: String::new(),
+        last_transition_time: since,
+        observed_generation: generation,
+    });
+}
+
+fn whole(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second()).unwrap_or(at)
+}

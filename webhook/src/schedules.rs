@@ -1,0 +1,129 @@
+//! Reviews of schedules: who asked is written down; then the schedule and the experiment in it are checked, for whoever
+//! writes them, as if he asked for the experiment itself. Its runs are not asked for again.
+//!
+//! In doubt the schedule is refused.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use serde_json::Value;
+use squall_api::schedule::{Schedule, ScheduleSpec, ScheduleType};
+use squall_api::names;
+use squall_model::error::FieldError;
+use squall_model::experiment::ExperimentSpec;
+use squall_model::schedule::validate;
+use squall_model::spec::Spec;
+use squall_model::validate::warnings;
+
+use crate::experiments::{self, Ask, NAMESPACES, Verdict, entry, right, value};
+use crate::review::{Answer, Denied, Request};
+
+/// Whether the request is about a schedule.
+pub fn concerns(request: &Request<'_>) -> bool {
+    request.kind.is(names::GROUP, names::VERSION, "Schedule")
+}
+
+/// Who asked.
+pub fn mutate(request: &Request<'_>) -> Answer {
+    sign(request).unwrap_or_else(Into::into)
+}
+
+fn sign(request: &Request<'_>) -> Result<Answer, Denied> {
+    let before = value("object", request.object)?;
+    let mut after = before.clone();
+    let Some(object) = after.as_object_mut() else { return Ok(Answer::default()) };
+    let annotations = entry(entry(object, "metadata")?, "annotations")?;
+    if request.operation == "CREATE" {
+        annotations.insert(names::REQUESTED_BY.to_owned(), experiments::requester(&request.user_info)?);
+    } else {
+        let old = value("oldObject", request.old_object)?;
+        let kept = old.pointer("/metadata/annotations").and_then(|all| all.get(names::REQUESTED_BY));
+        // `kubectl replace` leaves out what it doesn't know of. Another value is refused by the validating path.
+        if let Some(kept) = kept
+            && !annotations.contains_key(names::REQUESTED_BY)
+        {
+            annotations.insert(names::REQUESTED_BY.to_owned(), kept.clone());
+        }
+    }
+    Ok(Answer { patch: Some(json_patch::diff(&before, &after)), ..Answer::default() })
+}
+
+/// Fields, and what is still to be asked.
+pub fn check(request: &Request<'_>, now: Timestamp) -> Verdict {
+    match try_check(request, now) {
+        Ok(verdict) => verdict,
+        Err(denied) => Verdict::Answered(denied.into()),
+    }
+}
+
+fn try_check(request: &Request<'_>, now: Timestamp) -> Result<Verdict, Denied> {
+    let new = read("object", value("object", request.object)?)?;
+    let (schedule, spec) = validate(&new.spec, &request.namespace).map_err(Denied::invalid)?;
+    let mut before = BTreeSet::new();
+    if request.operation == "UPDATE" {
+        let old = read("oldObject", value("oldObject", request.old_object)?)?;
+        if requester(&old) != requester(&new) {
+            return Err(Denied::invalid(vec![FieldError::new(
+                format!("metadata.annotations[{}]", names::REQUESTED_BY),
+                requester(&new).unwrap_or("nothing"),
+                "it says who created the schedule and can't be changed: make another schedule instead",
+            )]));
+        }
+        if old.spec == new.spec {
+            return Ok(Verdict::Answered(Answer::default()));
+        }
+        // A namespace that no longer takes part must not keep a schedule from being changed.
+        if let Ok((_, spec)) = validate(&old.spec, &request.namespace) {
+            before = spec.selector.namespaces;
+        }
+    }
+    schedule.check(&new.spec, now).map_err(|error| Denied::invalid(vec![error]))?;
+    let namespaces = spec.selector.namespaces.clone();
+    if namespaces.len() > NAMESPACES {
+        return Err(Denied::invalid(vec![FieldError::new(
+            selector(&new),
+            format!("{} namespaces", namespaces.len()),
+            format!("allowed are up to {NAMESPACES}: make several schedules instead"),
+        )]));
+    }
+    if let Some(name) = namespaces.iter().find(|name| names::is_protected_namespace(name)) {
+        return Err(Denied::forbidden(format!(
+            "{}: pods of namespace {name} are never hit, no label can open it; choose others",
+            selector(&new)
+        )));
+    }
+    let (verb, subresource) = right(&spec);
+    let user = Some(request.user_info.clone());
+    let opted_in = namespaces.difference(&before).cloned().collect();
+    Ok(Verdict::Ask(Ask { user, verb, subresource, namespaces, opted_in }, said(&new, &spec)))
+}
+
+/// The errors speak of the experiment where it stands in the schedule.
+fn selector(schedule: &Schedule) -> &'static str {
+    match schedule.spec.type_ {
+        ScheduleType::PodChaos => "spec.podChaos.selector",
+        ScheduleType::StressChaos => "spec.stressChaos.selector",
+    }
+}
+
+fn said(schedule: &Schedule, spec: &Spec) -> Vec<String> {
+    let ScheduleSpec { pod_chaos, stress_chaos, .. } = &schedule.spec;
+    let pod = pod_chaos.iter().flat_map(ExperimentSpec::ignored);
+    let stress = stress_chaos.iter().flat_map(ExperimentSpec::ignored);
+    pod.chain(stress).chain(warnings(spec)).map(|warning| format!("squall: {warning}")).collect()
+}
+
+fn read(what: &str, value: Value) -> Result<Schedule, Denied> {
+    serde_json::from_value(value).map_err(|error| {
+        let found = format!("{what}: {error}");
+        Denied::invalid(vec![FieldError::new(
+            "spec",
+            found,
+            "see `kubectl explain schedules.squall.dev.spec`",
+        )])
+    })
+}
+
+fn requester(schedule: &Schedule) -> Option<&str> {
+    schedule.metadata.annotations.as_ref()?.get(names::REQUESTED_BY).map(String::as_str)
+}
