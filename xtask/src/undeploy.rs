@@ -22,6 +22,8 @@ const GONE: Duration = Duration::from_secs(120);
 const CLOSED: &str = "squall-removal";
 /// Every kind of ours.
 const KINDS: [&str; 2] = ["podchaos", "stresschaos"];
+/// The kind that makes experiments, by its full name: others have schedules too.
+const SCHEDULES: &str = "schedules.squall.dev";
 /// Every annotation of ours on a pod.
 const ANNOTATIONS: [&str; 8] = [
     names::ORIGINAL_IMAGES,
@@ -82,6 +84,7 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 fn remove(kubectl: &Kubectl) -> Result<()> {
+    end_schedules(kubectl)?;
     end_experiments(kubectl)?;
     // With the webhook there, taking the label off is enough; without it, and for what it left, the record is used.
     restore_pods(kubectl)?;
@@ -95,6 +98,14 @@ fn remove(kubectl: &Kubectl) -> Result<()> {
     wait_until_gone(kubectl)?;
     // A pod may have been failed between the first look and the webhook's end.
     restore_pods(kubectl)
+}
+
+/// Deletes every schedule, so that none begins another run; what they began is ended with the other experiments.
+fn end_schedules(kubectl: &Kubectl) -> Result<()> {
+    if kubectl.find(&["crd", SCHEDULES])?.is_some() {
+        kubectl.output(&["delete", SCHEDULES, "-A", "--all", "--wait=false"])?;
+    }
+    Ok(())
 }
 
 /// Deletes every experiment and waits until Squall has put back what they did; what hangs is let go by force.
@@ -248,8 +259,8 @@ fn wait_until_gone(kubectl: &Kubectl) -> Result<()> {
         if kubectl.find(&["namespace", names::NAMESPACE])?.is_some() {
             there.push(format!("namespace {}", names::NAMESPACE));
         }
-        for kind in KINDS {
-            let crd = format!("{kind}.{}", names::GROUP);
+        let crds = KINDS.map(|kind| format!("{kind}.{}", names::GROUP));
+        for crd in crds.into_iter().chain([SCHEDULES.to_owned()]) {
             if kubectl.find(&["crd", &crd])?.is_some() {
                 there.push(crd);
             }
