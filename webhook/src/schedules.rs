@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use serde_json::Value;
-use squall_api::schedule::{Schedule, ScheduleSpec, ScheduleType};
 use squall_api::names;
+use squall_api::schedule::{Schedule, ScheduleSpec, ScheduleType};
 use squall_model::error::FieldError;
 use squall_model::experiment::ExperimentSpec;
 use squall_model::schedule::validate;
