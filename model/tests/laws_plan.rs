@@ -2,7 +2,7 @@
 //! out on typed pods, views may be stale, the process may crash between any two steps, the API may fail, and
 //! people meddle. Whatever happens, at the end every pod has its own images and nothing of ours.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{
@@ -14,7 +14,7 @@ use squall_api::names;
 use squall_api::podchaos::{Action, ExperimentStatus, Mode, Phase, PodChaos, PodChaosSpec, TargetPhase};
 use squall_model::experiment::Experiment;
 use squall_model::plan::{
-    Daemon, Effect, Input, Outcome, Outcomes, Plan, Report, ReportState, Stage, World, plan,
+    Daemon, Effect, Input, Order, Outcome, Outcomes, Plan, Report, ReportState, Stage, World, plan,
 };
 use squall_model::pod::{NamespaceView, PodView};
 use squall_model::select::Nodes;
@@ -45,6 +45,72 @@ struct Sim {
     without_daemons: bool,
     reports: BTreeMap<String, Report>,
     killed: Vec<String>,
+    /// What the controller would have the node have.
+    desired: BTreeMap<String, Order>,
+    node: Node,
+}
+
+/// The node's daemon, as it keeps its promises: what is listed it holds, what isn't it puts back, and what nobody renews
+/// it ends by itself.
+#[derive(Default)]
+struct Node {
+    /// It can't be reached.
+    away: bool,
+    /// What stands: the container, and when it ends if it is not renewed.
+    standing: BTreeMap<String, (String, Timestamp)>,
+    /// What it has to say of each fault that it was told of.
+    told: BTreeMap<String, Report>,
+}
+
+impl Node {
+    /// The whole desired state has come.
+    fn apply(&mut self, desired: &BTreeMap<String, Order>, containers: &BTreeSet<String>, now: Timestamp) {
+        self.standing.retain(|id, _| desired.contains_key(id));
+        self.told.retain(|id, _| desired.contains_key(id));
+        for (id, order) in desired {
+            let told = self.told.get(id).map(|report| (report.state, report.reason.clone()));
+            let over = told.is_some_and(|(state, _)| {
+                matches!(state, ReportState::Recovered | ReportState::Refused | ReportState::Failed)
+            });
+            let say = |state, reason: &str| Report { state, reason: reason.to_owned(), ..Report::default() };
+            match order.stage {
+                _ if over => {}
+                Stage::Arm => {
+                    self.told.insert(id.clone(), say(ReportState::Underway, ""));
+                }
+                Stage::Recover => {
+                    self.standing.remove(id);
+                    self.told.insert(id.clone(), say(ReportState::Recovered, ""));
+                }
+                Stage::Fire if containers.contains(&order.container_id) => {
+                    let lease = now + SignedDuration::from_secs(60);
+                    let until = order.until.unwrap_or(lease);
+                    self.standing.insert(id.clone(), (order.container_id.clone(), until));
+                    self.told.insert(id.clone(), say(ReportState::Injected, ""));
+                }
+                Stage::Fire => {
+                    self.told.insert(id.clone(), say(ReportState::Refused, "ContainerGone"));
+                }
+            }
+        }
+    }
+
+    /// Time has passed, or containers have ended.
+    fn look(&mut self, containers: &BTreeSet<String>, now: Timestamp) {
+        let Self { standing, told, away: _ } = self;
+        standing.retain(|id, (container, until)| {
+            let state = if !containers.contains(container) {
+                (ReportState::Failed, "ContainerGone")
+            } else if *until <= now {
+                (ReportState::Recovered, "")
+            } else {
+                return true;
+            };
+            let report = Report { state: state.0, reason: state.1.to_owned(), ..Report::default() };
+            told.insert(id.clone(), report);
+            false
+        });
+    }
 }
 
 impl Nodes for Sim {
@@ -79,7 +145,13 @@ impl World for Sim {
     }
 
     fn daemon(&self, node: &str) -> Daemon {
-        if node == "without" || self.without_daemons { Daemon::None } else { Daemon::Ready }
+        if node == "without" || self.without_daemons {
+            Daemon::None
+        } else if self.node.away {
+            Daemon::Unreachable("no route".to_owned())
+        } else {
+            Daemon::Ready
+        }
     }
 
     fn report(&self, _: &str, id: &str) -> Option<Report> {
@@ -114,6 +186,8 @@ impl Sim {
             without_daemons: false,
             reports: BTreeMap::new(),
             killed: Vec::new(),
+            desired: BTreeMap::new(),
+            node: Node::default(),
         };
         for _ in 0..pods {
             sim.birth();
@@ -216,6 +290,46 @@ impl Sim {
         })
     }
 
+    /// The containers that run.
+    fn containers(&self) -> BTreeSet<String> {
+        let statuses = self.pods.values().filter_map(|pod| pod.status.as_ref()?.container_statuses.as_ref());
+        statuses.flatten().filter_map(|status| status.container_id.clone()).collect()
+    }
+
+    /// The controller would have the node have this; `whole` if nothing else.
+    fn order(&mut self, orders: &[Order], whole: bool) {
+        for order in orders.iter().filter(|order| order.stage == Stage::Fire) {
+            let known = self.status.targets.iter().any(|target| {
+                target.uid == order.pod.uid
+                    && target.container_id.as_ref() == Some(&order.container_id)
+                    && order.id.ends_with(&match target.attempt {
+                        Some(attempt) => format!("/{attempt}"),
+                        None => order.container_id.trim_start_matches("containerd://").to_owned(),
+                    })
+            });
+            assert!(known, "ordered before the intent was written: {order:?}");
+        }
+        if whole {
+            self.desired.clear();
+        }
+        self.desired.extend(orders.iter().map(|order| (order.id.clone(), order.clone())));
+        self.news();
+    }
+
+    /// The node's daemon hears and tells, where it can.
+    fn news(&mut self) {
+        let containers = self.containers();
+        self.node.look(&containers, self.now);
+        if !self.node.away && self.lasting_on_containers() {
+            self.node.apply(&self.desired, &containers, self.now);
+            self.reports = self.node.told.clone();
+        }
+    }
+
+    fn lasting_on_containers(&self) -> bool {
+        self.chaos.spec.action == Action::ContainerFreeze
+    }
+
     /// One turn, as the controller takes it; `crash_after` effects or writes the process dies.
     fn turn(&mut self, crash_after: Option<u32>) {
         let mut left = crash_after;
@@ -239,17 +353,19 @@ impl Sim {
                 "an effect before the intent was written: {:?}",
                 plan.effects
             );
+            self.order(&plan.orders, false);
             if plan.effects.is_empty() {
                 if !survives() {
-                    self.outcomes = Outcomes::default();
-                    return;
+                    return self.crash();
                 }
                 let changed = self.status != plan.status;
                 self.status = plan.status;
                 if plan.drop_finalizer {
                     self.gone = true;
+                    self.order(&[], true);
                     return;
                 }
+                self.order(&plan.orders, true);
                 if !changed {
                     return;
                 }
@@ -257,20 +373,25 @@ impl Sim {
             }
             for effect in plan.effects {
                 if !survives() {
-                    self.outcomes = Outcomes::default();
-                    return;
+                    return self.crash();
                 }
                 self.carry_out(&effect);
             }
             if self.status != plan.status {
                 if !survives() {
-                    self.outcomes = Outcomes::default();
-                    return;
+                    return self.crash();
                 }
                 self.status = plan.status;
             }
+            self.order(&plan.orders, true);
         }
         panic!("a turn does not come to rest: {:?}", self.plan().effects);
+    }
+
+    /// What wasn't written is forgotten.
+    fn crash(&mut self) {
+        self.outcomes = Outcomes::default();
+        self.desired.clear();
     }
 
     fn carry_out(&mut self, effect: &Effect) {
@@ -310,6 +431,27 @@ impl Sim {
 
     fn wait(&mut self, seconds: i64) {
         self.now += SignedDuration::from_secs(seconds);
+        let containers = self.containers();
+        self.node.look(&containers, self.now);
+    }
+
+    /// The container of a pod is started again.
+    fn restart(&mut self, name: &str) {
+        self.version += 1;
+        let id = format!("containerd://c{}", self.version);
+        let Some(pod) = self.pods.get_mut(name) else { return };
+        pod.metadata.resource_version = Some(self.version.to_string());
+        if let Some(statuses) = pod.status.as_mut().and_then(|status| status.container_statuses.as_mut()) {
+            statuses[0].container_id = Some(id);
+        }
+        let containers = self.containers();
+        self.node.look(&containers, self.now);
+    }
+
+    /// On how many pods something stands.
+    fn hit_on_the_node(&self) -> usize {
+        let pods = self.node.standing.keys().filter_map(|id| id.split('/').nth(1));
+        pods.collect::<BTreeSet<_>>().len()
     }
 
     fn annotate(&mut self, key: &str, value: Option<&str>) {
@@ -355,6 +497,8 @@ enum Move {
     Birth,
     Pause(bool),
     OptIn(bool),
+    Restart(usize),
+    Away(bool),
 }
 
 fn moves() -> impl Strategy<Value = Vec<Move>> {
@@ -370,6 +514,8 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         1 => Just(Move::Birth),
         1 => any::<bool>().prop_map(Move::Pause),
         1 => any::<bool>().prop_map(Move::OptIn),
+        1 => (0_usize..30).prop_map(Move::Restart),
+        1 => any::<bool>().prop_map(Move::Away),
     ];
     proptest::collection::vec(one, 0..60)
 }
@@ -413,6 +559,17 @@ fn play(sim: &mut Sim, moves: Vec<Move>) {
             }
             Move::Pause(on) => sim.annotate(names::PAUSE, on.then_some("true")),
             Move::OptIn(on) => sim.namespace.opted_in = on,
+            Move::Restart(index) => {
+                if let Some(name) = name(sim, index) {
+                    sim.restart(&name);
+                }
+            }
+            Move::Away(away) => {
+                sim.node.away = away;
+                if !away {
+                    sim.news();
+                }
+            }
         }
     }
 }
@@ -462,6 +619,80 @@ proptest! {
         let completed = sim.status.conditions.iter().find(|condition| condition.type_ == "Completed");
         prop_assert_eq!(completed.map(|condition| condition.status.as_str()), Some("True"));
         sim.assert_untouched();
+    }
+
+    /// The same of a fault that a node holds: deleting it ends, and nothing stands or is ordered any more.
+    #[test]
+    fn deletion_always_ends_with_nothing_left_on_a_node(
+        mode in prop_oneof![Just((Mode::All, None)), Just((Mode::One, None)), Just((Mode::Fixed, Some("3")))],
+        duration in proptest::option::of(Just("30s".to_owned())),
+        pods in 0_u32..8,
+        away: bool,
+        moves in moves(),
+    ) {
+        let mut spec = spec(Action::ContainerFreeze, mode.0, mode.1);
+        spec.duration = duration;
+        let mut sim = Sim::new(spec, pods);
+        play(&mut sim, moves);
+        // Even if the node is never heard of again.
+        sim.node.away = away;
+        sim.delete();
+        for _ in 0..30 {
+            sim.wait(11);
+            sim.all_catch_up();
+            sim.turn(None);
+        }
+        prop_assert!(sim.gone, "the object is stuck: {:?}", sim.status);
+        prop_assert!(sim.desired.is_empty());
+        prop_assert!(sim.node.standing.is_empty(), "left standing: {:?}", sim.node.standing);
+    }
+
+    /// A fault that a node holds for a `duration` ends by itself, whatever happened meanwhile.
+    #[test]
+    fn a_nodes_fault_with_a_duration_ends_by_itself(pods in 1_u32..8, moves in moves()) {
+        let mut spec = spec(Action::ContainerFreeze, Mode::All, None);
+        spec.duration = Some("30s".to_owned());
+        let mut sim = Sim::new(spec, pods);
+        play(&mut sim, moves);
+        sim.namespace.opted_in = true;
+        sim.annotate(names::PAUSE, None);
+        for _ in 0..40 {
+            sim.wait(11);
+            sim.all_catch_up();
+            sim.turn(None);
+        }
+        prop_assert!(sim.status.completed_at.is_some(), "it does not end: {:?}", sim.status);
+        prop_assert!(sim.desired.is_empty() && sim.node.standing.is_empty());
+    }
+
+    /// Never more pods than were drawn are hit on nodes at once.
+    #[test]
+    fn the_number_drawn_is_never_exceeded_on_nodes(n in 1_u32..5, pods in 1_u32..8, moves in moves()) {
+        let mut sim = Sim::new(spec(Action::ContainerFreeze, Mode::Fixed, Some(&n.to_string())), pods);
+        for step in moves {
+            play(&mut sim, vec![step]);
+            prop_assert!(sim.hit_on_the_node() <= n as usize, "{:?}", sim.node.standing);
+        }
+    }
+
+    /// As long as it is wanted, and its node is there, every container of every pod is hit.
+    #[test]
+    fn what_is_wanted_is_there_again(pods in 1_u32..8, moves in moves()) {
+        let mut sim = Sim::new(spec(Action::ContainerFreeze, Mode::All, None), pods);
+        play(&mut sim, moves);
+        // What has failed or was released meanwhile stays so.
+        let lost = |sim: &Sim| sim.status.targets.iter().any(|target| {
+            matches!(target.phase, TargetPhase::Failed | TargetPhase::Released | TargetPhase::Skipped)
+        });
+        sim.node.away = false;
+        sim.namespace.opted_in = true;
+        sim.annotate(names::PAUSE, None);
+        for _ in 0..20 {
+            sim.wait(1);
+            sim.all_catch_up();
+            sim.turn(None);
+        }
+        prop_assert!(sim.status.completed_at.is_some() || lost(&sim) || sim.hit_on_the_node() == sim.pods.len(), "{:?}", sim.status);
     }
 
     /// Never more pods than were drawn are failed at once.
@@ -668,4 +899,117 @@ fn a_daemon_that_goes_with_the_order_is_missed_within_ten_seconds_and_the_order_
     sim.turn(None);
     assert_eq!(sim.status.phase, Some(Phase::Failed));
     assert_eq!(sim.status.targets[0].reason.as_deref(), Some("NoDaemon"));
+}
+
+fn frozen(pods: u32) -> Sim {
+    let mut sim = Sim::new(spec(Action::ContainerFreeze, Mode::All, None), pods);
+    sim.turn(None);
+    sim.turn(None);
+    assert_eq!((sim.hit_on_the_node(), sim.status.phase), (pods as usize, Some(Phase::Injected)));
+    sim
+}
+
+#[test]
+fn a_container_that_is_started_again_is_followed() {
+    let mut sim = frozen(2);
+    let name = sim.pods.keys().next().cloned().unwrap();
+    sim.restart(&name);
+    assert_eq!(sim.hit_on_the_node(), 1);
+    sim.turn(None);
+    assert_eq!(
+        sim.status.targets[0].phase,
+        TargetPhase::Injected,
+        "the watch hasn't told yet, nor has the node"
+    );
+    sim.news();
+    sim.turn(None);
+    assert_eq!(sim.status.targets[0].phase, TargetPhase::Selected);
+    sim.see();
+    sim.turn(None);
+    assert_eq!((sim.hit_on_the_node(), sim.status.phase), (2, Some(Phase::Injected)));
+    assert_eq!(sim.desired.len(), 2, "the old container is ordered no more");
+}
+
+#[test]
+fn a_pod_with_a_deletion_mark_is_thawed_at_once() {
+    let mut sim = frozen(2);
+    sim.pods.values_mut().next().unwrap().metadata.deletion_timestamp = Some(Time(sim.now));
+    sim.see();
+    sim.turn(None);
+    assert_eq!((sim.hit_on_the_node(), sim.status.targets[0].phase), (1, TargetPhase::Gone));
+}
+
+#[test]
+fn a_protected_pod_is_put_back_and_not_hit_again() {
+    let mut sim = frozen(2);
+    let labels = [(names::PROTECT.to_owned(), "true".to_owned())];
+    sim.pods.values_mut().next().unwrap().metadata.labels = Some(labels.into());
+    sim.see();
+    for _ in 0..3 {
+        sim.turn(None);
+    }
+    assert_eq!(sim.hit_on_the_node(), 1);
+    assert_eq!(sim.status.targets[0].phase, TargetPhase::Released);
+    assert_eq!(sim.status.targets[0].reason.as_deref(), Some("Protected"));
+}
+
+#[test]
+fn an_unreachable_node_ends_it_by_itself_and_the_status_says_so() {
+    let mut sim = frozen(1);
+    sim.node.away = true;
+    sim.turn(None);
+    let message = |sim: &Sim| sim.status.targets[0].message.clone().unwrap_or_default();
+    assert_eq!(sim.status.targets[0].phase, TargetPhase::Injected);
+    assert!(message(&sim).contains("can't be reached"), "{}", message(&sim));
+    sim.annotate(names::PAUSE, Some("true"));
+    sim.turn(None);
+    assert_eq!(sim.status.phase, Some(Phase::Recovering));
+    sim.wait(66);
+    sim.turn(None);
+    assert_eq!((sim.status.phase, sim.hit_on_the_node()), (Some(Phase::Paused), 0));
+    assert!(message(&sim).contains("by itself"), "{}", message(&sim));
+}
+
+#[test]
+fn what_a_node_gave_up_is_injected_again_when_it_is_back() {
+    let mut sim = frozen(1);
+    sim.node.away = true;
+    sim.wait(61);
+    assert_eq!(sim.hit_on_the_node(), 0);
+    sim.node.away = false;
+    sim.reports = sim.node.told.clone();
+    sim.turn(None);
+    assert_eq!((sim.hit_on_the_node(), sim.status.phase), (1, Some(Phase::Injected)));
+    assert_eq!(sim.status.interruptions, Some(1));
+}
+
+#[test]
+fn pausing_takes_it_back_and_resuming_orders_it_by_another_name() {
+    let mut sim = frozen(1);
+    let first: Vec<String> = sim.desired.keys().cloned().collect();
+    sim.annotate(names::PAUSE, Some("true"));
+    sim.turn(None);
+    sim.turn(None);
+    assert_eq!((sim.status.phase, sim.hit_on_the_node()), (Some(Phase::Paused), 0));
+    sim.annotate(names::PAUSE, None);
+    sim.turn(None);
+    assert_eq!((sim.status.phase, sim.hit_on_the_node()), (Some(Phase::Injected), 1));
+    assert!(!sim.desired.keys().any(|id| first.contains(id)), "a daemon never injects the same again");
+}
+
+#[test]
+fn an_order_says_when_its_node_ends_it_by_itself() {
+    let mut spec = spec(Action::ContainerFreeze, Mode::All, None);
+    spec.duration = Some("5m".into());
+    let mut sim = Sim::new(spec, 1);
+    sim.turn(None);
+    sim.turn(None);
+    let ends = sim.status.ends_at.clone().unwrap().0;
+    let until = sim.desired.values().next().unwrap().until.unwrap();
+    assert!(until >= ends && until <= ends + SignedDuration::from_secs(5), "{until} and {ends}");
+    sim.chaos.spec.duration = Some("1m".into());
+    sim.chaos.metadata.generation = Some(2);
+    sim.turn(None);
+    let sooner = sim.desired.values().next().unwrap().until.unwrap();
+    assert_eq!(until.duration_since(sooner), SignedDuration::from_secs(240));
 }

@@ -166,12 +166,16 @@ impl Step<'_> {
                 .filter_map(|target| target.ordered_at.as_ref())
                 .map(|at| at.0)
                 .min();
-            let Some(first) = first else { return };
             let waiting = count(&self.plan.status, TargetPhase::Selected) > 0;
-            let latest = first + seconds(30);
-            if waiting && latest > now {
-                self.wake(latest);
-                return;
+            match first {
+                Some(first) if waiting && first + seconds(30) > now => {
+                    self.wake(first + seconds(30));
+                    return;
+                }
+                Some(_) => {}
+                None if waiting || self.ident.paused => return,
+                // Every target went before it was hit: their replacements are not waited for without end.
+                None => {}
             }
             self.plan.status.started_at = Some(MicroTime(now));
         }
