@@ -1,6 +1,7 @@
 //! Experiments: how tests make them, and what they ask of them.
 
 use jiff::Timestamp;
+use kube::core::object::HasStatus;
 use squall_api::podchaos::{
     Action, ExperimentStatus, Mode, Phase, PodChaos, PodChaosSpec, Target, TargetPhase,
 };
@@ -40,9 +41,9 @@ pub trait ExperimentExt {
     fn shown(&self) -> String;
 }
 
-impl ExperimentExt for PodChaos {
+impl<K: HasStatus<Status = ExperimentStatus>> ExperimentExt for K {
     fn told(&self) -> ExperimentStatus {
-        self.status.clone().unwrap_or_default()
+        self.status().cloned().unwrap_or_default()
     }
 
     fn phase(&self) -> Phase {
@@ -68,6 +69,6 @@ impl ExperimentExt for PodChaos {
     }
 
     fn shown(&self) -> String {
-        serde_json::to_string_pretty(&self.status).unwrap_or_default()
+        serde_json::to_string_pretty(&self.status()).unwrap_or_default()
     }
 }

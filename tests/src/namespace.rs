@@ -15,12 +15,14 @@ use futures::future::join_all;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::core::NamespaceResourceScope;
+use kube::core::object::HasStatus;
 use kube::{Api, Client, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use squall_api::names;
-use squall_api::podchaos::{Phase, PodChaos};
+use squall_api::status::{ExperimentStatus, Phase};
+use squall_api::{PodChaos, StressChaos, names};
 
 use crate::cluster::{client, runtime};
 use crate::experiment::ExperimentExt as _;
@@ -232,6 +234,19 @@ impl Ns {
         .await
     }
 
+    /// Waits until an experiment of any kind is as `wanted`.
+    pub async fn experiment_until<K>(&self, name: &str, what: &str, wanted: impl Fn(&K) -> bool) -> Result<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+        K: HasStatus<Status = ExperimentStatus> + Clone + Debug + DeserializeOwned,
+    {
+        until(&format!("{what} ({} {name})", K::kind(&())), async || {
+            let chaos: K = self.api::<K>().get(name).await?;
+            Ok(if wanted(&chaos) { Ok(chaos) } else { Err(chaos.shown()) })
+        })
+        .await
+    }
+
     /// Waits until an experiment is in `phase`.
     pub async fn phase(&self, name: &str, phase: Phase) -> Result<PodChaos> {
         self.chaos_until(name, &format!("its phase is {phase:?}"), |chaos| chaos.phase() == phase).await
@@ -311,26 +326,8 @@ impl Ns {
     async fn check_nothing_is_left(&self) -> Result<()> {
         let (keys, images) = (self.own_keys.borrow().clone(), self.own_images.borrow().clone());
         for name in self.all() {
-            let api: Api<PodChaos> = Api::namespaced(self.client.clone(), &name);
-            let list = api.list(&ListParams::default()).await?;
-            let names: Vec<String> =
-                list.items.iter().filter_map(|chaos| chaos.metadata.name.clone()).collect();
-            let params = DeleteParams::default();
-            for result in join_all(names.iter().map(|chaos| api.delete(chaos, &params))).await {
-                match result {
-                    Ok(_) => {}
-                    Err(kube::Error::Api(status)) if status.code == 404 => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            until_within(LIMIT, &format!("no experiment is left in {name}"), async || {
-                let list = api.list(&ListParams::default()).await?;
-                Ok(match list.items.first() {
-                    None => Ok(()),
-                    Some(chaos) => Err(format!("{:?} {}", chaos.metadata, chaos.shown())),
-                })
-            })
-            .await?;
+            self.end_experiments::<PodChaos>(&name).await?;
+            self.end_experiments::<StressChaos>(&name).await?;
             let pods: Api<Pod> = Api::namespaced(self.client.clone(), &name);
             for pod in pods.list(&ListParams::default()).await?.items {
                 let left = residue::on(&pod, &keys, &images);
@@ -345,17 +342,51 @@ impl Ns {
         Ok(())
     }
 
+    /// Deletes the experiments of one kind, and waits until they are gone.
+    async fn end_experiments<K>(&self, namespace: &str) -> Result<()>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+        K: HasStatus<Status = ExperimentStatus> + Clone + Debug + DeserializeOwned,
+    {
+        let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
+        let list = api.list(&ListParams::default()).await?;
+        let names: Vec<String> = list.items.iter().filter_map(|chaos| chaos.meta().name.clone()).collect();
+        let params = DeleteParams::default();
+        for result in join_all(names.iter().map(|chaos| api.delete(chaos, &params))).await {
+            match result {
+                Ok(_) => {}
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        until_within(LIMIT, &format!("no {} is left in {namespace}", K::kind(&())), async || {
+            let list = api.list(&ListParams::default()).await?;
+            Ok(match list.items.first() {
+                None => Ok(()),
+                Some(chaos) => Err(format!("{:?} {}", chaos.meta(), chaos.shown())),
+            })
+        })
+        .await
+    }
+
     /// After a failed test: what there is must not keep the namespace from going.
     async fn let_go_by_force(&self) {
         for name in self.all() {
-            let api: Api<PodChaos> = Api::namespaced(self.client.clone(), &name);
-            let Ok(list) = api.list(&ListParams::default()).await else { continue };
-            for chaos in list.items.iter().filter_map(|chaos| chaos.metadata.name.as_deref()) {
-                let forced =
-                    json!({ "metadata": { "annotations": { names::CLEANUP: names::CLEANUP_FORCED } } });
-                let _ = api.patch(chaos, &PatchParams::default(), &Patch::Merge(&forced)).await;
-                let _ = api.delete(chaos, &DeleteParams::default()).await;
-            }
+            self.force::<PodChaos>(&name).await;
+            self.force::<StressChaos>(&name).await;
+        }
+    }
+
+    async fn force<K>(&self, namespace: &str)
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
+    {
+        let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
+        let Ok(list) = api.list(&ListParams::default()).await else { return };
+        for chaos in list.items.iter().filter_map(|chaos| chaos.meta().name.as_deref()) {
+            let forced = json!({ "metadata": { "annotations": { names::CLEANUP: names::CLEANUP_FORCED } } });
+            let _ = api.patch(chaos, &PatchParams::default(), &Patch::Merge(&forced)).await;
+            let _ = api.delete(chaos, &DeleteParams::default()).await;
         }
     }
 

@@ -359,3 +359,38 @@ async fn other_kinds_are_refused() {
     status["request"]["subResource"] = json!("status");
     assert!(bench.review(names::PATH_VALIDATE_EXPERIMENTS, &status).await.allowed());
 }
+
+const STRESS: (&str, &str, &str) = ("squall.dev", "v1alpha1", "StressChaos");
+
+fn stress(stressors: Value) -> Value {
+    json!({
+        "apiVersion": "squall.dev/v1alpha1", "kind": "StressChaos",
+        "metadata": {"name": "x", "namespace": "team"},
+        "spec": {"mode": "one", "selector": {"labelSelectors": {"app": "web"}}, "stressors": stressors}
+    })
+}
+
+#[tokio::test]
+async fn a_stresschaos_is_admitted_by_the_same_code() {
+    let bench = bench();
+    let written = stress(json!({"cpu": {"workers": 2, "options": ["--cpu 2"]}}));
+    let created = review("CREATE", STRESS, "ann", Value::Null, written.clone());
+    let answer = bench.review(names::PATH_MUTATE_EXPERIMENTS, &created).await;
+    assert!(answer.allowed());
+    assert_eq!(answer.object["spec"]["stressors"]["cpu"]["load"], 100);
+    assert_eq!(answer.object["metadata"]["finalizers"], json!([names::FINALIZER]));
+    assert!(answer.object["metadata"]["annotations"][names::REQUESTED_BY].as_str().unwrap().contains("ann"));
+
+    let (answer, asked) = validate(&created, yes).await;
+    assert!(answer.allowed(), "{}", answer.message());
+    assert!(answer.warnings().contains("spec.stressors.cpu.options is ignored"), "{}", answer.warnings());
+    assert!(answer.warnings().contains("spec.duration is unset"), "{}", answer.warnings());
+    let access = asked.iter().find(|(question, _)| question.starts_with("POST")).unwrap();
+    let attributes = &access.1["spec"]["resourceAttributes"];
+    assert_eq!((&attributes["verb"], &attributes["resource"]), (&json!("patch"), &json!("pods")));
+
+    let refused = review("CREATE", STRESS, "ann", Value::Null, stress(json!({"cpu": {"workers": 0}})));
+    let (answer, asked) = validate(&refused, yes).await;
+    assert!(!answer.allowed() && asked.is_empty());
+    assert!(answer.message().contains("spec.stressors.cpu.workers"), "{}", answer.message());
+}

@@ -3,6 +3,7 @@
 
 mod junk;
 mod rules;
+mod stress;
 mod updates;
 #[expect(dead_code, reason = "shared with the laws of selection, which use all of it")]
 #[path = "../laws_select/world.rs"]
