@@ -20,7 +20,6 @@ use kube::{Api, Client, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use squall_api::names;
 use squall_api::status::{ExperimentStatus, Phase};
 use squall_api::{PodChaos, StressChaos, names};
 
