@@ -10,7 +10,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use squall_api::{PodChaos, Schedule, names};
+use squall_api::{PodChaos, Schedule, StressChaos, names};
 
 const IMAGES: [&str; 5] = ["controller", "webhook", "daemon", "pause", "crash"];
 
@@ -391,6 +391,9 @@ fn every_example_is_what_it_says_it_is() {
             let read = match document["kind"].as_str() {
                 Some("Schedule") => {
                     serde_json::from_value::<Schedule>(document.clone()).map(|read| json!(read))
+                }
+                Some("StressChaos") => {
+                    serde_json::from_value::<StressChaos>(document.clone()).map(|read| json!(read))
                 }
                 _ => serde_json::from_value::<PodChaos>(document.clone()).map(|read| json!(read)),
             };
