@@ -17,6 +17,7 @@ pub mod limit;
 pub mod metrics;
 pub mod node;
 pub mod order;
+pub mod privileges;
 pub mod process;
 pub mod readiness;
 pub mod report;

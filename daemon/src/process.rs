@@ -16,7 +16,10 @@ use rustix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::cgroup::{CgroupError, Memberships};
+use crate::{
+    cgroup::{CgroupError, Memberships},
+    privileges::{Privilege, hint},
+};
 
 /// What can go wrong with a process.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +57,7 @@ pub enum ProcessError {
         source: io::Error,
     },
     /// The kernel refused the signal.
-    #[error("sending signal {signal} to process {pid}: {source}")]
+    #[error("sending signal {signal} to process {pid}: {source}{}", hint(source, Privilege::Kill))]
     Signal {
         /// The process.
         pid: i32,

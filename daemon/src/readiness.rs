@@ -8,7 +8,11 @@ use std::{
 
 use squall_api::grpc;
 
-use crate::{kill::Tools, runtime::RuntimeError};
+use crate::{
+    kill::Tools,
+    privileges::{self, Privilege},
+    runtime::RuntimeError,
+};
 
 /// A runtime that hangs does not hold up those who ask; they get what was known before.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -28,6 +32,18 @@ impl Readiness {
             Ok(Ok(())) => String::new(),
             Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),
+        };
+        let lacks = privileges::missing(tools.cgroups.proc()).unwrap_or_default();
+        let of_ebpf = |privilege: &Privilege| match privilege {
+            Privilege::Kill | Privilege::SysPtrace | Privilege::SysAdmin => false,
+            Privilege::Bpf | Privilege::Perfmon => true,
+        };
+        for privilege in &lacks {
+            tracing::warn!("{privilege}");
+        }
+        let ebpf_error = match lacks.into_iter().find(of_ebpf) {
+            Some(privilege) if !ebpf_error.is_empty() => format!("{privilege} ({ebpf_error})"),
+            Some(_) | None => ebpf_error,
         };
         if !ebpf_error.is_empty() {
             tracing::warn!(error = ebpf_error, "eBPF does not work here: kills go through pidfds alone");

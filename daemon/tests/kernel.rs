@@ -6,9 +6,11 @@
 
 mod kernel {
     pub mod cases;
+    pub mod cost;
     pub mod freeze;
     pub mod luck;
     pub mod node;
+    pub mod privileges;
     pub mod sandbox;
     pub mod stress;
     pub mod target;
@@ -24,6 +26,9 @@ fn main() -> ExitCode {
         kernel::target::run(&duty.to_string_lossy());
     }
     let arguments: Vec<String> = env::args().skip(1).collect();
+    if arguments.iter().any(|argument| argument == "--cost") {
+        return if kernel::cost::run() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
     let exact = arguments.iter().any(|argument| argument == "--exact");
     let wanted = |name: &str| {
@@ -42,6 +47,7 @@ fn main() -> ExitCode {
         ("trigger", kernel::triggers::ALL),
         ("freeze", kernel::freeze::ALL),
         ("luck", kernel::luck::ALL),
+        ("privileges", kernel::privileges::ALL),
     ];
     let cases = features.into_iter().flat_map(|(feature, cases)| {
         cases.iter().map(move |(name, case)| (format!("{feature}::{name}"), case))

@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: the figures, on the local cluster. What is measured, and how, is in `squall-tests`.
+//! `cargo xtask bench`: the figures, on the local cluster. What is measured, and how, is in `squall-tests`; what eBPF costs
+//! is measured without a cluster, by the daemon's kernel tests.
 
 use std::process::Command;
 
@@ -27,10 +28,16 @@ enum Only {
     Pods,
     /// Those of stress.
     Stress,
+    /// What the eBPF programs cost each system call and each fork, as ratios; without a cluster, and only when asked for.
+    Ebpf,
 }
 
 /// Brings the cluster up, installs Squall, and measures.
 pub fn run(args: Args) -> Result<()> {
+    match args.only {
+        Some(Only::Ebpf) => return ebpf(),
+        Some(Only::Pods | Only::Stress) | None => {}
+    }
     let kubectl = Kubectl::up(None)?;
     deploy::install(&kubectl, None)?;
     let binaries = build::static_binaries(&["squall-tests"])?;
@@ -54,4 +61,9 @@ pub fn run(args: Args) -> Result<()> {
     latency.args(["--target-dir", "target/static", "-p", "squall-webhook", "--example", "latency"]);
     let latency = sh::run(&mut latency);
     stress.and(figures).and(latency)
+}
+
+/// Statically built, as the daemon is; needs root.
+fn ebpf() -> Result<()> {
+    sh::run(Command::new(build::static_test("squall-daemon", "kernel")?).arg("--cost"))
 }

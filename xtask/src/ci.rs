@@ -69,6 +69,8 @@ fn steps(args: &Args) -> Result<Vec<Command>> {
         return Ok(steps);
     }
     steps.push(xtask(&["test"])?);
+    // The ends of the range; `cargo xtask kernels` has those between, too.
+    steps.push(xtask(&["kernels", "--kernel", "5.10", "--kernel", "newest"])?);
     steps.push(xtask(&["demo"])?);
     if args.full {
         steps.push(xtask(&["bench"])?);

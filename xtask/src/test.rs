@@ -110,6 +110,7 @@ pub fn run(args: Args) -> Result<()> {
 
 /// Everything that needs no cluster, the tests on this machine's kernel among it.
 fn units(kubectl: Option<&Kubectl>, filter: Option<&str>) -> Result<Count> {
+    prereq::ensure_runtimes()?;
     let mut command =
         cargo_test(&["--workspace", "--exclude", END_TO_END, "--exclude", "xtask"], filter, &[])?;
     if let Some(kubectl) = kubectl {

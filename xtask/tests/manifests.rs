@@ -212,6 +212,31 @@ fn webhook_and_controller_know_the_fault_images_that_the_daemonset_pulls() {
 }
 
 #[test]
+fn the_components_for_runtimes_add_one_socket_each_and_nothing_else() {
+    for (component, path) in [("docker", "/run/docker.sock"), ("k3s", "/run/k3s/containerd")] {
+        let directory = root().join(format!("target/manifests-{component}"));
+        fs::create_dir_all(&directory).unwrap();
+        let overlay = json!({
+            "apiVersion": "kustomize.config.k8s.io/v1beta1",
+            "kind": "Kustomization",
+            "resources": ["../../deploy"],
+            "components": [format!("../../deploy/runtimes/{component}")],
+        });
+        fs::write(directory.join("kustomization.yaml"), overlay.to_string()).unwrap();
+        let (with, without) = (documents(&kustomize(&directory)), rendered());
+        let daemon = |all: &[Value]| find(all, "DaemonSet", "squall-daemon");
+        let mut daemon_with = daemon(&with);
+        let mounts = &mut daemon_with["spec"]["template"]["spec"]["containers"][0]["volumeMounts"];
+        let mount = mounts.as_array_mut().and_then(Vec::pop).unwrap();
+        assert_eq!((&mount["mountPath"], &mount["readOnly"]), (&json!(path), &json!(true)));
+        let volumes = &mut daemon_with["spec"]["template"]["spec"]["volumes"];
+        let volume = volumes.as_array_mut().and_then(Vec::pop).unwrap();
+        assert_eq!((&volume["hostPath"]["path"], &volume["name"]), (&json!(path), &mount["name"]));
+        assert_eq!(daemon_with, daemon(&without));
+    }
+}
+
+#[test]
 fn the_daemon_has_no_token_but_the_one_for_enrolment() {
     let all = rendered();
     let pod = find(&all, "DaemonSet", names::DAEMON)["spec"]["template"]["spec"].clone();

@@ -9,7 +9,7 @@ use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{Method, Request, StatusCode, body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use tokio::{net::UnixStream, time::timeout};
+use tokio::{net::UnixStream, task::JoinSet, time::timeout};
 
 use super::{ContainerInfo, DEADLINE, LABEL_CONTAINER, LABEL_NAMESPACE, LABEL_POD, LABEL_POD_UID};
 use super::{Runtime, RuntimeError, socket::Socket};
@@ -84,20 +84,14 @@ impl Docker {
             .header("Host", NAME)
             .body(Empty::<Bytes>::new())
             .map_err(|error| broken(error.into()))?;
-        let answered = async {
-            let answer = sender.send_request(request).await.map_err(|error| broken(error.into()))?;
-            let status = answer.status();
-            let body = Limited::new(answer.into_body(), LARGEST).collect().await.map_err(broken)?;
-            Ok((status, body.to_bytes()))
-        };
-        // The connection is driven by this very call, so dropping the call closes it.
-        tokio::select! {
-            answered = answered => answered,
-            closed = connection => {
-                let message = closed.err().map_or("the connection was closed".to_owned(), |e| e.to_string());
-                Err(RuntimeError::Refused { runtime: NAME, call, message })
-            }
-        }
+        // Dropped with this call, and the connection with it.
+        let mut driver = JoinSet::new();
+        driver.spawn(connection);
+        let refused = |message| RuntimeError::Refused { runtime: NAME, call, message };
+        let answer = sender.send_request(request).await.map_err(|error| refused(error.to_string()))?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), LARGEST).collect().await;
+        Ok((status, body.map_err(|error| refused(error.to_string()))?.to_bytes()))
     }
 
     async fn of<T: for<'a> Deserialize<'a>>(

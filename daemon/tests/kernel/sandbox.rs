@@ -15,7 +15,7 @@ use std::{
 use squall_daemon::{
     cgroup::{CgroupRoot, Memberships},
     ebpf::Engine,
-    kill::{Fired, Prepared, Tools, prepare_process, receipt::Collector},
+    kill::{Fired, KillError, Prepared, Tools, prepare_process, receipt::Collector},
     order::{ContainerRef, Kill, Scope},
     runtime::Runtimes,
 };
@@ -163,6 +163,11 @@ impl Sandbox {
         child
     }
 
+    /// Where to write oneself in, for a process that is no target.
+    pub fn entrances(&self) -> String {
+        entrances(&self.dirs)
+    }
+
     /// How many processes are in it, as the kernel counts.
     pub fn population(&self) -> usize {
         let procs =
@@ -203,6 +208,11 @@ pub fn order_of(id: &str) -> ContainerRef {
     }
 }
 
+/// Prepares a kill in a sandbox that another process holds.
+pub fn prepare(tools: &Tools, id: &str, init: i32, signal: i32, scope: Scope) -> Result<Prepared, KillError> {
+    prepare_process(tools, &order_of(id), Kill::now(signal, scope), init)
+}
+
 /// A target outside of any sandbox.
 pub fn stranger(duty: &str) -> Target {
     stranger_with(duty, &[])
@@ -238,11 +248,15 @@ pub async fn until(limit: Duration, what: &str, mut holds: impl FnMut() -> bool)
     }
 }
 
-fn spawn(program: &Path, duty: &str, dirs: &[PathBuf], told: &[(&str, &str)]) -> Target {
+fn entrances(dirs: &[PathBuf]) -> String {
     let files: Vec<String> = dirs.iter().map(|dir| dir.join("cgroup.procs").display().to_string()).collect();
+    files.join(":")
+}
+
+fn spawn(program: &Path, duty: &str, dirs: &[PathBuf], told: &[(&str, &str)]) -> Target {
     let mut child = Command::new(program)
         .env(DUTY, duty)
-        .env(CGROUPS, files.join(":"))
+        .env(CGROUPS, entrances(dirs))
         .envs(told.iter().copied())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -21,6 +21,9 @@ const PRIVATE_CGROUP_NAMESPACE: &str = "private-cgroup-namespace";
 
 /// Enters the cgroups, says `ready`, does the duty, and never returns.
 pub fn run(duty: &str) -> ! {
+    if duty == super::privileges::DAEMON {
+        super::privileges::be_the_daemon();
+    }
     if duty != PRIVATE_CGROUP_NAMESPACE {
         enter_first_cgroup_namespace();
     }
@@ -30,11 +33,15 @@ pub fn run(duty: &str) -> ! {
     if duty == PRIVATE_CGROUP_NAMESPACE {
         in_private_cgroup_namespace();
     }
+    if super::cost::DUTIES.contains(&duty) {
+        super::cost::work(duty);
+    }
     match duty {
         "ignore" => handle(libc::SIG_IGN),
         "count" | "count-busy" | "count-tree" => handle(count as *const () as libc::sighandler_t),
         "exit-7" => handle(exit_7 as *const () as libc::sighandler_t),
         "block" => block_term(),
+        "sleep-as-nobody" => become_nobody(),
         _ => {}
     }
     if duty == "count-tree" {
@@ -115,6 +122,13 @@ fn handle(handler: libc::sighandler_t) {
         action.sa_sigaction = handler;
         libc::sigaction(libc::SIGTERM, &action, std::ptr::null_mut());
     }
+}
+
+/// Containers run as any user.
+fn become_nobody() {
+    // SAFETY: plain numbers, one thread.
+    let done = unsafe { libc::setgid(65534) == 0 && libc::setuid(65534) == 0 };
+    assert!(done, "becoming nobody: {}", io::Error::last_os_error());
 }
 
 fn block_term() {

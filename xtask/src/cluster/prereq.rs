@@ -60,6 +60,12 @@ const EMULATOR_NEEDS: [Need; 5] = [
     },
 ];
 
+/// What the tests of the runtimes' clients need beside what the cluster needs.
+const RUNTIME_NEEDS: [Need; 2] = [
+    Need { what: "dockerd", package: "docker.io", found: || find("dockerd").is_some() },
+    Need { what: "docker", package: "docker.io", found: || find("docker").is_some() },
+];
+
 /// Whoever has this file is who signs Debian's packages.
 pub const DEBIAN_KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
@@ -87,7 +93,7 @@ pub fn ensure() -> Result<()> {
     let containerd_is_new = find("containerd").is_none();
     provide("the local cluster", &NEEDS)?;
     if containerd_is_new {
-        stop_system_containerd()?;
+        stop_service("containerd.service")?;
     }
     Ok(())
 }
@@ -100,6 +106,18 @@ pub fn ensure_build() -> Result<()> {
 /// Makes sure that everything is there that kernels in virtual machines need.
 pub fn ensure_emulator() -> Result<()> {
     provide("kernels in QEMU", &EMULATOR_NEEDS)
+}
+
+/// Makes sure that every runtime is there that the daemon has a client for, as far as Debian has it.
+pub fn ensure_runtimes() -> Result<()> {
+    ensure()?;
+    let docker_is_new = find("dockerd").is_none();
+    provide("the tests of runtimes", &RUNTIME_NEEDS)?;
+    if docker_is_new {
+        stop_service("docker.socket")?;
+        stop_service("docker.service")?;
+    }
+    Ok(())
 }
 
 /// QEMU.
@@ -178,13 +196,13 @@ fn install(packages: &[&str]) -> bool {
     }
 }
 
-/// Debian starts what it installs. Nobody asked for a containerd of the whole machine, so it goes off again.
-fn stop_system_containerd() -> Result<()> {
+/// Debian starts what it installs. Nobody asked for a runtime of the whole machine, so it goes off again.
+fn stop_service(unit: &str) -> Result<()> {
     if !Path::new("/run/systemd/system").exists() {
         return Ok(());
     }
-    sh::output(&mut sh::command("systemctl", ["disable", "--now", "containerd.service"]))
-        .context("can't stop the containerd that its package has started")?;
+    sh::output(&mut sh::command("systemctl", ["disable", "--now", unit]))
+        .with_context(|| format!("can't stop the {unit} that its package has started"))?;
     Ok(())
 }
 

@@ -1,0 +1,161 @@
+//! Each capability is needed: with all of them everything works, and without any one something fails, and says so.
+
+use std::{
+    env, fs, io,
+    os::unix::process::CommandExt,
+    path::Path,
+    process::{self, Command},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use squall_daemon::{
+    cgroup::namespace,
+    kill::Fired,
+    order::Scope,
+    privileges::{AT_START, NEEDED, Privilege},
+    readiness::Readiness,
+};
+
+use super::{
+    sandbox::{Sandbox, prepare, tools},
+    target::DUTY,
+};
+
+crate::cases![
+    the_capabilities_of_the_manifest_are_enough,
+    without_kill_other_users_processes_are_not_signalled,
+    without_bpf_the_kill_goes_through_pidfds,
+    without_perfmon_the_kill_goes_through_pidfds,
+    without_sys_ptrace_a_containers_root_is_closed,
+    without_sys_admin_the_nodes_cgroup_namespace_is_closed,
+];
+
+/// The duty of being the daemon.
+pub const DAEMON: &str = "daemon";
+/// The environment variable with the target: its container's ID and its PID.
+const TARGET: &str = "SQUALL_TEST_TARGET";
+const LAST_CAPABILITY: u32 = 63;
+
+/// What a daemon without `lacking` says of this node and of a kill; the target is another user's.
+async fn daemon_without(lacking: Option<Privilege>) -> (String, bool) {
+    let mut sandbox = Sandbox::new();
+    let mut target = sandbox.start("sleep-as-nobody");
+    let mut command = Command::new(env::current_exe().expect("own path"));
+    command.env(DUTY, DAEMON).env(TARGET, format!("{} {}", sandbox.id, target.pid()));
+    // SAFETY: prctl alone, between fork and exec.
+    unsafe { command.pre_exec(move || keep_only(lacking)) };
+    let done =
+        tokio::task::spawn_blocking(move || command.output()).await.expect("a thread").expect("the daemon");
+    let said = format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    println!("{}", said.lines().map(|line| format!("  {line}\n")).collect::<String>().trim_end());
+    let lives = target.runs();
+    if lives {
+        target.0.kill().expect("ending the target");
+    }
+    target.wait().await;
+    (said, lives)
+}
+
+/// As on most nodes, the daemon begins in a cgroup namespace of its own. As the manifest has it: everything is dropped but what is needed, here less one, and nothing can be gained.
+fn keep_only(lacking: Option<Privilege>) -> io::Result<()> {
+    // SAFETY: a plain number.
+    if unsafe { libc::unshare(libc::CLONE_NEWCGROUP) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    for bit in 0..=LAST_CAPABILITY {
+        let given = NEEDED.into_iter().chain([AT_START]);
+        let needed = given.into_iter().any(|privilege| privilege.bit() == bit && Some(privilege) != lacking);
+        // SAFETY: plain numbers. Beyond the last that this kernel knows it is an error.
+        if !needed && unsafe { libc::prctl(libc::PR_CAPBSET_DROP, bit, 0, 0, 0) } != 0 {
+            let error = io::Error::last_os_error();
+            if error.raw_os_error() != Some(libc::EINVAL) {
+                return Err(error);
+            }
+        }
+    }
+    // SAFETY: plain numbers. As root a program that is executed gets what is left.
+    match unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Looks at the node, kills, and tells.
+pub fn be_the_daemon() -> ! {
+    let target = env::var(TARGET).expect("a target");
+    let (id, pid) = target.split_once(' ').expect("an ID and a PID");
+    // As the daemon does it, before anything else.
+    let proc = Path::new("/proc");
+    println!("namespace: {:?}", namespace::enter_nodes(proc).map_err(|error| error.to_string()));
+    namespace::give_up_administration().expect("giving up");
+    let root = fs::File::open(proc.join(pid).join("root"));
+    println!("root: {:?}", root.map(drop).map_err(|error| error.kind()));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let tools = tools();
+        let readiness = Readiness::find(tools.clone()).await;
+        println!("eBPF: {}", Arc::clone(&readiness).report().await.ebpf_error);
+        let mut prepared = match prepare(&tools, id, pid.parse().expect("a PID"), libc::SIGTERM, Scope::All) {
+            Ok(prepared) => prepared,
+            Err(error) => return println!("kill: {error}"),
+        };
+        let armed = prepared.armed().await.err().unwrap_or_default();
+        match prepared.fire(SystemTime::now(), |_, _| Ok(())).await {
+            Ok(Fired::Waiting(waiting)) => println!("kill: {}", waiting.describe()),
+            Ok(Fired::Struck(mut collector)) => {
+                let outcome = collector.collect(std::future::pending()).await;
+                println!("kill: {:?} by {:?} {armed}", outcome.state, outcome.receipt.evidence);
+            }
+            Err(error) => println!("kill: {error}"),
+        }
+    });
+    process::exit(0)
+}
+
+async fn the_capabilities_of_the_manifest_are_enough() {
+    let (said, lives) = daemon_without(None).await;
+    assert!(said.contains("eBPF: \n") && said.contains("kill: Done by Ebpf"), "{said}");
+    assert!(said.contains("root: Ok"), "{said}");
+    // Where the node's first process has more than we do (no node of Kubernetes), the kernel keeps its namespace closed.
+    let closed = fs::read_link("/proc/1/ns/cgroup").is_err();
+    assert!(said.contains("namespace: Ok(true)") || closed, "{said}");
+    assert!(!lives);
+}
+
+async fn without_kill_other_users_processes_are_not_signalled() {
+    let (said, lives) = daemon_without(Some(Privilege::Kill)).await;
+    assert!(said.contains("eBPF: \n"), "{said}");
+    assert!(said.contains("lacks the capability KILL") && !said.contains("Done"), "{said}");
+    assert!(lives, "it was signalled all the same");
+}
+
+async fn only_pidfds_without(privilege: Privilege) {
+    let (said, lives) = daemon_without(Some(privilege)).await;
+    let ebpf = said.lines().find(|line| line.starts_with("eBPF: ")).expect("a line on eBPF");
+    assert!(ebpf.contains(&format!("lacks the capability {}", privilege.name())), "{said}");
+    assert!(said.contains("kill: Done by Pidfd"), "{said}");
+    assert!(!lives);
+}
+
+async fn without_bpf_the_kill_goes_through_pidfds() {
+    only_pidfds_without(Privilege::Bpf).await;
+}
+
+async fn without_perfmon_the_kill_goes_through_pidfds() {
+    only_pidfds_without(Privilege::Perfmon).await;
+}
+
+async fn without_sys_ptrace_a_containers_root_is_closed() {
+    let (said, lives) = daemon_without(Some(Privilege::SysPtrace)).await;
+    assert!(said.contains("root: Err(PermissionDenied)") && said.contains("kill: Done by Ebpf"), "{said}");
+    assert!(!lives);
+}
+
+async fn without_sys_admin_the_nodes_cgroup_namespace_is_closed() {
+    let (said, lives) = daemon_without(Some(Privilege::SysAdmin)).await;
+    let namespace = said.lines().find(|line| line.starts_with("namespace: ")).expect("a line on the namespace");
+    assert!(namespace.contains("Err(") && namespace.contains("1/ns/cgroup"), "{said}");
+    assert!(said.contains("kill: Done by Ebpf"), "{said}");
+    assert!(!lives);
+}

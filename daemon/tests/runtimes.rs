@@ -1,0 +1,146 @@
+//! The runtimes' clients against real ones: a containerd (its own interface, and CRI at the same socket) and a dockerd,
+//! each started for the test in a directory of its own, and ended with it. Neither touches this machine's runtimes.
+//!
+//! Needs root, containerd, runc, dockerd and a static busybox; without them it fails, it never skips.
+
+mod runtimes {
+    pub mod engine;
+    pub mod image;
+}
+
+use std::{path::Path, time::Duration};
+
+use runtimes::engine::{Container, Containerd as RealContainerd, Docker as RealDocker, POD};
+use squall_daemon::{
+    cgroup::CgroupRoot,
+    runtime::{
+        ContainerInfo, DEADLINE, Runtime, RuntimeError, Runtimes, by_cgroup::ByCgroup,
+        containerd::Containerd, cri::Cri, docker::Docker,
+    },
+};
+
+fn cgroups() -> CgroupRoot {
+    CgroupRoot::discover(Path::new("/sys/fs/cgroup"), Path::new("/proc")).expect("cgroups")
+}
+
+/// What each client has to know of a container that runs.
+async fn is_known(runtime: &dyn Runtime, container: &Container) -> ContainerInfo {
+    runtime.check().await.unwrap_or_else(|error| panic!("{}: {error}", runtime.scheme()));
+    let info = runtime.container(&container.id).await;
+    let info = info.unwrap_or_else(|error| panic!("{}: {error}", runtime.scheme()));
+    assert_eq!(info.init_pid, container.pid, "{}", runtime.scheme());
+    assert_eq!(info.pod_uid.as_deref(), Some(POD.uid), "{}", runtime.scheme());
+    let target = cgroups().container(info.init_pid, &container.id).expect("its cgroup");
+    assert!(target.processes().contains(&info.init_pid), "{:?}", target.memberships);
+    if !info.by_cgroup {
+        let told = (info.namespace.as_deref(), info.pod.as_deref(), info.name.as_deref());
+        assert_eq!(told, (Some(POD.namespace), Some(POD.name), Some(POD.container)), "{}", runtime.scheme());
+    }
+    let unknown = runtime.container(&"0".repeat(64)).await;
+    assert!(matches!(unknown, Err(RuntimeError::Gone { .. })), "{}: {unknown:?}", runtime.scheme());
+    info
+}
+
+/// Asked before the end, each client that can tell exit codes tells the same; afterwards the container is gone.
+async fn its_end_is_told(clients: &[&dyn Runtime], container: &Container, by_cgroup: &ByCgroup) {
+    let asked = clients.iter().map(|runtime| runtime.exit_code(&container.id));
+    let killed = async {
+        // SAFETY: no pointer; the container is the test's own and runs, as was just seen.
+        unsafe { libc::kill(container.pid, libc::SIGKILL) };
+    };
+    let limit = Duration::from_secs(30);
+    let (codes, ()) =
+        tokio::time::timeout(limit, futures::future::join(futures::future::join_all(asked), killed))
+            .await
+            .expect("its end is told");
+    for (runtime, code) in clients.iter().zip(codes) {
+        assert_eq!(code.expect("a code"), 137, "{}", runtime.scheme());
+        let gone = runtime.container(&container.id).await;
+        assert!(matches!(gone, Err(RuntimeError::Gone { .. })), "{}: {gone:?}", runtime.scheme());
+    }
+    let gone = by_cgroup.container(&container.id).await;
+    assert!(matches!(gone, Err(RuntimeError::Gone { .. })), "{gone:?}");
+}
+
+#[tokio::test]
+async fn containerd_is_understood_by_its_own_interface_by_cri_and_without_any() {
+    let real = RealContainerd::start();
+    let container = real.run().await;
+    let containerd = Containerd::new(Some(real.socket.clone()), "/".as_ref());
+    let (cri_o, any) = (Cri::cri_o(Some(real.socket.clone()), "/".as_ref()), Cri::any(real.socket.clone()));
+    let by_cgroup = ByCgroup::new(cgroups());
+    for runtime in [&containerd as &dyn Runtime, &cri_o, &any, &by_cgroup] {
+        is_known(runtime, &container).await;
+    }
+    its_end_is_told(&[&containerd, &cri_o, &any], &container, &by_cgroup).await;
+}
+
+#[tokio::test]
+async fn docker_is_understood() {
+    let real = RealDocker::start();
+    let container = real.run();
+    let docker = Docker::new(Some(real.socket.clone()), "/".as_ref());
+    let by_cgroup = ByCgroup::new(cgroups());
+    for runtime in [&docker as &dyn Runtime, &by_cgroup] {
+        is_known(runtime, &container).await;
+    }
+    its_end_is_told(&[&docker], &container, &by_cgroup).await;
+}
+
+fn clients(socket: &Path) -> [Box<dyn Runtime>; 3] {
+    let (at, root) = (Some(socket.to_owned()), Path::new("/"));
+    [
+        Box::new(Containerd::new(at.clone(), root)),
+        Box::new(Cri::cri_o(at.clone(), root)),
+        Box::new(Docker::new(at, root)),
+    ]
+}
+
+#[tokio::test]
+async fn a_runtime_that_does_not_answer_has_a_deadline() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let socket = dir.path().join("slow.sock");
+    // Connections are taken by the kernel, and nobody ever reads.
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
+    for runtime in clients(&socket) {
+        let began = std::time::Instant::now();
+        let error = runtime.container("abc").await.expect_err("nobody answers");
+        assert!(matches!(error, RuntimeError::Timeout { .. }), "{}: {error}", runtime.scheme());
+        assert!(error.to_string().contains(runtime.scheme()), "{error}");
+        // To connect and to ask have one each.
+        assert!(began.elapsed() < 3 * DEADLINE, "{:?}", began.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn a_dead_runtime_is_named_with_its_socket_and_one_that_comes_back_is_asked_again() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let socket = dir.path().join("dead.sock");
+    for runtime in clients(&socket) {
+        let missing = runtime.container("abc").await.expect_err("there is no socket");
+        assert!(matches!(missing, RuntimeError::NoSocket { .. }), "{missing}");
+        drop(std::os::unix::net::UnixListener::bind(&socket).expect("a socket"));
+        let dead = runtime.container("abc").await.expect_err("nobody listens");
+        assert!(matches!(dead, RuntimeError::Connect { .. }), "{dead}");
+        assert!(dead.to_string().contains("dead.sock"), "{dead}");
+        std::fs::remove_file(&socket).expect("removing the socket");
+    }
+}
+
+#[test]
+fn the_scheme_picks_the_client_and_others_need_none() {
+    let all = || {
+        Runtimes::new(vec![
+            std::sync::Arc::new(Containerd::new(None, "/".as_ref())),
+            std::sync::Arc::new(Cri::cri_o(None, "/".as_ref())),
+            std::sync::Arc::new(Docker::new(None, "/".as_ref())),
+        ])
+    };
+    for scheme in ["containerd", "cri-o", "docker"] {
+        assert_eq!(all().get(scheme).map(|runtime| runtime.scheme()).expect("a client"), scheme);
+    }
+    let refused = all().get("rkt").map(drop).expect_err("there is no client").to_string();
+    assert!(refused.contains("rkt://") && refused.contains("containerd, cri-o, docker"), "{refused}");
+    let with = all().or_else(std::sync::Arc::new(ByCgroup::new(cgroups())));
+    assert_eq!(with.get("rkt").map(|runtime| runtime.scheme()).expect("a way"), "none");
+}
