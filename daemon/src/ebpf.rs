@@ -60,7 +60,7 @@ pub enum EbpfError {
     #[error(transparent)]
     Syscall(#[from] syscalls::SyscallError),
     /// The object was not accepted.
-    #[error("loading the programs: {0}")]
+    #[error("loading the programs: {}", brief(.0))]
     Load(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A program could not be attached.
     #[error("attaching {program}: {source}")]
@@ -416,6 +416,16 @@ fn key(pid: i32, start: u64) -> ProcessKey {
     ProcessKey { start, tgid: pid.unsigned_abs(), reserved: 0 }
 }
 
+/// Of the verifier's log, which may have thousands of lines, the one that says what is wrong.
+fn brief(error: &(dyn std::error::Error + Send + Sync)) -> String {
+    let text = error.to_string();
+    let Some((what, log)) = text.split_once("Verifier output:") else { return text };
+    let figures = ["verification time", "stack depth", "processed "];
+    let telling = |line: &&str| !line.is_empty() && !figures.iter().any(|start| line.starts_with(start));
+    let why = log.lines().map(str::trim).rfind(telling).unwrap_or_default();
+    format!("{what}{why}")
+}
+
 fn first_pid_namespace() -> Result<(), EbpfError> {
     // The inode number of the first PID namespace is part of the kernel's interface (PROC_PID_INIT_INO).
     let link = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
@@ -425,4 +435,18 @@ fn first_pid_namespace() -> Result<(), EbpfError> {
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     // A panic in between leaves nothing half-written that the next user would trip over.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_the_verifiers_log_only_the_reason_is_told() {
+        let log = "the syscall returned EINVAL. Verifier output: 0: (b7) r1 = 0\n20: (85) call x#1\n\
+                   unknown func x#1\nverification time 9 usec\nstack depth 72+0\nprocessed 20 insns\n";
+        let error = EbpfError::Load(log.into()).to_string();
+        assert_eq!(error, "loading the programs: the syscall returned EINVAL. unknown func x#1");
+        assert_eq!(EbpfError::Load("no map".into()).to_string(), "loading the programs: no map");
+    }
 }

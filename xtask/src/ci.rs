@@ -70,7 +70,7 @@ fn steps(args: &Args) -> Result<Vec<Command>> {
     }
     steps.push(xtask(&["test"])?);
     // The ends of the range; `cargo xtask kernels` has those between, too.
-    steps.push(xtask(&["kernels", "--kernel", "5.10", "--kernel", "newest"])?);
+    steps.push(xtask(&["kernels", "--kernel", "6.1", "--kernel", "newest"])?);
     steps.push(xtask(&["demo"])?);
     if args.full {
         steps.push(xtask(&["bench"])?);
