@@ -417,7 +417,7 @@ fn key(pid: i32, start: u64) -> ProcessKey {
 }
 
 /// Of the verifier's log, which may have thousands of lines, the one that says what is wrong.
-fn brief(error: &(dyn std::error::Error + Send + Sync)) -> String {
+fn brief(error: &impl std::fmt::Display) -> String {
     let text = error.to_string();
     let Some((what, log)) = text.split_once("Verifier output:") else { return text };
     let figures = ["verification time", "stack depth", "processed "];

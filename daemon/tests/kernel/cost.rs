@@ -7,10 +7,13 @@
 use std::{
     env,
     process::{self, Command, Stdio},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
-use squall_daemon::{kill::Tools, order::Scope};
+use squall_daemon::{
+    kill::{Fired, Prepared, Tools, trigger::Waiting},
+    order::{Kill, On, Scope},
+};
 
 use super::{
     sandbox::{Sandbox, Target, tools},
@@ -34,9 +37,19 @@ enum Armed {
     Nothing,
     /// A kill of the target, not yet fired: the tracepoints of the receipt, and the perf events of its cgroup.
     Receipt,
+    /// A trigger on a call that nobody makes here: what others pay is the kernel's own path of traced calls.
+    Trigger,
 }
 
-const CONDITIONS: [(Armed, &str); 2] = [(Armed::Nothing, "nothing"), (Armed::Receipt, "a receipt")];
+const CONDITIONS: [(Armed, &str); 3] =
+    [(Armed::Nothing, "nothing"), (Armed::Receipt, "a receipt"), (Armed::Trigger, "a trigger")];
+
+/// What is held while it is measured.
+enum Held {
+    Nothing,
+    Kill(Prepared),
+    Waiting(Waiting),
+}
 
 /// Measures, prints the table, and says whether it is as it shall be.
 pub fn run() -> bool {
@@ -88,16 +101,29 @@ async fn while_armed<T>(
     held: &Target,
     work: impl FnOnce() -> T,
 ) -> T {
-    let prepared = match armed {
-        Armed::Nothing => None,
-        Armed::Receipt => {
-            let mut prepared = sandbox.prepare(tools, held.pid(), libc::SIGKILL, Scope::Init);
-            prepared.armed().await.expect("arming");
-            Some(prepared)
+    let arm = async |kill| {
+        let mut prepared = sandbox.prepare_kill(tools, held.pid(), kill);
+        prepared.armed().await.expect("arming");
+        prepared
+    };
+    let held = match armed {
+        Armed::Nothing => Held::Nothing,
+        Armed::Receipt => Held::Kill(arm(Kill::now(libc::SIGKILL, Scope::Init)).await),
+        Armed::Trigger => {
+            let never = On::Syscall { name: "fsync".into(), nth: u32::MAX };
+            let prepared = arm(Kill::when(libc::SIGKILL, never)).await;
+            match prepared.fire(SystemTime::now(), |_, _| Ok(())).await.expect("arming") {
+                Fired::Waiting(waiting) => Held::Waiting(waiting),
+                Fired::Struck(_) => panic!("nothing waits"),
+            }
         }
     };
     let done = work();
-    drop(prepared);
+    match held {
+        Held::Nothing => {}
+        Held::Kill(prepared) => drop(prepared),
+        Held::Waiting(waiting) => drop(waiting),
+    }
     let began = Instant::now();
     while tools.engine.is_loaded() {
         assert!(began.elapsed() < Duration::from_secs(30), "the programs stay");

@@ -238,6 +238,11 @@ pub fn slack(limit: Duration) -> Duration {
     limit * slack.unwrap_or(1)
 }
 
+/// How often a case is repeated that looks for a race: on an emulated machine each takes seconds.
+pub fn rounds(wanted: u64) -> u64 {
+    if env::var_os(SLACK).is_some() { wanted.div_ceil(5) } else { wanted }
+}
+
 /// Waits for `what`, no longer than `limit`.
 pub async fn until(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let limit = slack(limit);

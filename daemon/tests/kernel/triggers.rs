@@ -20,7 +20,7 @@ use squall_daemon::{
 
 use super::{
     cases::{nothing_is_loaded, one, programs},
-    sandbox::{Sandbox, Target, stranger, tools, until},
+    sandbox::{Sandbox, Target, rounds, slack, stranger, tools, until},
     work::Place,
 };
 
@@ -59,7 +59,7 @@ async fn arm(tools: &Tools, sandbox: &Sandbox, init: &Target, kill: Kill) -> Wai
 }
 
 async fn fired(mut waiting: Waiting) -> Collector {
-    tokio::time::timeout(Duration::from_secs(10), waiting.wait()).await.expect("it fires");
+    tokio::time::timeout(slack(Duration::from_secs(10)), waiting.wait()).await.expect("it fires");
     match waiting.end(Reason::ContainerGone).await {
         Triggered::Fired(collector) => *collector,
         Triggered::Ended(state, message, _) => panic!("{state:?}: {message}"),
@@ -87,7 +87,7 @@ async fn hit(waiting: Waiting, target: Target, count: u32) {
 
 async fn a_process_dies_inside_the_nth_fsync_fifty_times_of_fifty() {
     let tools = tools();
-    for round in 0..50u32 {
+    for round in 0..rounds(50) as u32 {
         let (mut sandbox, place) = (Sandbox::new(), Place::new());
         let nth = 1 + round % 5;
         let target = sandbox.start(&place.duty("fsync 20"));
@@ -112,7 +112,7 @@ fn program(name: &str) -> (tempfile::TempDir, PathBuf) {
 async fn a_process_dies_before_the_first_instruction_of_what_it_executes() {
     let tools = tools();
     let ((_one, wanted), (_other, unwanted)) = (program("wanted"), program("unwanted"));
-    for round in 0..50 {
+    for round in 0..rounds(50) {
         let (mut sandbox, place, beside) = (Sandbox::new(), Place::new(), Place::new());
         let target = sandbox.start(&place.duty(&format!("exec {}", wanted.display())));
         let other = sandbox.start(&beside.duty(&format!("exec {}", unwanted.display())));
@@ -133,7 +133,7 @@ async fn a_process_dies_inside_its_connect() {
     let (wanted, other) = (listen(), listen());
     let port = |listener: &TcpListener| listener.local_addr().expect("its port").port();
     let (wanted, other) = ((port(&wanted), wanted), (port(&other), other));
-    for round in 0..50 {
+    for round in 0..rounds(50) {
         let (mut sandbox, place) = (Sandbox::new(), Place::new());
         let target = sandbox.start(&place.duty(&format!("connect {} {}", other.0, wanted.0)));
         let waiting = arm(&tools, &sandbox, &target, Kill::when(KILL, On::Connect { port: wanted.0 })).await;

@@ -12,8 +12,9 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{cluster::prereq, sh};
 
-/// Boots `kernel`, and gives back what the machine wrote, which is in `log` too.
-pub fn run(kernel: &Path, initramfs: &Path, log: &Path, limit: Duration) -> Result<String> {
+/// Boots `kernel`, and gives back what the machine wrote, which is in `log` too; and, if it did not come to its own end,
+/// why.
+pub fn run(kernel: &Path, initramfs: &Path, log: &Path, limit: Duration) -> Result<(String, Option<String>)> {
     let output = File::create(log).with_context(|| format!("can't write {}", log.display()))?;
     let mut command = Command::new(prereq::emulator().context("there is no QEMU")?);
     command
@@ -30,13 +31,14 @@ pub fn run(kernel: &Path, initramfs: &Path, log: &Path, limit: Duration) -> Resu
     let ended = wait(Machine(child), limit);
     let text = fs::read(log).with_context(|| format!("can't read {}", log.display()))?;
     let text = String::from_utf8_lossy(&text).replace('\r', "");
-    if !ended? {
-        bail!("not done within {} s; the last it said:\n{}", limit.as_secs(), tail(&text));
-    }
-    if !text.contains(super::initramfs::END) {
-        bail!("the machine ended before its tests did; the last it said:\n{}", tail(&text));
-    }
-    Ok(text)
+    let cut = if !ended? {
+        Some(format!("not done within {} s; the last it said:\n{}", limit.as_secs(), tail(&text)))
+    } else if !text.contains(super::initramfs::END) {
+        Some(format!("the machine ended before its tests did; the last it said:\n{}", tail(&text)))
+    } else {
+        None
+    };
+    Ok((text, cut))
 }
 
 /// Ours to end, whatever happens.
@@ -67,5 +69,5 @@ fn wait(mut machine: Machine, limit: Duration) -> Result<bool> {
 
 fn tail(text: &str) -> String {
     let lines: Vec<_> = text.lines().collect();
-    lines[lines.len().saturating_sub(30)..].join("\n")
+    lines[lines.len().saturating_sub(5)..].join("\n")
 }
