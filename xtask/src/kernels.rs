@@ -82,7 +82,7 @@ pub fn run(args: Args) -> Result<()> {
                     let began = Instant::now();
                     let log = directory.join(format!("{}.log", kernel.release.suite));
                     let ran = vm::run(&kernel.image, &initramfs, &log, limit).map(|(text, cut)| {
-                        for why in cut {
+                        if let Some(why) = cut {
                             eprintln!("{}: {why}", kernel.version);
                         }
                         Results::read(&text)

@@ -154,7 +154,8 @@ async fn without_sys_ptrace_a_containers_root_is_closed() {
 
 async fn without_sys_admin_the_nodes_cgroup_namespace_is_closed() {
     let (said, lives) = daemon_without(Some(Privilege::SysAdmin)).await;
-    let namespace = said.lines().find(|line| line.starts_with("namespace: ")).expect("a line on the namespace");
+    let namespace =
+        said.lines().find(|line| line.starts_with("namespace: ")).expect("a line on the namespace");
     assert!(namespace.contains("Err(") && namespace.contains("1/ns/cgroup"), "{said}");
     assert!(said.contains("kill: Done by Ebpf"), "{said}");
     assert!(!lives);
