@@ -354,6 +354,19 @@ impl Node {
         self.lock().journal.note(id, Progress::Intended { pid, start })
     }
 
+    /// Takes an intent back: what was intended was not done, and will not be.
+    fn withdraw(&self, id: &str) {
+        let mut inner = self.lock();
+        // Ordered anew meanwhile, it is another's intent.
+        let ours = !inner.running.contains_key(id);
+        if ours && matches!(inner.journal.progress(id), Some(Progress::Intended { .. })) {
+            inner.journal.forget(id);
+            if let Err(error) = inner.journal.write() {
+                tracing::error!(%error, "the journal could not be written");
+            }
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // The journal is replaced as a whole: a panic in between leaves nothing half-done.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)

@@ -157,6 +157,11 @@ impl Waiting {
         Triggered::Ended(state, message, receipt)
     }
 
+    /// Has it never fire any more; `false`: it has, or that is not known.
+    pub fn take_back(&self) -> bool {
+        !self.has_fired() && matches!(self.armed.give_up(), Ok(true))
+    }
+
     /// Whether it is known that it has fired.
     pub fn has_fired(&self) -> bool {
         self.early.iter().any(|record| record.kind == RECORD_SENT)

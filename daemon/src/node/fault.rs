@@ -223,18 +223,41 @@ async fn fire(
 }
 
 /// Has a trigger wait until it fires, can't any more, or its time is over.
-async fn wait(
-    node: &Node,
-    id: &str,
-    mut waiting: Waiting,
-    renewals: &mut watch::Receiver<Command>,
-) -> Triggered {
+async fn wait(node: &Node, id: &str, waiting: Waiting, renewals: &mut watch::Receiver<Command>) -> Triggered {
     node.tell(FaultReport::new(id, State::Armed, waiting.describe()), None);
+    let mut unfired = Unfired { node, id, waiting: Some(waiting) };
+    let fires = async {
+        match &mut unfired.waiting {
+            Some(waiting) => waiting.wait().await,
+            None => std::future::pending().await,
+        }
+    };
     let why = tokio::select! {
-        () = waiting.wait() => Reason::ContainerGone,
+        () = fires => Reason::ContainerGone,
         () = expiry(renewals) => Reason::NotTriggered,
     };
-    waiting.end(why).await
+    match unfired.waiting.take() {
+        Some(waiting) => waiting.end(why).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A trigger that may be let go of at any moment: what it intended is taken back then, if it has not fired, so that the
+/// next daemon arms it again.
+struct Unfired<'a> {
+    node: &'a Node,
+    id: &'a str,
+    waiting: Option<Waiting>,
+}
+
+impl Drop for Unfired<'_> {
+    fn drop(&mut self) {
+        if let Some(waiting) = self.waiting.take()
+            && waiting.take_back()
+        {
+            self.node.withdraw(self.id);
+        }
+    }
 }
 
 fn refused(error: KillError) -> Ended {

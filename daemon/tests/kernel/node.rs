@@ -12,14 +12,17 @@ use squall_daemon::{
     journal::{Journal, Progress},
     kill::Tools,
     node::{ApplyError, Node},
-    order::{Action, ContainerRef, Desired, Kill, Order, Scope, Stage},
+    order::{Action, ContainerRef, Desired, Kill, On, Order, Scope, Stage},
     report::{Evidence, FaultReport, Generation, Reason, State},
     runtime::{ContainerInfo, Runtime, RuntimeError, Runtimes},
 };
 use tempfile::TempDir;
 use tokio::sync::broadcast::Receiver;
 
-use super::sandbox::{Sandbox, Target, slack, tools, until};
+use super::{
+    sandbox::{Sandbox, Target, slack, tools, until},
+    work::Place,
+};
 
 crate::cases![
     an_armed_kill_is_fired_when_ordered_and_only_once,
@@ -29,6 +32,10 @@ crate::cases![
     thirty_containers_die_together,
     two_hundred_containers_die_together,
     a_protected_namespace_is_refused,
+    a_trigger_is_armed_fires_and_is_done,
+    a_trigger_that_does_not_fire_in_time_says_so,
+    a_trigger_is_armed_again_after_a_restart,
+    a_trigger_that_may_have_fired_is_not_armed_again,
     a_daemon_that_died_after_the_signal_does_not_send_it_again,
     a_daemon_that_died_before_the_signal_sends_it_when_ordered_again,
     a_daemon_that_died_while_it_signalled_sends_no_second_sigterm,
@@ -370,5 +377,71 @@ async fn a_protected_namespace_is_refused() {
         let outcome = rig.outcome().await;
         assert_eq!(outcome.state, State::Refused(Reason::ProtectedNamespace), "{outcome:?}");
     }
+    assert!(target.runs());
+}
+
+fn third_fsync(sandbox: &Sandbox) -> Order {
+    let kill = Kill::when(libc::SIGKILL, On::Syscall { name: "fsync".into(), nth: 3 });
+    Order { action: Some(Action::Kill(kill)), ..fault(sandbox, Stage::Fire, libc::SIGKILL) }
+}
+
+async fn a_trigger_is_armed_fires_and_is_done() {
+    let (mut sandbox, place) = (Sandbox::new(), Place::new());
+    let target = sandbox.start(&place.duty("fsync 9"));
+    let mut rig = Rig::new(&[(&sandbox, &target)]);
+    rig.order(vec![third_fsync(&sandbox)]);
+    let armed = rig.report().await;
+    assert_eq!(armed.state, State::Armed, "{armed:?}");
+    assert!(armed.message.contains("calls fsync for the 3. time"), "{armed:?}");
+    place.go();
+    let fired = rig.report().await;
+    assert_eq!(fired.state, State::Fired, "{fired:?}");
+    assert_eq!(fired.receipt.expect("a receipt").fired_at_count, 3);
+    let done = rig.outcome().await;
+    assert_eq!(done.state, State::Done, "{done:?}");
+    assert_eq!(place.report().last().map(String::as_str), Some("enter fsync 3"));
+    target.wait().await;
+}
+
+async fn a_trigger_that_does_not_fire_in_time_says_so() {
+    let (mut sandbox, place) = (Sandbox::new(), Place::new());
+    let mut target = sandbox.start(&place.duty("fsync 2"));
+    let mut rig = Rig::new(&[(&sandbox, &target)]);
+    rig.order(vec![Order { ttl: slack(Duration::from_millis(700)), ..third_fsync(&sandbox) }]);
+    assert_eq!(rig.report().await.state, State::Armed);
+    place.go();
+    let end = rig.outcome().await;
+    assert_eq!(end.state, State::Failed(Reason::NotTriggered), "{end:?}");
+    assert!(end.message.contains("2 calls so far") && target.runs(), "{end:?}");
+}
+
+async fn a_trigger_is_armed_again_after_a_restart() {
+    let (mut sandbox, place) = (Sandbox::new(), Place::new());
+    let target = sandbox.start(&place.duty("fsync 9"));
+    let mut rig = Rig::new(&[(&sandbox, &target)]);
+    rig.order(vec![third_fsync(&sandbox)]);
+    assert_eq!(rig.report().await.state, State::Armed);
+    let journal = || fs::read_to_string(rig.dir.path().join("journal")).expect("the journal");
+    assert!(journal().contains("Intended"));
+    rig.node.shut_down();
+    until(Duration::from_secs(2), "the intent is taken back", || !journal().contains("Intended")).await;
+    rig.start_again();
+    rig.order(vec![third_fsync(&sandbox)]);
+    assert_eq!(rig.report().await.state, State::Armed);
+    place.go();
+    assert_eq!(rig.outcome().await.state, State::Done);
+    target.wait().await;
+}
+
+async fn a_trigger_that_may_have_fired_is_not_armed_again() {
+    let mut sandbox = Sandbox::new();
+    let mut target = sandbox.start("sleep");
+    let (pid, start) = (target.pid(), start_of(&target));
+    let mut rig = Rig::new(&[(&sandbox, &target)]);
+    rig.restart(|journal| journal.note(&sandbox.id, Progress::Intended { pid, start }).expect("noted"));
+    rig.order(vec![third_fsync(&sandbox)]);
+    let outcome = rig.outcome().await;
+    assert_eq!(outcome.state, State::Failed(Reason::Internal), "{outcome:?}");
+    assert!(outcome.message.contains("whether it has fired is not known"), "{outcome:?}");
     assert!(target.runs());
 }
