@@ -281,10 +281,11 @@ proptest! {
     #[test]
     fn what_is_accepted_is_a_valid_experiment(fault in faults(), items in items(), pod: bool) {
         let kind = if pod { Kind::Pod } else { Kind::DaemonSet };
-        if let Ok(wish) = parse(fault, &items.join(","), kind)
-            && let Experiment::Pod(spec) = squall_model::annotation::experiment(&subject(kind, &[]), &wish)
-        {
-            let valid = validate(&*spec, "shop");
+        if let Ok(wish) = parse(fault, &items.join(","), kind) {
+            let valid = match squall_model::annotation::experiment(&subject(kind, &[]), &wish) {
+                Experiment::Pod(spec) => validate(&*spec, "shop"),
+                Experiment::Stress(spec) => validate(&*spec, "shop"),
+            };
             prop_assert!(valid.is_ok(), "{:?}", valid);
         }
     }

@@ -34,10 +34,14 @@ impl Step<'_> {
         let fault = NodeFault::of(spec);
         let mut targets = std::mem::take(&mut self.plan.status.targets);
         for (index, target) in targets.iter_mut().enumerate() {
-            match (&spec.action, &fault) {
-                (Action::PodFailure { fast, .. }, _) => self.fail_one(spec, *fast, target, asked),
-                (_, Some(fault)) => self.hold_one(spec, fault, index, target, asked),
-                (_, None) => {}
+            match &spec.action {
+                Action::PodFailure { fast, .. } => self.fail_one(spec, *fast, target, asked),
+                Action::ContainerFreeze | Action::Stress(_) => {
+                    if let Some(fault) = &fault {
+                        self.hold_one(spec, fault, index, target, asked);
+                    }
+                }
+                Action::PodKill { .. } | Action::ContainerKill { .. } => {}
             }
         }
         if wanted {
