@@ -135,6 +135,10 @@ impl Metrics {
 }
 
 fn fired_after(receipt: &Receipt) -> Option<f64> {
+    // A trigger waits for as long as the container takes.
+    if receipt.fired_at_count > 0 {
+        return None;
+    }
     // The wall clock may have been set back in between: then nothing is known.
     Some(receipt.fired?.duration_since(receipt.ordered).ok()?.as_secs_f64())
 }
