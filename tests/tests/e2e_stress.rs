@@ -1,6 +1,7 @@
 //! StressChaos on real containers: what it does to them is measured and told, it follows a container that is started
 //! again, and afterwards nothing of it is left.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -66,8 +67,15 @@ async fn end(ns: &Ns) -> Result<()> {
     .await
 }
 
+/// Each of these wants a CPU for itself, and what it gets is what is tested: they take turns.
+fn alone() -> MutexGuard<'static, ()> {
+    static CPU: Mutex<()> = Mutex::new(());
+    CPU.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[test]
 fn a_busy_process_is_in_the_container_measured_told_and_gone_with_the_experiment() {
+    let _alone = alone();
     with_ns("stress-cpu", OptIn::Yes, async |ns| {
         let (web, other) = (sleeper(ns, "web").await?, sleeper(ns, "other").await?);
         let own = containers_processes(&container_id(&web))?.len();
@@ -112,6 +120,7 @@ fn a_busy_process_is_in_the_container_measured_told_and_gone_with_the_experiment
 
 #[test]
 fn it_ends_with_its_duration_and_pausing_takes_it_back_meanwhile() {
+    let _alone = alone();
     with_ns("stress-duration", OptIn::Yes, async |ns| {
         let web = sleeper(ns, "web").await?;
         let own = containers_processes(&container_id(&web))?.len();
@@ -141,6 +150,7 @@ fn it_ends_with_its_duration_and_pausing_takes_it_back_meanwhile() {
 
 #[test]
 fn a_container_that_is_started_again_is_followed() {
+    let _alone = alone();
     with_ns("stress-follow", OptIn::Yes, async |ns| {
         let web = sleeper(ns, "web").await?;
         ns.create(&busy(|_| ())).await?;
@@ -163,6 +173,7 @@ fn a_container_that_is_started_again_is_followed() {
 
 #[test]
 fn a_squeezed_container_is_slow_and_then_as_it_was() {
+    let _alone = alone();
     with_ns("stress-squeeze", OptIn::Yes, async |ns| {
         let web = pod_of("web", json!({ "containers": [container("app", "while :; do :; done")] }));
         let mut web = web;
