@@ -119,6 +119,8 @@ pub const PATH_MUTATE_EXPERIMENTS: &str = "/mutate/experiments";
 pub const PATH_VALIDATE_EXPERIMENTS: &str = "/validate/experiments";
 /// Path of the webhook that holds up Squall's own removal until nothing is failed.
 pub const PATH_VALIDATE_REMOVAL: &str = "/validate/removal";
+/// Path of the validating review of policies.
+pub const PATH_VALIDATE_POLICIES: &str = "/validate/policies";
 
 /// The DNS name for which the webhook's certificate is made.
 pub const WEBHOOK_SERVER_NAME: &str = "squall-webhook.squall-system.svc";

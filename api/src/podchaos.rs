@@ -9,6 +9,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::probe::{OnHalt, Probe};
 pub use crate::selection::{Mode, PodSelector};
 pub use crate::status::{
     Effect, ExperimentStatus, Phase, ProcessReceipt, Receipt, Target, TargetPhase, Usage,
@@ -136,6 +137,15 @@ pub struct PodChaosSpec {
     /// Only say in the status what would be hit, and why the rest would not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dry_run: Option<bool>,
+    /// What has to hold before and during the experiment; when it doesn't, the experiment is halted. Probes over HTTP
+    /// name a Service in a namespace that the experiment looks into.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10))]
+    pub steady_state: Vec<Probe>,
+    /// What becomes of the experiment when it is halted: `end` (which is what unset means), or `resume` when the halt
+    /// is lifted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_halt: Option<OnHalt>,
     /// Not supported; here so that it is refused rather than silently dropped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote_cluster: Option<String>,

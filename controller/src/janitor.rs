@@ -5,14 +5,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use kube_runtime::reflector::{ObjectRef, Store};
+use squall_api::names;
 use squall_api::podchaos::PodChaos;
 use squall_model::plan::{Chore, Effect, Note, NoteKind, PodRef, chore};
-use squall_model::substitute::Holder;
+use squall_model::policy::choice;
+use squall_model::substitute::{Holder, MANUAL};
 use tokio::sync::mpsc;
 
 use crate::apply::Applier;
+use crate::guard::Guard;
+use crate::nodes::Nodes;
 use crate::observe::Observer;
 use crate::tell::Teller;
+use crate::world::Cluster;
 
 /// A pod by namespace and name.
 pub type PodKey = (String, String);
@@ -27,6 +32,10 @@ pub struct Janitor {
     pub experiments: Store<PodChaos>,
     /// Events.
     pub teller: Teller,
+    /// The daemons.
+    pub nodes: Nodes,
+    /// What is hit now.
+    pub guard: Guard,
 }
 
 impl Janitor {
@@ -80,8 +89,24 @@ impl Janitor {
             let Some(pod) = index.pod(&key.0, &key.1) else { return Ok(None) };
             // Not listed yet: its own event will come.
             let Some(namespace) = index.namespace(&pod.namespace) else { return Ok(None) };
-            let due =
-                chore(pod, namespace, |holder| self.exists(holder), index.is_leaving(), Timestamp::now());
+            let now = Timestamp::now();
+            let (mut forbidden, mut turns) = (None, None);
+            if pod.held_by.iter().any(|holder| holder.uid == MANUAL) {
+                let system = index.namespace(names::NAMESPACE);
+                forbidden = index.rules().stop(namespace, system, now).map(|stop| stop.to_string());
+                turns = index.rules().turns(namespace, now);
+                if forbidden.is_none() {
+                    let book = self.guard.read();
+                    let world = Cluster { index: &index, nodes: &self.nodes, book: &book };
+                    forbidden = choice::excess(&world, now).get(&pod.uid).map(ToString::to_string);
+                }
+            }
+            let exists = |holder: &Holder| self.exists(holder);
+            let due = match chore(pod, namespace, exists, index.is_leaving(), forbidden.as_deref(), now) {
+                Chore::None => turns.map_or(Chore::None, Chore::Later),
+                Chore::Later(at) => Chore::Later(turns.map_or(at, |turns| turns.min(at))),
+                due @ (Chore::Release(_) | Chore::Forbidden(_) | Chore::Restore(_)) => due,
+            };
             (PodRef::of_view(pod), due)
         };
         match due {
@@ -102,6 +127,14 @@ impl Janitor {
                     let message = format!("pod-failure ended: holder {holder} is over or no more");
                     self.teller.tell_pod(Note::pod(NoteKind::Normal, pod.clone(), "Released", message), &pod);
                 }
+                Ok(None)
+            }
+            Chore::Forbidden(why) => {
+                let release = Effect::Release { pod: pod.clone(), holder: MANUAL.to_owned() };
+                self.applier.apply(&release, None).await?;
+                tracing::info!(namespace = pod.namespace, pod = pod.name, uid = pod.uid, why, "released");
+                let message = format!("the fault by label ended: {why}");
+                self.teller.tell_pod(Note::pod(NoteKind::Warning, pod.clone(), "Released", message), &pod);
                 Ok(None)
             }
             Chore::Restore(why) => {

@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{StreamExt, TryStreamExt};
+use jiff::Timestamp;
+use kube::api::ObjectMeta;
 use kube::{Api, Client};
 use kube_runtime::controller::Config;
 use kube_runtime::reflector::store::Writer;
@@ -12,7 +14,7 @@ use kube_runtime::reflector::{self, ObjectRef, Store};
 use kube_runtime::watcher::{self, Event, watcher};
 use kube_runtime::{Controller, WatchStreamExt};
 use squall_api::status::Phase;
-use squall_api::{Schedule, names};
+use squall_api::{ExperimentStatus, Schedule, names};
 use squall_model::experiment::Kind;
 use squall_model::pod::PodView;
 use tokio::sync::mpsc;
@@ -21,15 +23,18 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use crate::annotate;
 use crate::apply::Applier;
 use crate::chaos::{Chaos, Experiments, Named};
+use crate::guard::Guard;
 use crate::interest::Interests;
 use crate::janitor::{Janitor, PodKey};
 use crate::metrics::Metrics;
 use crate::nodes::{NodeEvent, Nodes, RollCall};
 use crate::observe::{Change, Observer};
+use crate::probes::Probes;
 use crate::reconcile::{Context, after_error, reconcile};
 use crate::retry::Retry;
 use crate::schedule;
 use crate::tell::Teller;
+use crate::warden::Warden;
 
 /// Experiments that take their turns at once.
 const CONCURRENCY: u16 = 32;
@@ -62,6 +67,8 @@ struct Routes {
     wakes: mpsc::UnboundedSender<annotate::Wake>,
     observer: Observer,
     experiments: Experiments,
+    guard: Guard,
+    probes: Probes,
 }
 
 /// Who is to take a turn, by kind.
@@ -86,16 +93,36 @@ impl Router {
                     routes.pod(&pod);
                 }
             }
-            Change::Namespace(name) if name == names::NAMESPACE => routes.leaving(),
+            // That it goes means that Squall does; its halt means the whole cluster.
+            Change::Namespace(name) if name == names::NAMESPACE => {
+                routes.everyone();
+                routes.guard.notify();
+            }
+            Change::Policy(_) => {
+                routes.probes.of_policies(routes.observer.read().policies());
+                routes.everyone();
+                routes.guard.notify();
+            }
             Change::Namespace(name) => {
                 routes.wake(routes.interests.of_namespace(&name));
                 for pod in routes.observer.read().all_held().filter(|pod| pod.namespace == name) {
                     routes.pod(pod);
                 }
+                routes.guard.notify();
             }
             Change::Node(_) => routes.wake(routes.interests.of_labels()),
             Change::Leaving => routes.leaving(),
         });
+    }
+
+    /// Wake everything that is hit or to be hit: a policy has changed, or more is hit than one allows.
+    pub fn everyone(&self) {
+        self.with(Routes::everyone);
+    }
+
+    /// Wake the experiment `uid`.
+    pub fn experiment(&self, uid: &str) {
+        self.with(|routes| routes.wake(routes.interests.of_experiment(uid)));
     }
 
     /// Route news from a daemon.
@@ -117,6 +144,13 @@ impl Router {
 }
 
 impl Routes {
+    fn everyone(&self) {
+        self.wake(self.experiments.named());
+        for pod in self.observer.read().all_held() {
+            self.pod(pod);
+        }
+    }
+
     fn wake(&self, experiments: impl IntoIterator<Item = Named>) {
         for experiment in experiments {
             // The receivers go only with the term.
@@ -155,6 +189,11 @@ pub async fn lead(parts: Parts, router: Router) {
     let Parts { client, observer, nodes, applier, teller, metrics } = parts;
     observer.synced().await;
 
+    let guard = Guard::default();
+    let probes = {
+        let router = router.clone();
+        Probes::new(observer.clone(), guard.clone(), move |uid| router.experiment(uid))
+    };
     let interests = Interests::default();
     let (pods, pods_turned) = mpsc::unbounded_channel();
     let (stress, stress_turned) = mpsc::unbounded_channel();
@@ -174,9 +213,12 @@ pub async fn lead(parts: Parts, router: Router) {
         wakes: wakes.clone(),
         observer: observer.clone(),
         experiments: experiments.clone(),
+        guard: guard.clone(),
+        probes: probes.clone(),
     };
     *router.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(routes);
-    let _unroute = Unroute { router, metrics: metrics.clone() };
+    let _unroute = Unroute { router: router.clone(), metrics: metrics.clone(), probes: probes.clone() };
+    let context_nodes = nodes.clone();
     let context = Arc::new(Context {
         client: client.clone(),
         observer: observer.clone(),
@@ -185,6 +227,8 @@ pub async fn lead(parts: Parts, router: Router) {
         interests,
         teller: teller.clone(),
         metrics: metrics.clone(),
+        guard: guard.clone(),
+        probes: probes.clone(),
         roll: roll.clone(),
         memories: Mutex::new(HashMap::new()),
     });
@@ -203,17 +247,33 @@ pub async fn lead(parts: Parts, router: Router) {
         applier: applier.clone(),
         experiments: experiments.pods.clone(),
         teller: teller.clone(),
+        nodes: context_nodes.clone(),
+        guard: guard.clone(),
     };
     let scheduler = schedule::Context {
         client: client.clone(),
         experiments: experiments.clone(),
         teller: teller.clone(),
     };
+    let warden = Warden {
+        client: client.clone(),
+        observer: observer.clone(),
+        nodes: context_nodes,
+        guard: guard.clone(),
+        router,
+        probes: probes.clone(),
+    };
+    let seen = observer.clone();
     let annotations = annotate::Annotations::new(client, observer, applier, experiments.clone(), teller);
     let rounds = async {
         // Without the list of experiments every holder would look like one that is no more.
         if experiments.listed().await {
             roll.expect(experiments.filter_map(|meta, _, _| meta.uid.clone()));
+            let statuses = |meta: &ObjectMeta, _: &'static str, status: Option<&ExperimentStatus>| {
+                Some((meta.uid.clone()?, status?.clone()))
+            };
+            probes.of_policies(seen.read().policies());
+            guard.fill(experiments.filter_map(statuses), Timestamp::now());
             janitor.run(choring).await;
         }
     };
@@ -229,7 +289,7 @@ pub async fn lead(parts: Parts, router: Router) {
             schedule::run(scheduler, schedules).await;
         }
     };
-    tokio::join!(of_pods, of_stress, rounds, annotated, scheduling);
+    tokio::join!(of_pods, of_stress, rounds, annotated, scheduling, warden.run());
 }
 
 /// Who is told of what happens to experiments.
@@ -328,11 +388,13 @@ fn phase_word(phase: Phase) -> &'static str {
 struct Unroute {
     router: Router,
     metrics: Arc<Metrics>,
+    probes: Probes,
 }
 
 impl Drop for Unroute {
     fn drop(&mut self) {
         *self.router.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.metrics.on_scrape(None);
+        self.probes.end();
     }
 }

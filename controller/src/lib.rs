@@ -6,6 +6,7 @@
 //! - [`enrol`]: signs the daemons' server certificates.
 //! - [`chaos`]: what the kinds of experiments have in common.
 //! - [`nodes`]: the channels to the daemons.
+//! - [`guard`]: what is hit now; [`warden`], [`probes`]: what policies are looked after by.
 //! - [`health`], [`metrics`]: what an operator may ask.
 
 pub mod annotate;
@@ -15,6 +16,7 @@ pub mod certs;
 pub mod chaos;
 pub mod client;
 pub mod enrol;
+pub mod guard;
 pub mod health;
 pub mod interest;
 pub mod janitor;
@@ -24,8 +26,10 @@ pub mod metrics;
 pub mod nodes;
 pub mod observe;
 pub mod orders;
+pub mod probes;
 pub mod reconcile;
 pub mod retry;
 pub mod schedule;
 pub mod tell;
+pub mod warden;
 pub mod world;

@@ -8,13 +8,17 @@ use std::sync::{Arc, RwLock, RwLockReadGuard};
 
 use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::PartialObjectMeta;
 use kube::{Api, Client};
 use kube_runtime::WatchStreamExt;
 use kube_runtime::watcher::{self, Event, watcher};
-use squall_api::names;
+use squall_api::{ChaosPolicy, names};
 use squall_model::pod::{NamespaceView, PodView};
+use squall_model::policy::choice::Budget;
+use squall_model::policy::{Labels, Policies, Policy};
+use squall_model::probe::NodeHealth;
 use tokio::sync::{mpsc, watch};
 
 use crate::retry::Retry;
@@ -35,6 +39,8 @@ pub enum Change {
     Node(String),
     /// Whether [Squall is being removed](Index::is_leaving).
     Leaving,
+    /// A policy, by name.
+    Policy(String),
 }
 
 /// The index and its feeders.
@@ -45,7 +51,7 @@ pub struct Observer {
 }
 
 /// How many kinds are waited for. Our CRDs aren't: nothing is decided by them but that Squall is being removed.
-const KINDS: u8 = 3;
+const KINDS: u8 = 5;
 
 impl Observer {
     /// Watch the cluster; every change after the first listing is sent to `changes`.
@@ -59,7 +65,11 @@ impl Observer {
             .map_ok(|event| event.modify(|pod| pod.metadata.managed_fields = None));
         let namespaces =
             watcher(Api::<PartialObjectMeta<Namespace>>::all(client.clone()), watcher::Config::default());
-        let nodes = watcher(Api::<PartialObjectMeta<Node>>::all(client.clone()), watcher::Config::default());
+        let nodes = watcher(Api::<Node>::all(client.clone()), watcher::Config::default())
+            .map_ok(|event| event.modify(|node| node.metadata.managed_fields = None));
+        let policies = watcher(Api::<ChaosPolicy>::all(client.clone()), watcher::Config::default())
+            .map_ok(|event| event.modify(|policy| policy.metadata.managed_fields = None));
+        let budgets = watcher(Api::<PodDisruptionBudget>::all(client.clone()), watcher::Config::default());
 
         tokio::spawn(feed(pods, index.clone(), changes.clone(), done.clone(), PodView::of, Index::pods));
         tokio::spawn(feed(
@@ -70,7 +80,23 @@ impl Observer {
             |meta: &PartialObjectMeta<Namespace>| {
                 NamespaceView::of(&Namespace { metadata: meta.metadata.clone(), ..Namespace::default() })
             },
-            Index::namespaces,
+            Index::namespaces_kind,
+        ));
+        tokio::spawn(feed(
+            policies,
+            index.clone(),
+            changes.clone(),
+            done.clone(),
+            |policy: &ChaosPolicy| policy.clone(),
+            Index::policies_kind,
+        ));
+        tokio::spawn(feed(
+            budgets,
+            index.clone(),
+            changes.clone(),
+            done.clone(),
+            budget,
+            Index::budgets_kind,
         ));
         for name in names::CRDS {
             // By name: more than that we may not see.
@@ -90,17 +116,7 @@ impl Observer {
                 Index::crds,
             ));
         }
-        tokio::spawn(feed(
-            nodes,
-            index.clone(),
-            changes,
-            done,
-            |meta: &PartialObjectMeta<Node>| NodeView {
-                name: meta.metadata.name.clone().unwrap_or_default(),
-                labels: meta.metadata.labels.clone().unwrap_or_default(),
-            },
-            Index::nodes,
-        ));
+        tokio::spawn(feed(nodes, index.clone(), changes, done, node_view, Index::nodes));
         Self { index, synced }
     }
 
@@ -126,6 +142,7 @@ impl Observer {
 struct NodeView {
     name: String,
     labels: BTreeMap<String, String>,
+    health: NodeHealth,
 }
 
 /// One of our CRDs as decisions see it.
@@ -133,6 +150,36 @@ struct NodeView {
 struct CrdView {
     name: String,
     terminating: bool,
+}
+
+fn node_view(node: &Node) -> NodeView {
+    let labels = node.metadata.labels.clone().unwrap_or_default();
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let conditions = conditions.map(|condition| (condition.type_.as_str(), condition.status.as_str()));
+    NodeView {
+        name: node.metadata.name.clone().unwrap_or_default(),
+        health: NodeHealth::of(labels.clone(), conditions),
+        labels,
+    }
+}
+
+/// The view of a budget. One without a selector covers no pod, one whose selector makes no sense every one.
+fn budget(budget: &PodDisruptionBudget) -> Budget {
+    let whole = |number: Option<i32>| usize::try_from(number.unwrap_or_default()).unwrap_or_default();
+    let status = budget.status.as_ref();
+    let mut errors = Vec::new();
+    let selector = budget.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+    let pods = selector.map(|selector| Labels::parse("spec.selector", selector, &mut errors));
+    Budget {
+        namespace: budget.metadata.namespace.clone().unwrap_or_default(),
+        name: budget.metadata.name.clone().unwrap_or_default(),
+        pods: pods.filter(|_| errors.is_empty()).unwrap_or_default(),
+        desired: whole(status.map(|status| status.desired_healthy)),
+        allowed: match selector {
+            None => usize::MAX,
+            Some(_) => whole(status.map(|status| status.disruptions_allowed)),
+        },
+    }
 }
 
 /// How the views of one kind are kept.
@@ -160,6 +207,11 @@ async fn feed<K, V>(
         let event = match event {
             Ok(event) => event,
             Err(error) => {
+                // Of a kind that isn't installed (any more) there are none; recovery doesn't wait for its return.
+                if first && is_unknown(&error) {
+                    first = false;
+                    done.send_modify(|kinds| *kinds += 1);
+                }
                 tracing::warn!(%error, "a watch was interrupted; it is taken up again");
                 continue;
             }
@@ -191,6 +243,13 @@ async fn feed<K, V>(
     }
 }
 
+fn is_unknown(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status)) => status.code == 404,
+        _ => false,
+    }
+}
+
 /// Views by the questions that decisions ask.
 #[derive(Default)]
 pub struct Index {
@@ -203,9 +262,41 @@ pub struct Index {
     owned: HashMap<String, BTreeSet<(String, String)>>,
     /// Our CRDs that are being deleted.
     leaving: BTreeSet<String>,
+    /// By node: what it says of itself.
+    healths: HashMap<String, NodeHealth>,
+    policies: BTreeMap<String, ChaosPolicy>,
+    /// The same as decisions ask for them.
+    rules: Policies,
+    /// By namespace.
+    budgets: HashMap<String, Vec<Budget>>,
 }
 
 impl Index {
+    /// All policies, as decisions ask for them.
+    pub fn rules(&self) -> &Policies {
+        &self.rules
+    }
+
+    /// All policies, as they are written.
+    pub fn policies(&self) -> impl Iterator<Item = &ChaosPolicy> {
+        self.policies.values()
+    }
+
+    /// What nodes say of themselves.
+    pub fn node_healths(&self) -> impl Iterator<Item = &NodeHealth> {
+        self.healths.values()
+    }
+
+    /// All namespaces.
+    pub fn namespaces(&self) -> impl Iterator<Item = &NamespaceView> {
+        self.namespaces.values()
+    }
+
+    /// The PodDisruptionBudgets of a namespace.
+    pub fn budgets_in(&self, namespace: &str) -> &[Budget] {
+        self.budgets.get(namespace).map(Vec::as_slice).unwrap_or_default()
+    }
+
     /// A namespace.
     pub fn namespace(&self, name: &str) -> Option<&NamespaceView> {
         self.namespaces.get(name)
@@ -319,7 +410,65 @@ impl Index {
         }
     }
 
-    fn namespaces() -> Kind<NamespaceView> {
+    fn policies_kind() -> Kind<ChaosPolicy> {
+        Kind {
+            put: |index, policy| {
+                let name = policy.metadata.name.clone().unwrap_or_default();
+                index.policies.insert(name.clone(), policy);
+                index.rule();
+                Some(Change::Policy(name))
+            },
+            remove: |index, policy| {
+                let name = policy.metadata.name.clone().unwrap_or_default();
+                index.policies.remove(&name)?;
+                index.rule();
+                Some(Change::Policy(name))
+            },
+            retain: |index, listed| {
+                let there: BTreeSet<&String> =
+                    listed.iter().filter_map(|policy| policy.metadata.name.as_ref()).collect();
+                let gone: Vec<String> =
+                    index.policies.keys().filter(|name| !there.contains(name)).cloned().collect();
+                index.policies.retain(|name, _| there.contains(name));
+                index.rule();
+                gone.into_iter().map(Change::Policy).collect()
+            },
+        }
+    }
+
+    /// What the policies say now.
+    fn rule(&mut self) {
+        self.rules = Policies::new(self.policies.values().map(Policy::of));
+    }
+
+    fn budgets_kind() -> Kind<Budget> {
+        fn take(index: &mut Index, namespace: &str, name: &str) {
+            if let Some(list) = index.budgets.get_mut(namespace) {
+                list.retain(|budget| budget.name != name);
+                if list.is_empty() {
+                    index.budgets.remove(namespace);
+                }
+            }
+        }
+        // Nobody waits for a budget: whoever has too few targets looks again when its pods change.
+        Kind {
+            put: |index, budget| {
+                take(index, &budget.namespace, &budget.name);
+                index.budgets.entry(budget.namespace.clone()).or_default().push(budget);
+                None
+            },
+            remove: |index, budget| {
+                take(index, &budget.namespace, &budget.name);
+                None
+            },
+            retain: |index, _| {
+                index.budgets.clear();
+                Vec::new()
+            },
+        }
+    }
+
+    fn namespaces_kind() -> Kind<NamespaceView> {
         Kind {
             put: |index, view| {
                 let name = view.name.clone();
@@ -348,12 +497,17 @@ impl Index {
         Kind {
             put: |index, node| {
                 let old = index.nodes.insert(node.name.clone(), node.labels);
+                index.healths.insert(node.name.clone(), node.health);
                 // Nodes report themselves every few seconds, and nothing of that matters here.
                 (old.as_ref() != index.nodes.get(&node.name)).then_some(Change::Node(node.name))
             },
-            remove: |index, node| index.nodes.remove(&node.name).map(|_| Change::Node(node.name.clone())),
+            remove: |index, node| {
+                index.healths.remove(&node.name);
+                index.nodes.remove(&node.name).map(|_| Change::Node(node.name.clone()))
+            },
             retain: |index, listed| {
                 let there: BTreeSet<&str> = listed.iter().map(|node| node.name.as_str()).collect();
+                index.healths.retain(|name, _| there.contains(name.as_str()));
                 index
                     .nodes
                     .extract_if(|name, _| !there.contains(name.as_str()))
@@ -448,7 +602,11 @@ mod tests {
     #[test]
     fn a_node_is_told_of_when_its_labels_change_only() {
         let mut index = Index::default();
-        let node = |zone: &str| NodeView { name: "n".into(), labels: [("zone".into(), zone.into())].into() };
+        let node = |zone: &str| NodeView {
+            name: "n".into(),
+            labels: [("zone".into(), zone.into())].into(),
+            ..NodeView::default()
+        };
         let told = Some(Change::Node("n".to_owned()));
         assert_eq!((Index::nodes().put)(&mut index, node("a")), told);
         assert_eq!((Index::nodes().put)(&mut index, node("a")), None);

@@ -16,16 +16,19 @@ use squall_api::names;
 use squall_api::status::{ExperimentStatus, Target, TargetPhase};
 use squall_model::experiment::{Experiment, ExperimentSpec, parsed};
 use squall_model::plan::{Effect, Input, Order, Outcome, Outcomes, Plan, Verb, is_progress, notes, plan};
+use squall_model::policy::ledger::Hold;
 use squall_model::spec::Spec;
 
 use crate::apply::{Applier, ApplyError};
 use crate::chaos::{Chaos, Named};
 use crate::client::{is_conflict, is_gone};
+use crate::guard::Guard;
 use crate::interest::{Interest, Interests};
 use crate::metrics::Metrics;
 use crate::nodes::{Nodes, RollCall};
 use crate::observe::Observer;
 use crate::orders::fault;
+use crate::probes::Probes;
 use crate::tell::Teller;
 use crate::world::Cluster;
 
@@ -78,6 +81,10 @@ pub struct Context {
     pub teller: Teller,
     /// Figures.
     pub metrics: Arc<Metrics>,
+    /// What is hit now.
+    pub guard: Guard,
+    /// The probes of experiments.
+    pub probes: Probes,
     /// Who has had a turn in this term.
     pub roll: Arc<RollCall>,
     /// What is remembered of each experiment, by UID. Taken out for a turn, put back after it.
@@ -93,6 +100,8 @@ pub struct Memory {
     version: u64,
     /// When that was.
     written: Option<Timestamp>,
+    /// The last write may have come through or not.
+    unsure: bool,
     outcomes: Outcomes,
     /// What the daemons have been told to have: node and id.
     orders: Orders,
@@ -123,7 +132,10 @@ pub async fn reconcile<K: Chaos>(chaos: Arc<K>, context: Arc<Context>) -> Result
         // New to us, or written by someone else after us: what it says now is what counts.
         memory.status = chaos.status().cloned().unwrap_or_default();
         memory.version = seen;
+        memory.unsure = false;
     }
+    // Nothing is chosen before it is known what others hold.
+    context.guard.filled().await;
     let begun = Instant::now();
     let result = match context.turn(&*chaos, &uid, &mut memory).await {
         Err(ReconcileError::Status { source, .. }) if is_gone(&source) => Ok(Next::Gone),
@@ -135,6 +147,7 @@ pub async fn reconcile<K: Chaos>(chaos: Arc<K>, context: Arc<Context>) -> Result
         Ok(Next::Gone) => {
             context.withdraw(&mut memory, Orders::new());
             context.interests.forget(&uid);
+            context.no_more(&uid);
             Ok(Action::await_change())
         }
         Ok(Next::At(wake)) => {
@@ -195,8 +208,17 @@ impl Context {
         let spec = parsed(chaos.meta(), chaos.spec());
         let name = Named::of(chaos);
         let (experiment, deed) = (name.to_string(), spec.as_ref().map_or("hit", |spec| spec.action.deed()));
+        let steady = match &spec {
+            Ok(spec) if memory.status.completed_at.is_none() && chaos.meta().deletion_timestamp.is_none() => {
+                spec.steady.as_slice()
+            }
+            Ok(_) | Err(_) => &[],
+        };
+        if !steady.is_empty() || self.guard.read().steady.contains_key(uid) {
+            self.probes.of_experiment(uid, steady);
+        }
         for _ in 0..ROUNDS {
-            let plan = self.plan(Experiment::new::<K::Spec>(chaos.meta(), &spec), memory);
+            let plan = self.plan(uid, Experiment::new::<K::Spec>(chaos.meta(), &spec), memory);
             let held_back = memory.hold_back(&plan);
             let wanted = self.order(&name, memory, plan.orders);
             let due = !plan.effects.is_empty();
@@ -230,17 +252,31 @@ impl Context {
         Ok(Next::At(Some(Timestamp::now())))
     }
 
-    fn plan(&self, experiment: Experiment<'_>, memory: &Memory) -> Plan {
+    /// The next step; what it chose is held from this moment on, so that whoever chooses next sees it. Should it not
+    /// come to be written, the next turn chooses anew in its place.
+    fn plan(&self, uid: &str, experiment: Experiment<'_>, memory: &Memory) -> Plan {
+        let now = Timestamp::now();
         let index = self.observer.read();
-        let world = Cluster { index: &index, nodes: &self.nodes };
-        plan(Input {
-            now: Timestamp::now(),
+        let mut book = self.guard.read();
+        let plan = plan(Input {
+            now,
             experiment,
             status: &memory.status,
-            world: &world,
+            world: &Cluster { index: &index, nodes: &self.nodes, book: &book },
             outcomes: &memory.outcomes,
             images: self.applier.images(),
-        })
+        });
+        let hold = if plan.drop_finalizer { Hold::default() } else { Hold::of(&plan.status, now) };
+        if book.enter(uid, hold, memory.unsure) {
+            self.guard.notify();
+        }
+        plan
+    }
+
+    /// Nobody asks for the experiment's probes, and it holds nothing.
+    fn no_more(&self, uid: &str) {
+        self.probes.of_experiment(uid, &[]);
+        self.guard.forget(uid);
     }
 
     /// Tell the daemons what they shall have for this experiment; what they shall have no longer is
@@ -270,6 +306,7 @@ impl Context {
             self.withdraw(&mut memory, Orders::new());
         }
         self.interests.forget(uid);
+        self.no_more(uid);
     }
 
     async fn carry_out(&self, name: &Named, memory: &mut Memory, effects: Vec<Effect>) {
@@ -340,6 +377,7 @@ impl Context {
         match api.replace_status(&name, &PostParams::default(), &object).await {
             Ok(written) => {
                 memory.version = version(&written);
+                memory.unsure = false;
                 memory.written = Some(Timestamp::now());
                 let status = object.status_mut().take().unwrap_or_default();
                 if status.phase != memory.status.phase {
@@ -355,7 +393,11 @@ impl Context {
                 memory.status = status;
                 Ok(())
             }
-            Err(source) => Err(ReconcileError::Status { namespace, name, source: Box::new(source) }),
+            Err(source) => {
+                // What the server refused wasn't written; what it didn't answer may have been.
+                memory.unsure = !matches!(source, kube::Error::Api(_));
+                Err(ReconcileError::Status { namespace, name, source: Box::new(source) })
+            }
         }
     }
 

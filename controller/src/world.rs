@@ -7,7 +7,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use squall_api::{grpc, status};
 use squall_model::plan::{Daemon, Report, ReportState, World};
 use squall_model::pod::{NamespaceView, PodView};
+use squall_model::policy::choice::Budget;
+use squall_model::policy::ledger::Ledger;
+use squall_model::policy::{Policies, Refusal};
+use squall_model::probe::Health;
 
+use crate::guard::Book;
 use crate::nodes::{Nodes, Presence};
 use crate::observe::Index;
 
@@ -17,6 +22,8 @@ pub struct Cluster<'a> {
     pub index: &'a Index,
     /// The daemons' part.
     pub nodes: &'a Nodes,
+    /// What is hit now.
+    pub book: &'a Book,
 }
 
 impl squall_model::select::Nodes for Cluster<'_> {
@@ -44,6 +51,26 @@ impl World for Cluster<'_> {
 
     fn owned_by<'a>(&'a self, uid: &str) -> Box<dyn Iterator<Item = &'a PodView> + 'a> {
         Box::new(self.index.owned_by(uid))
+    }
+
+    fn policies(&self) -> &Policies {
+        self.index.rules()
+    }
+
+    fn ledger(&self) -> &Ledger {
+        &self.book.ledger
+    }
+
+    fn budgets(&self, namespace: &str) -> &[Budget] {
+        self.index.budgets_in(namespace)
+    }
+
+    fn excess(&self, uid: &str) -> Option<&Refusal> {
+        self.book.excess.get(uid)
+    }
+
+    fn steady(&self, uid: &str) -> Health {
+        self.book.steady.get(uid).cloned().unwrap_or_default()
     }
 
     fn daemon(&self, node: &str) -> Daemon {

@@ -16,6 +16,7 @@ use squall_api::names;
 
 use crate::error::FieldError;
 use crate::pod::{NamespaceView, PodView};
+use crate::policy::{Policies, Stop, Who};
 use crate::select::Ineligible;
 use crate::substitute::record::{KeptMap, Record, StandIns, annotation};
 use crate::substitute::{
@@ -40,6 +41,24 @@ pub struct Setting<'a> {
     pub manual_limit: Duration,
     /// The pod's namespace, if it is known.
     pub namespace: Option<&'a NamespaceView>,
+    /// What halts and policies say.
+    pub guard: Guard<'a>,
+}
+
+/// What halts and policies say of a fault by hand.
+#[derive(Clone, Copy, Debug)]
+pub struct Guard<'a> {
+    /// All policies.
+    pub policies: &'a Policies,
+    /// Squall's own namespace, whose halt means the whole cluster.
+    pub system: Option<&'a NamespaceView>,
+    /// Who asks.
+    pub who: &'a Who,
+}
+
+impl Guard<'_> {
+    /// No halt, no policy.
+    pub const OPEN: Guard<'static> = Guard { policies: &Policies::NONE, system: None, who: &Who::NOBODY };
 }
 
 /// Who changes a pod.
@@ -78,6 +97,10 @@ pub enum Denial {
     Refusal(Refusal),
     /// The pod may not be hit.
     Ineligible(Ineligible),
+    /// Nothing may be hit there now.
+    Stopped(Box<Stop>),
+    /// A policy says no.
+    Policy(Box<crate::policy::Refusal>),
 }
 
 impl fmt::Display for Denial {
@@ -86,6 +109,8 @@ impl fmt::Display for Denial {
             Self::Field(error) => error.fmt(f),
             Self::Refusal(refusal) => refusal.fmt(f),
             Self::Ineligible(why) => write!(f, "{}: {why}", why.reason()),
+            Self::Stopped(stop) => write!(f, "{}: {stop}", stop.reason),
+            Self::Policy(refusal) => refusal.fmt(f),
         }
     }
 }

@@ -15,6 +15,7 @@ mod choose;
 mod container;
 mod effect;
 mod failure;
+mod halt;
 mod janitor;
 mod kill;
 mod lasting;
@@ -40,9 +41,10 @@ pub use self::outcomes::{Outcome, Outcomes, Verb};
 pub use self::progress::is_progress;
 use crate::experiment::Experiment;
 use crate::pod::{NamespaceView, PodView};
-use crate::policy::Policies;
 use crate::policy::choice::Budget;
 use crate::policy::ledger::Ledger;
+use crate::policy::{Policies, Refusal};
+use crate::probe::Health;
 use crate::select::Nodes;
 use crate::spec::{Action, Spec};
 use crate::substitute::{FaultImages, Holder};
@@ -73,6 +75,14 @@ pub trait World: Nodes {
     /// The PodDisruptionBudgets of a namespace.
     fn budgets(&self, _namespace: &str) -> &[Budget] {
         &[]
+    }
+    /// Why the pod `uid` is more than a policy allows, of what is hit already.
+    fn excess(&self, _uid: &str) -> Option<&Refusal> {
+        None
+    }
+    /// How the probes of the experiment `uid` stand.
+    fn steady(&self, _uid: &str) -> Health {
+        Health::Unknown
     }
     /// How things stand with a node's daemon.
     fn daemon(&self, node: &str) -> Daemon;
@@ -311,8 +321,19 @@ impl Step<'_> {
                 Action::ContainerKill { .. } => self.follow_restarts(),
                 Action::PodFailure { .. } | Action::ContainerFreeze | Action::Stress(_) => {}
             }
-        } else if self.plan.status.selected_at.is_none() {
-            self.choose(spec);
+            self.plan.status.observed_generation = Some(self.ident.generation);
+            return;
+        }
+        self.look_for_halt(spec);
+        if self.plan.status.selected_at.is_none() {
+            if self.is_halted() {
+                self.not_begun(spec);
+            } else if !spec.steady.is_empty() && self.input.world.steady(self.ident.uid) == Health::Unknown {
+                self.plan.status.phase = Some(Phase::Pending);
+                self.plan.status.message = Some("looking whether spec.steadyState holds".to_owned());
+            } else {
+                self.choose(spec);
+            }
         } else {
             match spec.action {
                 Action::PodKill { grace, evict } => self.pod_kill(spec, grace, evict),

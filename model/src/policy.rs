@@ -50,6 +50,8 @@ pub struct Policy {
     halt: Option<String>,
     /// A probe of it that fails, and the evidence.
     tripped: Option<String>,
+    /// How many pods were hit in its namespaces when that was last written to its status.
+    hit: usize,
 }
 
 /// How much may be hit at a time.
@@ -166,6 +168,9 @@ pub struct Who {
 }
 
 impl Who {
+    /// Nobody that is known.
+    pub const NOBODY: Self = Self { user: String::new(), groups: Vec::new() };
+
     /// As [`names::REQUESTED_BY`] has it. Who can't be read is nobody.
     pub fn recorded(annotation: Option<&str>) -> Self {
         #[derive(serde::Deserialize)]
@@ -306,6 +311,21 @@ impl Policy {
         self.namespaces.matches(&namespace.labels)
     }
 
+    /// What its author may not have meant.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.windows.as_ref().is_some_and(Vec::is_empty) {
+            warnings.push("squall: spec.windows is an empty list: nothing may ever be hit".to_owned());
+        }
+        if self.actions.as_ref().is_some_and(BTreeSet::is_empty) {
+            warnings.push("squall: spec.allow.actions is an empty list: no action is allowed".to_owned());
+        }
+        if self.protect.as_ref().is_some_and(|protect| *protect == Labels::default()) {
+            warnings.push("squall: spec.protect.podSelector is empty: it protects every pod".to_owned());
+        }
+        warnings
+    }
+
     /// Why it makes no sense, if it doesn't.
     pub fn invalid(&self) -> Option<&str> {
         self.invalid.as_deref()
@@ -437,6 +457,17 @@ impl Policy {
             }
         }
         None
+    }
+
+    /// Whether one more pod may be hit, going by what was last written of it: for those who can't count themselves.
+    pub fn has_room(&self) -> Result<(), Refusal> {
+        match self.limits.targets {
+            Some(most) if self.hit >= most => {
+                let found = format!("1 asked for, {} hit", self.hit);
+                Err(self.refuse(Rule::Targets, found, most.to_string()))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// When a pod that is too young now will be old enough for this policy.

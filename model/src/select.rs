@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 use squall_api::names;
 
 use crate::pod::{ContainerKind, ContainerView, NamespaceView, PodView};
+use crate::policy::Refusal;
 pub use crate::selector::{AtBirth, Nodes, Selector};
 use crate::spec::{Action, Mode, Spec};
 
@@ -30,6 +31,8 @@ pub enum Ineligible {
     WouldNotRecover,
     /// It has none of the containers asked for.
     NoSuchContainer(Vec<String>),
+    /// A policy spares it.
+    Policy(Box<Refusal>),
 }
 
 impl Ineligible {
@@ -45,6 +48,7 @@ impl Ineligible {
             Self::NotRunning => "NotRunning",
             Self::WouldNotRecover => "WouldNotRecover",
             Self::NoSuchContainer(_) => "NoSuchContainer",
+            Self::Policy(_) => "PolicyRefused",
         }
     }
 }
@@ -72,6 +76,7 @@ impl fmt::Display for Ineligible {
             Self::NoSuchContainer(missing) => {
                 write!(f, "it has no container {}: correct spec.containerNames", missing.join(", "))
             }
+            Self::Policy(refusal) => refusal.fmt(f),
         }
     }
 }

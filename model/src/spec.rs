@@ -7,7 +7,9 @@ pub use squall_api::podchaos::{FaultStyle, Scope};
 pub use crate::kill::Whom;
 
 pub use crate::signal::Signal;
+pub use squall_api::probe::OnHalt;
 
+use crate::probe::Probe;
 use crate::select::Selector;
 use crate::stress::Stress;
 
@@ -28,6 +30,10 @@ pub struct Spec {
     pub seed: Option<i64>,
     /// Only say what would be done.
     pub dry_run: bool,
+    /// What has to hold meanwhile.
+    pub steady: Vec<Probe>,
+    /// What becomes of it when it is halted.
+    pub on_halt: OnHalt,
 }
 
 impl Spec {

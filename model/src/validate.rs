@@ -10,6 +10,7 @@ use squall_api::podchaos::{self, PodChaosSpec};
 
 use crate::error::FieldError;
 use crate::experiment::{ExperimentSpec, Kind};
+use crate::probe::{Place, Probe};
 use crate::select::Selector;
 use crate::spec::{Action, Mode, Signal, Spec, Whom};
 use crate::stress::Stress;
@@ -69,6 +70,7 @@ impl ExperimentSpec for PodChaosSpec {
         let mut same = old.clone();
         same.duration.clone_from(&self.duration);
         same.grace_period = self.grace_period;
+        same.on_halt = self.on_halt;
         same == *self
     }
 
@@ -96,6 +98,8 @@ fn parse(spec: &PodChaosSpec, namespace: &str) -> Result<Spec, Vec<FieldError>> 
         allow_terminal,
         seed,
         dry_run,
+        steady_state,
+        on_halt,
         remote_cluster,
     } = spec;
     let mut errors = Vec::new();
@@ -114,6 +118,7 @@ fn parse(spec: &PodChaosSpec, namespace: &str) -> Result<Spec, Vec<FieldError>> 
             None
         }
     };
+    let steady = parse_steady(steady_state, namespace, selector.as_ref(), &mut errors);
     let containers = parse_containers(container_names, &mut errors);
     let duration =
         duration.as_ref().and_then(|text| keep(parse_duration("spec.duration", text), &mut errors));
@@ -144,9 +149,30 @@ fn parse(spec: &PodChaosSpec, namespace: &str) -> Result<Spec, Vec<FieldError>> 
             duration,
             seed: *seed,
             dry_run: dry_run.unwrap_or(false),
+            steady,
+            on_halt: on_halt.unwrap_or_default(),
         }),
         _ => Err(errors),
     }
+}
+
+/// The probes of an experiment in `namespace`, which look only where its targets are.
+fn parse_steady(
+    written: &[squall_api::probe::Probe],
+    namespace: &str,
+    selector: Option<&Selector>,
+    errors: &mut Vec<FieldError>,
+) -> Vec<Probe> {
+    let Some(selector) = selector else { return Vec::new() };
+    let place = Place::Experiment { own: namespace, namespaces: &selector.namespaces };
+    let mut probes = Vec::new();
+    for (index, written) in written.iter().enumerate() {
+        match Probe::parse(&format!("spec.steadyState[{index}]"), written, place) {
+            Ok(probe) => probes.push(probe),
+            Err(more) => errors.extend(more),
+        }
+    }
+    probes
 }
 
 /// What may change from `old` to `new`. While an experiment is active (it has chosen its targets and has not
@@ -247,13 +273,13 @@ pub fn warnings(spec: &Spec) -> Vec<String> {
     warnings
 }
 
-const ACTIVE: &str = "can't be changed once the targets are chosen: only duration, gracePeriod and a narrowed selector \
-                      can; make another experiment instead";
+const ACTIVE: &str = "can't be changed once the targets are chosen: only duration, gracePeriod, onHalt and a narrowed \
+                      selector can; make another experiment instead";
 
 /// The changes of an active experiment that are not allowed.
 fn active_changes(before: &Spec, after: &Spec, value: &str, errors: &mut Vec<FieldError>) {
     // No `..`: a field that is added must be dealt with here.
-    let Spec { action, mode, selector, containers, duration: _, seed, dry_run } = after;
+    let Spec { action, mode, selector, containers, duration: _, seed, dry_run, steady, on_halt: _ } = after;
     let mut refuse = |field: &str, found: String| errors.push(FieldError::new(field, found, ACTIVE));
     match (&before.action, action) {
         (Action::PodKill { grace: _, evict: old }, Action::PodKill { grace: _, evict }) => {
@@ -315,6 +341,9 @@ fn active_changes(before: &Spec, after: &Spec, value: &str, errors: &mut Vec<Fie
     }
     if *containers != before.containers {
         refuse("spec.containerNames", containers.join(", "));
+    }
+    if *steady != before.steady {
+        refuse("spec.steadyState", "a change".to_owned());
     }
     if *seed != before.seed {
         refuse("spec.seed", seed.map(|seed| seed.to_string()).unwrap_or_default());

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use proptest::prelude::*;
+use squall_api::chaospolicy::{Allow, ChaosPolicy, ChaosPolicySpec, Limits, Window};
 use squall_api::names;
 use squall_api::podchaos::{Action, ExperimentStatus, Mode, Phase, PodChaos, PodChaosSpec, TargetPhase};
 use squall_model::experiment::Experiment;
@@ -17,6 +18,8 @@ use squall_model::plan::{
     Daemon, Effect, Input, Order, Outcome, Outcomes, Plan, Report, ReportState, Stage, World, plan,
 };
 use squall_model::pod::{NamespaceView, PodView};
+use squall_model::policy::ledger::Ledger;
+use squall_model::policy::{Policies, Policy};
 use squall_model::select::Nodes;
 use squall_model::substitute::{self, FaultImages};
 use squall_model::validate::validate;
@@ -48,6 +51,8 @@ struct Sim {
     /// What the controller would have the node have.
     desired: BTreeMap<String, Order>,
     node: Node,
+    policies: Policies,
+    ledger: Ledger,
 }
 
 /// The node's daemon, as it keeps its promises: what is listed it holds, what isn't it puts back, and what nobody renews
@@ -144,6 +149,14 @@ impl World for Sim {
         )
     }
 
+    fn policies(&self) -> &Policies {
+        &self.policies
+    }
+
+    fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
     fn daemon(&self, node: &str) -> Daemon {
         if node == "without" || self.without_daemons {
             Daemon::None
@@ -188,6 +201,8 @@ impl Sim {
             killed: Vec::new(),
             desired: BTreeMap::new(),
             node: Node::default(),
+            policies: Policies::NONE,
+            ledger: Ledger::EMPTY,
         };
         for _ in 0..pods {
             sim.birth();
@@ -462,6 +477,18 @@ impl Sim {
         };
     }
 
+    fn policy(&mut self, spec: Option<ChaosPolicySpec>) {
+        self.policies = Policies::new(spec.map(|spec| Policy::of(&ChaosPolicy::new("p", spec))));
+    }
+
+    /// As far as it goes, with everybody catching up in between.
+    fn settle(&mut self) {
+        for _ in 0..4 {
+            self.turn(None);
+            self.all_catch_up();
+        }
+    }
+
     fn delete(&mut self) {
         self.chaos.metadata.deletion_timestamp = Some(Time(self.now));
     }
@@ -499,6 +526,8 @@ enum Move {
     OptIn(bool),
     Restart(usize),
     Away(bool),
+    Halt(bool),
+    Policy(Option<(i32, i32)>),
 }
 
 fn moves() -> impl Strategy<Value = Vec<Move>> {
@@ -516,6 +545,8 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         1 => any::<bool>().prop_map(Move::OptIn),
         1 => (0_usize..30).prop_map(Move::Restart),
         1 => any::<bool>().prop_map(Move::Away),
+        1 => any::<bool>().prop_map(Move::Halt),
+        1 => proptest::option::of((0_i32..5, 0_i32..101)).prop_map(Move::Policy),
     ];
     proptest::collection::vec(one, 0..60)
 }
@@ -570,6 +601,15 @@ fn play(sim: &mut Sim, moves: Vec<Move>) {
                     sim.news();
                 }
             }
+            Move::Halt(on) => sim.namespace.halt = on.then(|| "incident".to_owned()),
+            Move::Policy(limit) => sim.policy(limit.map(|(targets, percent)| ChaosPolicySpec {
+                limits: Some(Limits {
+                    max_targets: Some(targets),
+                    max_percent_per_workload: Some(percent),
+                    ..Limits::default()
+                }),
+                ..ChaosPolicySpec::default()
+            })),
         }
     }
 }
@@ -730,6 +770,139 @@ proptest! {
         play(&mut sim, moves);
         prop_assert_eq!(sim.plan(), sim.plan());
     }
+}
+
+#[test]
+fn a_halt_recovers_and_ends_the_experiment_and_says_why() {
+    let mut sim = Sim::new(spec(Action::PodFailure, Mode::All, None), 3);
+    sim.settle();
+    assert_eq!(sim.failed(), 3);
+    sim.namespace.halt = Some("incident 4711".into());
+    sim.settle();
+    sim.assert_untouched();
+    assert_eq!(sim.status.phase, Some(Phase::Halted));
+    let condition =
+        |kind: &str| sim.status.conditions.iter().find(|condition| condition.type_ == kind).unwrap().clone();
+    assert_eq!(
+        (condition("Completed").status.as_str(), condition("Completed").reason.as_str()),
+        ("True", "Halted")
+    );
+    assert_eq!(condition("Failed").status, "True");
+    assert!(sim.status.message.as_ref().unwrap().contains("incident 4711"));
+    // It stays so.
+    sim.namespace.halt = None;
+    sim.settle();
+    assert_eq!((sim.failed(), sim.status.phase), (0, Some(Phase::Halted)));
+}
+
+#[test]
+fn with_on_halt_resume_it_goes_on_when_the_halt_is_lifted() {
+    let mut spec = spec(Action::PodFailure, Mode::All, None);
+    spec.on_halt = Some(squall_api::probe::OnHalt::Resume);
+    let mut sim = Sim::new(spec, 3);
+    sim.settle();
+    sim.namespace.halt = Some(String::new());
+    sim.settle();
+    sim.assert_untouched();
+    assert_eq!((sim.status.phase, sim.status.completed_at.is_some()), (Some(Phase::Halted), false));
+    sim.namespace.halt = None;
+    sim.settle();
+    assert_eq!((sim.failed(), sim.status.phase), (3, Some(Phase::Injected)));
+}
+
+#[test]
+fn where_it_is_halted_nothing_begins() {
+    for action in [Action::PodFailure, Action::PodKill, Action::ContainerKill] {
+        let mut sim = Sim::new(spec(action, Mode::All, None), 3);
+        sim.namespace.halt = Some("incident".into());
+        sim.settle();
+        assert_eq!(sim.status.phase, Some(Phase::Halted), "{action:?}");
+        assert!(sim.killed.is_empty());
+        sim.assert_untouched();
+    }
+}
+
+#[test]
+fn a_kill_that_was_chosen_and_not_begun_is_stopped_by_a_halt() {
+    let mut sim = Sim::new(spec(Action::PodKill, Mode::All, None), 3);
+    sim.turn(Some(1));
+    assert!(sim.status.selected_at.is_some());
+    sim.namespace.halt = Some("incident".into());
+    sim.settle();
+    assert!(sim.killed.is_empty());
+    assert_eq!(sim.status.phase, Some(Phase::Halted));
+    assert!(sim.status.targets.iter().all(|target| target.phase == TargetPhase::Skipped));
+}
+
+#[test]
+fn a_window_that_closes_recovers_and_is_looked_at_in_time() {
+    let mut spec = spec(Action::PodFailure, Mode::All, None);
+    spec.duration = Some("24h".into());
+    let mut sim = Sim::new(spec, 2);
+    let window = Window { from: "00:00".into(), to: "00:05".into(), ..Window::default() };
+    sim.policy(Some(ChaosPolicySpec { windows: Some(vec![window]), ..ChaosPolicySpec::default() }));
+    sim.settle();
+    assert_eq!(sim.failed(), 2);
+    assert_eq!(sim.plan().wake, Some("2026-01-01T00:05:00Z".parse().unwrap()));
+    sim.wait(300);
+    sim.settle();
+    sim.assert_untouched();
+    assert_eq!(sim.status.phase, Some(Phase::Halted));
+    assert_eq!(sim.status.halted.as_ref().unwrap().reason, "WindowClosed");
+}
+
+#[test]
+fn a_policy_never_forbids_recovery() {
+    let nothing = ChaosPolicySpec {
+        allow: Some(Allow { actions: Some(vec![]), users: Some(vec![]), ..Allow::default() }),
+        windows: Some(vec![]),
+        ..ChaosPolicySpec::default()
+    };
+    for end in [true, false] {
+        let mut sim = Sim::new(spec(Action::PodFailure, Mode::All, None), 3);
+        sim.settle();
+        assert_eq!(sim.failed(), 3);
+        sim.policy(Some(nothing.clone()));
+        if end {
+            sim.delete();
+        } else {
+            sim.annotate(names::PAUSE, Some("true"));
+        }
+        sim.settle();
+        sim.assert_untouched();
+        assert_eq!(sim.gone, end);
+    }
+}
+
+#[test]
+fn what_a_policy_refuses_fails_with_its_words_and_hits_nothing() {
+    let mut sim = Sim::new(spec(Action::PodFailure, Mode::All, None), 5);
+    let limits = Limits { max_percent_per_workload: Some(10), ..Limits::default() };
+    sim.policy(Some(ChaosPolicySpec { limits: Some(limits), ..ChaosPolicySpec::default() }));
+    sim.settle();
+    assert_eq!(sim.status.phase, Some(Phase::Failed));
+    assert_eq!(
+        sim.status.message.as_deref(),
+        Some(
+            "nothing was hit: ChaosPolicy p, limits.maxPercentPerWorkload: found 1 of the 5 pods of ReplicaSet/rs; \
+             allowed: 0 (10 % of 5 is 0)"
+        )
+    );
+    let failed = sim.status.conditions.iter().find(|condition| condition.type_ == "Failed").unwrap();
+    assert_eq!(failed.reason, "PolicyRefused");
+    sim.assert_untouched();
+}
+
+#[test]
+fn births_stay_within_a_policy() {
+    let mut sim = Sim::new(spec(Action::PodFailure, Mode::All, None), 2);
+    let limits = Limits { max_targets: Some(2), ..Limits::default() };
+    sim.policy(Some(ChaosPolicySpec { limits: Some(limits), ..ChaosPolicySpec::default() }));
+    sim.settle();
+    sim.birth();
+    sim.all_catch_up();
+    sim.settle();
+    assert_eq!(sim.failed(), 2);
 }
 
 #[test]

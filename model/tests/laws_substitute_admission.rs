@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use proptest::prelude::*;
 use squall_api::names;
-use squall_model::admission::{Actor, Setting, pod_create, pod_update};
+use squall_model::admission::{Actor, Guard, Setting, pod_create, pod_update};
 use squall_model::substitute::{FaultImages, Holder};
 
 fn images() -> FaultImages {
@@ -25,6 +25,7 @@ fn setting(images: &FaultImages) -> Setting<'_> {
         now: "2026-11-22T20:00:00Z".parse::<Timestamp>().unwrap(),
         manual_limit: Duration::from_secs(3600),
         namespace: None,
+        guard: Guard::OPEN,
     }
 }
 

@@ -90,6 +90,7 @@ fn try_check(request: &Request<'_>, now: Timestamp) -> Result<Verdict, Doubt> {
             subresource: "",
             namespaces: here.clone(),
             opted_in: here.clone(),
+            wanted: None,
         })
         .collect();
     Ok(Verdict::Ask { questions, wishes: (new, wishes), answer })

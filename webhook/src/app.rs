@@ -21,11 +21,12 @@ use squall_api::names;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tracing::{Instrument, Span, field};
 
+use crate::experiments::Wanted;
 use crate::metrics::Metrics;
 use crate::pods::Pods;
-use crate::review::{Answer, Request};
+use crate::review::{Answer, Denied, Request};
 use crate::world::World;
-use crate::{access, annotations, experiments, removal, schedules};
+use crate::{access, annotations, experiments, pods, policies, removal, schedules};
 
 /// The largest body: etcd takes 1.5 MiB an object, and an UPDATE carries two.
 pub const LIMIT: usize = 8 << 20;
@@ -72,6 +73,7 @@ enum Path {
     MutateExperiments,
     ValidateExperiments,
     ValidateRemoval,
+    ValidatePolicies,
 }
 
 impl Path {
@@ -82,6 +84,7 @@ impl Path {
             Self::MutateExperiments => names::PATH_MUTATE_EXPERIMENTS,
             Self::ValidateExperiments => names::PATH_VALIDATE_EXPERIMENTS,
             Self::ValidateRemoval => names::PATH_VALIDATE_REMOVAL,
+            Self::ValidatePolicies => names::PATH_VALIDATE_POLICIES,
         }
     }
 }
@@ -107,6 +110,7 @@ pub fn router(app: App) -> Router {
         Path::MutateExperiments,
         Path::ValidateExperiments,
         Path::ValidateRemoval,
+        Path::ValidatePolicies,
     ];
     paths
         .into_iter()
@@ -182,13 +186,19 @@ impl Desk {
             Path::MutatePods => self.app.pods.review(request, &self.app.world, Timestamp::now()),
             Path::MutateAnnotations => match annotations::check(request, Timestamp::now()) {
                 annotations::Verdict::Answered(answer) => answer,
-                annotations::Verdict::Ask { questions, wishes: _, answer } => {
+                annotations::Verdict::Ask { questions, wishes, answer } => {
                     for ask in &questions {
                         if let Err(denied) = access::allowed(&self.app.client, &self.turns, ask).await {
                             return denied.into();
                         }
                     }
-                    // Policy's advice has its place here: each wish is an experiment by `annotation::experiment`.
+                    let who = pods::who(&request.user_info);
+                    for wish in &wishes.1 {
+                        let wanted = Wanted { ask: policies::ask_of(wish), who: who.clone(), begins: true };
+                        if let Err(denied) = self.permitted([&request.namespace], &wanted) {
+                            return denied.into();
+                        }
+                    }
                     answer
                 }
             },
@@ -198,13 +208,31 @@ impl Desk {
                 experiments::Verdict::Answered(answer) => answer,
                 experiments::Verdict::Ask(ask, warnings) => {
                     match access::allowed(&self.app.client, &self.turns, &ask).await {
-                        Ok(()) => Answer { warnings, ..Answer::default() },
+                        Ok(()) => {
+                            match ask.wanted.as_ref().map(|wanted| self.permitted(&ask.namespaces, wanted)) {
+                                Some(Err(denied)) => denied.into(),
+                                Some(Ok(())) | None => Answer { warnings, ..Answer::default() },
+                            }
+                        }
                         Err(denied) => denied.into(),
                     }
                 }
             },
+            Path::ValidatePolicies => policies::review(request),
             Path::ValidateRemoval => removal::review(&self.app.client, &self.removals, request).await,
         }
+    }
+
+    /// What halts and policies say, for now: whoever chooses targets asks them again.
+    fn permitted<'a>(
+        &self,
+        namespaces: impl IntoIterator<Item = &'a String>,
+        wanted: &Wanted,
+    ) -> Result<(), Denied> {
+        self.app.world.permits(namespaces, wanted, Timestamp::now()).map_err(|refused| {
+            self.app.metrics.refused(&refused.policy, refused.rule);
+            Denied::forbidden(refused.message)
+        })
     }
 
     async fn read(&self, headers: &HeaderMap, body: Body) -> Result<Held<'_>, Rejected> {
@@ -292,7 +320,10 @@ fn is_bomb(path: Path, body: &[u8]) -> bool {
     objects + commas > VALUES
         || match path {
             Path::MutatePods | Path::MutateAnnotations => objects > OBJECTS,
-            Path::MutateExperiments | Path::ValidateExperiments | Path::ValidateRemoval => false,
+            Path::MutateExperiments
+            | Path::ValidateExperiments
+            | Path::ValidateRemoval
+            | Path::ValidatePolicies => false,
         }
 }
 

@@ -13,9 +13,11 @@ use squall_api::status::{ExperimentStatus, Phase};
 use squall_api::{PodChaosSpec, StressChaosSpec, names};
 use squall_model::error::FieldError;
 use squall_model::experiment::{ExperimentSpec, Kind};
+use squall_model::policy;
 use squall_model::spec::{Action, Spec};
 use squall_model::validate::{defaults, validate, validate_update, warnings};
 
+use crate::pods;
 use crate::review::{Answer, Denied, Request, UserInfo};
 
 /// How many namespaces one experiment may name: each takes two questions to the API server.
@@ -34,6 +36,19 @@ pub struct Ask {
     pub namespaces: BTreeSet<String>,
     /// Which of them must take part.
     pub opted_in: BTreeSet<String>,
+    /// What policies are asked; `None` where nothing more is asked for than before.
+    pub wanted: Option<Wanted>,
+}
+
+/// What policies are asked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wanted {
+    /// What.
+    pub ask: policy::Ask,
+    /// By whom.
+    pub who: policy::Who,
+    /// It begins with this; otherwise it is going on, and halts and windows are no reason to refuse a change of it.
+    pub begins: bool,
 }
 
 /// The outcome of the part that takes nobody else.
@@ -185,6 +200,7 @@ fn judge<S: ExperimentSpec + DeserializeOwned>(request: &Request<'_>) -> Result<
     let spec = validate(&new.spec, &request.namespace).map_err(Denied::invalid)?;
     let namespaces = spec.selector.namespaces.clone();
     let mut opted_in = namespaces.clone();
+    let mut wants_more = true;
     if request.operation == "UPDATE" {
         let old = Experiment::<S>::read("oldObject", request.old_object)?;
         requester_stays(&old, &new)?;
@@ -196,6 +212,12 @@ fn judge<S: ExperimentSpec + DeserializeOwned>(request: &Request<'_>) -> Result<
         // A namespace that no longer takes part must not keep an experiment there from being shortened.
         if let Ok(before) = validate(&old.spec, &request.namespace) {
             opted_in.retain(|name| !before.selector.namespaces.contains(name));
+            // A policy must not keep an experiment from being shortened or narrowed.
+            wants_more = match (before.duration, spec.duration) {
+                (Some(before), Some(now)) => now > before,
+                (Some(_), None) => true,
+                (None, Some(_) | None) => false,
+            } || !opted_in.is_empty();
         }
     }
     if namespaces.len() > NAMESPACES {
@@ -213,9 +235,15 @@ fn judge<S: ExperimentSpec + DeserializeOwned>(request: &Request<'_>) -> Result<
     let (verb, subresource) = right(&spec);
     let by_us = request.user_info.username == names::CONTROLLER_USER;
     let user = (!by_us).then(|| request.user_info.clone());
+    // What we make for someone is judged when its targets are chosen, by who asked for it.
+    let wanted = (wants_more && !by_us).then(|| Wanted {
+        ask: policy::Ask::of(&spec),
+        who: pods::who(&request.user_info),
+        begins: request.operation == "CREATE",
+    });
     let said = new.spec.ignored().into_iter().chain(warnings(&spec));
     let said = said.map(|warning| format!("squall: {warning}")).collect();
-    Ok(Verdict::Ask(Ask { user, verb, subresource, namespaces, opted_in }, said))
+    Ok(Verdict::Ask(Ask { user, verb, subresource, namespaces, opted_in, wanted }, said))
 }
 
 /// The right that one needs to do by hand what `spec` does.

@@ -19,6 +19,7 @@ pub mod experiments;
 pub mod health;
 pub mod metrics;
 pub mod pods;
+pub mod policies;
 pub mod removal;
 pub mod review;
 pub mod schedules;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
@@ -14,11 +15,19 @@ struct Review {
     outcome: &'static str,
 }
 
+/// The policies' number is bounded by those who write them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Refusal {
+    policy: String,
+    rule: &'static str,
+}
+
 /// Everything that is counted.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     reviews: Family<Review, Histogram>,
+    refusals: Family<Refusal, Counter>,
 }
 
 impl Default for Metrics {
@@ -33,7 +42,9 @@ impl Default for Metrics {
             Unit::Seconds,
             reviews.clone(),
         );
-        Self { registry, reviews }
+        let refusals = Family::<Refusal, Counter>::default();
+        registry.register("refusals", "What policies and halts refused", refusals.clone());
+        Self { registry, reviews, refusals }
     }
 }
 
@@ -41,6 +52,11 @@ impl Metrics {
     /// A review of `path` came to `outcome`.
     pub fn reviewed(&self, path: &'static str, outcome: &'static str, took: Duration) {
         self.reviews.get_or_create(&Review { path, outcome }).observe(took.as_secs_f64());
+    }
+
+    /// `policy` refused something by `rule`.
+    pub fn refused(&self, policy: &str, rule: &'static str) {
+        self.refusals.get_or_create(&Refusal { policy: policy.to_owned(), rule }).inc();
     }
 
     /// As Prometheus reads it.

@@ -9,10 +9,12 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use squall_model::admission::{Actor, Denial, Setting, Verdict, newborn, pod_create, pod_update};
+use squall_api::names;
+use squall_model::admission::{Actor, Denial, Guard, Setting, Verdict, newborn, pod_create, pod_update};
+use squall_model::policy::Who;
 use squall_model::substitute::FaultImages;
 
-use crate::review::{Answer, Denied, Request};
+use crate::review::{Answer, Denied, Request, UserInfo};
 use crate::world::World;
 
 /// How pods are admitted.
@@ -53,6 +55,9 @@ impl Pods {
     fn create(&self, request: &Request<'_>, world: &World, now: Timestamp) -> Result<Answer, Doubt> {
         let pod: Pod = read("object", request.object)?;
         let namespace = world.namespace(&request.namespace);
+        let (policies, system) = (world.policies(), world.namespace(names::NAMESPACE));
+        let who = who(&request.user_info);
+        let guard = Guard { policies: &policies, system: system.as_ref(), who: &who };
         let births = match &namespace {
             Some(namespace) => world.births(&newborn(&pod, &request.namespace), namespace, now),
             None => Vec::new(),
@@ -62,6 +67,7 @@ impl Pods {
             now,
             manual_limit: self.manual_limit,
             namespace: namespace.as_ref(),
+            guard,
         };
         Ok(answer(&pod, pod_create(&pod, &births, &setting)))
     }
@@ -70,14 +76,23 @@ impl Pods {
         let pod: Pod = read("object", request.object)?;
         let old: Pod = read("oldObject", request.old_object)?;
         let namespace = world.namespace(&request.namespace);
+        let (policies, system) = (world.policies(), world.namespace(names::NAMESPACE));
+        let who = who(&request.user_info);
+        let guard = Guard { policies: &policies, system: system.as_ref(), who: &who };
         let setting = Setting {
             images: &self.images,
             now,
             manual_limit: self.manual_limit,
             namespace: namespace.as_ref(),
+            guard,
         };
         Ok(answer(&pod, pod_update(&old, &pod, Actor::of(&request.user_info.username), &setting)))
     }
+}
+
+/// Who asks, as policies see him.
+pub fn who(user: &UserInfo) -> Who {
+    Who { user: user.username.clone(), groups: user.groups.clone() }
 }
 
 fn answer(before: &Pod, verdict: Verdict) -> Answer {
@@ -86,7 +101,9 @@ fn answer(before: &Pod, verdict: Verdict) -> Answer {
         let denied = match why {
             Denial::Field(error) => Denied::invalid(vec![error]),
             Denial::Refusal(refusal) => Denied::forbidden(refusal.to_string()),
-            Denial::Ineligible(_) => Denied::forbidden(why.to_string()),
+            Denial::Ineligible(_) | Denial::Stopped(_) | Denial::Policy(_) => {
+                Denied::forbidden(why.to_string())
+            }
         };
         return Answer { patch: None, warnings, denied: Some(denied) };
     }

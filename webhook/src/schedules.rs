@@ -11,11 +11,13 @@ use squall_api::names;
 use squall_api::schedule::{Schedule, ScheduleSpec, ScheduleType};
 use squall_model::error::FieldError;
 use squall_model::experiment::ExperimentSpec;
+use squall_model::policy;
 use squall_model::schedule::validate;
 use squall_model::spec::Spec;
 use squall_model::validate::warnings;
 
-use crate::experiments::{self, Ask, NAMESPACES, Verdict, entry, right, value};
+use crate::experiments::{self, Ask, NAMESPACES, Verdict, Wanted, entry, right, value};
+use crate::pods;
 use crate::review::{Answer, Denied, Request};
 
 /// Whether the request is about a schedule.
@@ -95,7 +97,13 @@ fn try_check(request: &Request<'_>, now: Timestamp) -> Result<Verdict, Denied> {
     let (verb, subresource) = right(&spec);
     let user = Some(request.user_info.clone());
     let opted_in = namespaces.difference(&before).cloned().collect();
-    Ok(Verdict::Ask(Ask { user, verb, subresource, namespaces, opted_in }, said(&new, &spec)))
+    // Each run is judged again. A policy must not keep a schedule from being suspended or changed.
+    let wanted = (request.operation == "CREATE").then(|| Wanted {
+        ask: policy::Ask::of(&spec),
+        who: pods::who(&request.user_info),
+        begins: false,
+    });
+    Ok(Verdict::Ask(Ask { user, verb, subresource, namespaces, opted_in, wanted }, said(&new, &spec)))
 }
 
 /// The errors speak of the experiment where it stands in the schedule.

@@ -8,7 +8,7 @@ use kube::api::PartialObjectMeta;
 use kube::{Api, Client};
 use kube_runtime::watcher::{self, Config, Event};
 use kube_runtime::{WatchStreamExt, watcher as watch};
-use squall_api::{PodChaos, names};
+use squall_api::{ChaosPolicy, PodChaos, names};
 use squall_model::pod::NamespaceView;
 
 use crate::tls::Certificates;
@@ -17,7 +17,7 @@ use crate::world::World;
 /// How many objects a page of a list has: an experiment may be 1.5 MiB, and several times that in memory.
 const PAGE: u32 = 4;
 
-/// Follow experiments and namespaces, for ever.
+/// Follow experiments, namespaces and policies, for ever.
 pub async fn world(client: Client, world: Arc<World>) {
     let experiments = async {
         let api: Api<PodChaos> = Api::all(client.clone());
@@ -41,7 +41,18 @@ pub async fn world(client: Client, world: Arc<World>) {
             }
         }
     };
-    futures::join!(experiments, namespaces);
+    let policies = async {
+        let api: Api<ChaosPolicy> = Api::all(client.clone());
+        let events = watch(api, Config::default().page_size(100)).default_backoff();
+        let mut events = std::pin::pin!(events);
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(event) => world.policy_event(event),
+                Err(error) => complain("policies", &error),
+            }
+        }
+    };
+    futures::join!(experiments, namespaces, policies);
 }
 
 /// Follow the Secret with our pair in `namespace`, for ever. If it goes, the pair that we have still serves.

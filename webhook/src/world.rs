@@ -2,20 +2,37 @@
 //! namespaces. It answers from memory, and says when it has not been filled yet.
 
 use std::collections::HashMap;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use jiff::Timestamp;
 use kube_runtime::watcher::Event;
-use squall_api::PodChaos;
+use squall_api::{ChaosPolicy, PodChaos, names};
 use squall_model::admission::{Candidate, births_for};
 use squall_model::pod::{NamespaceView, PodView};
+use squall_model::policy::{Policies, Policy, Rule};
 use squall_model::substitute::Holder;
+
+use crate::experiments::Wanted;
 
 /// See the module. Shared by all reviews; locks are held for a look-up only.
 #[derive(Debug, Default)]
 pub struct World {
     candidates: RwLock<Table<Candidate>>,
     namespaces: RwLock<Table<NamespaceView>>,
+    policies: RwLock<Table<Policy>>,
+    /// The same as decisions ask for them.
+    asked: RwLock<Arc<Policies>>,
+}
+
+/// Why something may not be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// The policy; empty where a namespace is halted by its annotation.
+    pub policy: String,
+    /// The rule, a word of ours.
+    pub rule: &'static str,
+    /// In words, with the policy's name.
+    pub message: String,
 }
 
 type Key = (String, String);
@@ -81,6 +98,51 @@ impl World {
         table.take_in(event, |view| ((String::new(), view.name.clone()), Some(view)));
     }
 
+    /// Something happened to a policy.
+    pub fn policy_event(&self, event: Event<ChaosPolicy>) {
+        let mut table = self.policies.write().unwrap_or_else(PoisonError::into_inner);
+        table.take_in(event, |policy| {
+            ((String::new(), policy.metadata.name.clone().unwrap_or_default()), Some(Policy::of(&policy)))
+        });
+        let all = Arc::new(Policies::new(table.live.values().cloned()));
+        *self.asked.write().unwrap_or_else(PoisonError::into_inner) = all;
+    }
+
+    /// All policies.
+    pub fn policies(&self) -> Arc<Policies> {
+        self.asked.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether halts and policies let someone have what is `wanted` in these namespaces, going by the watches.
+    pub fn permits<'a>(
+        &self,
+        namespaces: impl IntoIterator<Item = &'a String>,
+        wanted: &Wanted,
+        now: Timestamp,
+    ) -> Result<(), Refused> {
+        let Wanted { ask, who, begins } = wanted;
+        let (policies, system) = (self.policies(), self.namespace(names::NAMESPACE));
+        for name in namespaces {
+            // One that was made a moment ago has at least its name.
+            let namespace = self.namespace(name).unwrap_or_else(|| NamespaceView {
+                name: name.clone(),
+                labels: [("kubernetes.io/metadata.name".to_owned(), name.clone())].into(),
+                ..NamespaceView::default()
+            });
+            if *begins && let Some(stop) = policies.stop(&namespace, system.as_ref(), now) {
+                let policy = stop.by.strip_prefix("ChaosPolicy ").unwrap_or_default().to_owned();
+                let rule = stop.rule.map_or("annotation", Rule::path);
+                return Err(Refused { policy, rule, message: stop.to_string() });
+            }
+            policies.permits(&namespace, ask, who).map_err(|refusal| Refused {
+                rule: refusal.rule.path(),
+                message: refusal.to_string(),
+                policy: refusal.policy,
+            })?;
+        }
+        Ok(())
+    }
+
     /// The namespace `name`, if it is known.
     pub fn namespace(&self, name: &str) -> Option<NamespaceView> {
         let table = self.namespaces.read().unwrap_or_else(PoisonError::into_inner);
@@ -89,6 +151,12 @@ impl World {
 
     /// Who holds a pod from its birth on. Before the experiments are known nobody does.
     pub fn births(&self, pod: &PodView, namespace: &NamespaceView, now: Timestamp) -> Vec<Holder> {
+        let (policies, system) = (self.policies(), self.namespace(names::NAMESPACE));
+        let spared = policies.stop(namespace, system.as_ref(), now).is_some()
+            || policies.spares(namespace, pod, now).is_some();
+        if spared {
+            return Vec::new();
+        }
         let table = self.candidates.read().unwrap_or_else(PoisonError::into_inner);
         let mut holders = births_for(pod, namespace, table.live.values(), now);
         // A map has no order, and the same question shall have the same answer.
@@ -103,6 +171,9 @@ impl World {
         }
         if !self.namespaces.read().unwrap_or_else(PoisonError::into_inner).synced {
             return Some("namespaces have not been listed yet");
+        }
+        if !self.policies.read().unwrap_or_else(PoisonError::into_inner).synced {
+            return Some("policies have not been listed yet");
         }
         None
     }

@@ -14,12 +14,13 @@ use support::{Bench, CRASH, PAUSE, bench, review};
 
 const POD: (&str, &str, &str) = ("", "v1", "Pod");
 const CONTROLLER: &str = names::CONTROLLER_USER;
-const PATHS: [&str; 5] = [
+const PATHS: [&str; 6] = [
     names::PATH_MUTATE_PODS,
     names::PATH_MUTATE_ANNOTATIONS,
     names::PATH_MUTATE_EXPERIMENTS,
     names::PATH_VALIDATE_EXPERIMENTS,
     names::PATH_VALIDATE_REMOVAL,
+    names::PATH_VALIDATE_POLICIES,
 ];
 
 /// As the API server stores it; `labels` and `annotations` may be null.
@@ -394,6 +395,10 @@ fn know(bench: &Bench, experiment: PodChaos, opted_in: bool) {
     }
     for event in [Event::Init, Event::InitApply(experiment), Event::InitDone] {
         bench.world.experiment(event);
+    }
+    assert_eq!(bench.world.missing(), Some("policies have not been listed yet"));
+    for event in [Event::Init, Event::InitDone] {
+        bench.world.policy_event(event);
     }
     assert_eq!(bench.world.missing(), None);
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use squall_api::{PodChaos, Schedule, StressChaos, names};
+use squall_api::{ChaosPolicy, PodChaos, Schedule, StressChaos, names};
 
 const IMAGES: [&str; 5] = ["controller", "webhook", "daemon", "pause", "crash"];
 
@@ -271,6 +271,12 @@ fn the_webhooks_are_registered_as_the_design_says() {
         ),
         (&validating["webhooks"][0], names::PATH_VALIDATE_EXPERIMENTS, "Fail", 5),
         (by_name(&validating["webhooks"], "removal.squall.dev"), names::PATH_VALIDATE_REMOVAL, "Ignore", 30),
+        (
+            by_name(&validating["webhooks"], "policies.validate.squall.dev"),
+            names::PATH_VALIDATE_POLICIES,
+            "Ignore",
+            5,
+        ),
     ];
     for (webhook, path, policy, seconds) in paths {
         let service = &webhook["clientConfig"]["service"];
@@ -312,6 +318,40 @@ fn the_webhooks_are_registered_as_the_design_says() {
     let condition = pods["matchConditions"][0]["expression"].as_str().unwrap();
     for key in [names::FAULT, names::ORIGINAL_IMAGES, names::HELD_BY] {
         assert!(condition.contains(&format!("'{key}'")), "{key} is not in {condition}");
+    }
+}
+
+#[test]
+fn the_switch_is_warned_about_where_it_does_nothing_and_never_denied() {
+    let all = rendered();
+    let policy = find(&all, "ValidatingAdmissionPolicy", "squall-switch");
+    let binding = find(&all, "ValidatingAdmissionPolicyBinding", "squall-switch");
+    assert_eq!(strings(&binding["spec"]["validationActions"]), ["Warn", "Audit"]);
+    assert_eq!(binding["spec"]["policyName"], policy["metadata"]["name"]);
+    assert_eq!(policy["spec"]["failurePolicy"], "Ignore");
+    let text = policy.to_string();
+    for name in
+        [names::FAULT, names::INJECT, names::INJECT_ENABLED].into_iter().chain(names::PROTECTED_NAMESPACES)
+    {
+        assert!(text.contains(name), "{name}");
+    }
+}
+
+#[test]
+fn policies_are_for_their_own_role_and_need_no_more_than_to_be_read() {
+    let all = rendered();
+    let admin = find(&all, "ClusterRole", "squall-policy-admin");
+    assert_eq!(strings(&admin["rules"][0]["resources"]), ["chaospolicies"]);
+    assert!(admin["metadata"]["labels"].as_object().unwrap().keys().all(|key| !key.contains("aggregate")));
+    for (name, writes) in [(names::CONTROLLER, true), (names::WEBHOOK, false)] {
+        let role = find(&all, "ClusterRole", name);
+        let verbs = |resource: &str| {
+            let rules =
+                list(&role["rules"]).iter().filter(|rule| strings(&rule["resources"]).contains(&resource));
+            rules.flat_map(|rule| strings(&rule["verbs"])).map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(verbs("chaospolicies"), ["get", "list", "watch"], "{name}");
+        assert_eq!(!verbs("chaospolicies/status").is_empty(), writes, "{name}");
     }
 }
 
@@ -419,6 +459,9 @@ fn every_example_is_what_it_says_it_is() {
                 }
                 Some("StressChaos") => {
                     serde_json::from_value::<StressChaos>(document.clone()).map(|read| json!(read))
+                }
+                Some("ChaosPolicy") => {
+                    serde_json::from_value::<ChaosPolicy>(document.clone()).map(|read| json!(read))
                 }
                 _ => serde_json::from_value::<PodChaos>(document.clone()).map(|read| json!(read)),
             };

@@ -45,6 +45,7 @@ impl Candidate {
         };
         if !active
             || status.completed_at.is_some()
+            || status.halted.is_some()
             || meta.deletion_timestamp.is_some()
             || annotation(names::PAUSE) == Some("true")
             || annotation(names::CLEANUP) == Some(names::CLEANUP_FORCED)

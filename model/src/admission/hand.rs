@@ -7,9 +7,10 @@ use k8s_openapi::api::core::v1::Pod;
 use squall_api::names;
 use squall_api::podchaos::FaultStyle;
 
-use super::{Denial, Setting};
+use super::{Denial, Guard, Setting};
 use crate::error::FieldError;
 use crate::pod::PodView;
+use crate::policy::{Ask, Policy};
 use crate::select::Ineligible;
 use crate::substitute::record::annotation;
 use crate::substitute::{Holder, MANUAL, container_names, would_recover};
@@ -38,11 +39,11 @@ pub(super) fn holder(pod: &Pod, end: End, setting: &Setting<'_>) -> Result<Holde
     let until = match (end, annotation(pod, names::UNTIL)) {
         (End::Kept(until), _) => until,
         (End::Asked, Some(text)) => Some(parse_until(text.trim(), setting.now).map_err(Denial::Field)?),
-        (End::Asked, None) if setting.manual_limit.is_zero() => None,
-        (End::Asked, None) => SignedDuration::try_from(setting.manual_limit)
-            .ok()
-            .and_then(|limit| setting.now.checked_add(limit).ok()),
+        (End::Asked, None) => limit(setting).and_then(|limit| {
+            SignedDuration::try_from(limit).ok().and_then(|limit| setting.now.checked_add(limit).ok())
+        }),
     };
+    permitted(pod, until, setting)?;
     Ok(Holder {
         kind: "Manual".to_owned(),
         namespace: String::new(),
@@ -52,6 +53,31 @@ pub(super) fn holder(pod: &Pod, end: End, setting: &Setting<'_>) -> Result<Holde
         style,
         until,
     })
+}
+
+/// For how long a fault by hand lasts that doesn't say: as long as the flag says, and no longer than policies allow.
+fn limit(setting: &Setting<'_>) -> Option<std::time::Duration> {
+    let most = setting.namespace.into_iter().flat_map(|namespace| setting.guard.policies.over(namespace));
+    let most = most.filter_map(|policy| policy.limits.duration).min();
+    let flag = Some(setting.manual_limit).filter(|limit| !limit.is_zero());
+    [flag, most].into_iter().flatten().min()
+}
+
+/// Whether halts and policies let the hand fail `pod`.
+fn permitted(pod: &Pod, until: Option<Timestamp>, setting: &Setting<'_>) -> Result<(), Denial> {
+    let Setting { images: _, now, manual_limit: _, namespace, guard } = *setting;
+    let Some(namespace) = namespace else { return Ok(()) };
+    let Guard { policies, system, who } = guard;
+    if let Some(stop) = policies.stop(namespace, system, now) {
+        return Err(Denial::Stopped(Box::new(stop)));
+    }
+    let duration =
+        until.map(|until| std::time::Duration::try_from(until.duration_since(now)).unwrap_or_default());
+    policies
+        .permits(namespace, &Ask::by_hand(duration), who)
+        .and_then(|()| policies.spares(namespace, &PodView::of(pod), now).map_or(Ok(()), Err))
+        .and_then(|()| policies.over(namespace).try_for_each(Policy::has_room))
+        .map_err(|refusal| Denial::Policy(Box::new(refusal)))
 }
 
 /// What kubectl shows when the fault by hand is on.

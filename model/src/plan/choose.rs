@@ -1,15 +1,20 @@
 //! Choosing the targets: once, and written down before anything is hit.
 
+use std::collections::{BTreeSet, HashMap};
+
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use sha2::{Digest, Sha256};
 use squall_api::podchaos::{Phase, Target, TargetPhase};
 
+use super::halt::REFUSED;
 use super::order::order;
 use super::size::fits;
 use super::status::targets as counted;
 use super::{MAX_TARGETS, NodeFault, Stage, Step, World, seconds};
 use crate::pod::{ContainerView, NamespaceView, PodView};
+use crate::policy::ledger::Hold;
+use crate::policy::{Refusal, choice};
 use crate::select::{Ineligible, count, draw, eligible};
 use crate::spec::{Action, Spec};
 
@@ -26,8 +31,12 @@ impl Step<'_> {
             self.plan.status.looking_since = None;
             return;
         }
+        if let Err(refusal) = self.permitted(spec) {
+            self.refused(&refusal);
+            return;
+        }
         let seed = spec.seed.unwrap_or_else(|| seed_of(self.ident.uid));
-        let (found, skipped) = candidates(self.input.world, spec);
+        let (found, mut skipped) = candidates(self.input.world, spec, now);
         let wanted = count(spec.mode, found.len(), seed.cast_unsigned());
         if wanted == 0 {
             self.no_targets(spec, &skipped);
@@ -40,10 +49,27 @@ impl Step<'_> {
             self.complete(Phase::Failed, "TooManyTargets", &message);
             return;
         }
-        let drawn: std::collections::BTreeSet<&str> =
-            draw(found.iter().map(|(pod, _)| pod.uid.as_str()), wanted, seed.cast_unsigned())
-                .into_iter()
-                .collect();
+        let by_uid: HashMap<&str, &PodView> = found.iter().map(|(pod, _)| (pod.uid.as_str(), *pod)).collect();
+        let ranked: Vec<&PodView> = draw(by_uid.keys().copied(), found.len(), seed.cast_unsigned())
+            .into_iter()
+            .filter_map(|uid| by_uid.get(uid).copied())
+            .collect();
+        let world = self.input.world;
+        let choice = match choice::choose(world, self.ident.uid, &Hold::default(), &ranked, wanted, now) {
+            Ok(choice) => choice,
+            Err(refusal) => {
+                self.refused(&refusal);
+                return;
+            }
+        };
+        let spared: BTreeSet<&str> = choice.spared.iter().map(|(pod, _)| pod.uid.as_str()).collect();
+        skipped
+            .extend(choice.spared.iter().map(|(pod, why)| (*pod, Ineligible::Policy(Box::new(why.clone())))));
+        if choice.taken.is_empty() {
+            self.no_targets(spec, &skipped);
+            return;
+        }
+        let drawn: BTreeSet<&str> = choice.taken.iter().map(|pod| pod.uid.as_str()).collect();
         let mut targets = Vec::new();
         let mut others: Vec<Target> = Vec::new();
         for (pod, containers) in &found {
@@ -57,7 +83,7 @@ impl Step<'_> {
                         targets.push(Target { was_ready: Some(pod.ready), ..of_pod(pod) });
                     }
                 }
-            } else if spec.dry_run {
+            } else if spec.dry_run && !spared.contains(pod.uid.as_str()) {
                 others.push(left_out(pod, "NotDrawn", "not drawn"));
             }
         }
@@ -77,7 +103,7 @@ impl Step<'_> {
 
         let status = &mut self.plan.status;
         status.seed = Some(seed);
-        status.drawn = Some(i32::try_from(wanted).unwrap_or(i32::MAX));
+        status.drawn = Some(i32::try_from(drawn.len()).unwrap_or(i32::MAX));
         status.selected_at = Some(MicroTime(now));
         status.looking_since = None;
         let hit = targets.len();
@@ -98,6 +124,11 @@ impl Step<'_> {
             format!("{} chosen; {not_hit} selected pods are not hit, see the targets' reasons", counted(hit))
         });
         self.arm(spec);
+    }
+
+    /// A policy says no.
+    fn refused(&mut self, refusal: &Refusal) {
+        self.complete(Phase::Failed, REFUSED, &format!("nothing was hit: {refusal}"));
     }
 
     /// Nothing to hit: a one-shot looks again for 10 s, a lasting fault until its duration is over.
@@ -133,6 +164,15 @@ impl Step<'_> {
         }
         self.plan.status.phase = Some(Phase::Pending);
         self.plan.status.message = Some(format!("waiting for targets: {message}"));
+        // Pods that are too young grow old without an event.
+        let world = self.input.world;
+        let old_enough = skipped.iter().filter_map(|(pod, _)| {
+            let namespace = world.namespace(&pod.namespace)?;
+            world.policies().over(namespace).filter_map(|policy| policy.old_enough(pod)).max()
+        });
+        if let Some(at) = old_enough.filter(|at| *at > now).min() {
+            self.wake(at);
+        }
         if let Some(until) = until {
             self.wake(until);
         }
@@ -156,7 +196,11 @@ impl Step<'_> {
 type Candidate<'a> = (&'a PodView, Vec<&'a ContainerView>);
 
 /// The selected pods: those that may be hit with the containers concerned, and those that may not.
-fn candidates<'a>(world: &'a dyn World, spec: &Spec) -> (Vec<Candidate<'a>>, Vec<(&'a PodView, Ineligible)>) {
+fn candidates<'a>(
+    world: &'a dyn World,
+    spec: &Spec,
+    now: Timestamp,
+) -> (Vec<Candidate<'a>>, Vec<(&'a PodView, Ineligible)>) {
     let mut found = Vec::new();
     let mut skipped = Vec::new();
     for name in &spec.selector.namespaces {
@@ -164,7 +208,10 @@ fn candidates<'a>(world: &'a dyn World, spec: &Spec) -> (Vec<Candidate<'a>>, Vec
         let namespace = world.namespace(name).unwrap_or(&missing);
         for pod in world.pods(name).filter(|pod| spec.selector.matches(pod, as_nodes(world))) {
             match eligible(spec, pod, namespace) {
-                Ok(containers) => found.push((pod, containers)),
+                Ok(containers) => match world.policies().spares(namespace, pod, now) {
+                    None => found.push((pod, containers)),
+                    Some(refusal) => skipped.push((pod, Ineligible::Policy(Box::new(refusal)))),
+                },
                 Err(why) => skipped.push((pod, why)),
             }
         }

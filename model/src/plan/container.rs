@@ -36,7 +36,13 @@ impl Step<'_> {
         let open = targets.iter().any(|target| target.phase == TargetPhase::Selected);
         self.plan.status.targets = targets;
         if open {
-            self.plan.status.phase = Some(if self.ident.paused { Phase::Paused } else { Phase::Injecting });
+            self.plan.status.phase = Some(if self.is_halted() {
+                Phase::Halted
+            } else if self.ident.paused {
+                Phase::Paused
+            } else {
+                Phase::Injecting
+            });
             self.wake(give_up);
         } else {
             self.complete_by_targets();
@@ -133,6 +139,9 @@ impl Step<'_> {
                 Daemon::Ready => format!("the daemon on node {node} did not report in time"),
             };
             fail(target, "TimedOut", &message);
+            return;
+        }
+        if !underway && self.is_spared(spec, target) {
             return;
         }
         if matches!(world.daemon(&node), Daemon::None) && !underway {

@@ -16,17 +16,21 @@ pub enum Chore {
     Later(Timestamp),
     /// Let these holders go.
     Release(Vec<String>),
+    /// The hand's fault may not be any more: let it go, and say why.
+    Forbidden(String),
     /// Put everything back, whoever holds it.
     Restore(&'static str),
 }
 
 /// What is to be done about `pod`. `active` tells whether the experiment that holds it
-/// exists, by UID. `leaving`: Squall itself is being removed.
+/// exists, by UID. `leaving`: Squall itself is being removed. `forbidden`: why the hand may not fail it any more, by a
+/// halt, a window or a limit.
 pub fn chore(
     pod: &PodView,
     namespace: &NamespaceView,
     active: impl Fn(&Holder) -> bool,
     leaving: bool,
+    forbidden: Option<&str>,
     now: Timestamp,
 ) -> Chore {
     let recorded =
@@ -49,6 +53,11 @@ pub fn chore(
     }
     if pod.held_by.is_empty() {
         return Chore::Restore("nobody holds it");
+    }
+    if let Some(why) = forbidden
+        && pod.held_by.iter().any(|holder| holder.uid == MANUAL)
+    {
+        return Chore::Forbidden(why.to_owned());
     }
     let mut next: Option<Timestamp> = None;
     let mut over = Vec::new();

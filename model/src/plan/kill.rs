@@ -40,7 +40,9 @@ impl Step<'_> {
         let leaving =
             targets.iter().any(|target| target.phase == TargetPhase::Killed && target.gone_at.is_none());
         self.plan.status.targets = targets;
-        if open && self.ident.paused {
+        if open && self.is_halted() {
+            self.plan.status.phase = Some(Phase::Halted);
+        } else if open && self.ident.paused {
             self.plan.status.phase = Some(Phase::Paused);
         } else if open {
             self.plan.status.phase = Some(Phase::Injecting);
@@ -91,7 +93,7 @@ impl Step<'_> {
             target.message = Some(why.to_string());
             return;
         }
-        if self.ident.paused {
+        if self.is_spared(spec, target) || self.ident.paused {
             return;
         }
         let expired = give_up.is_some_and(|at| at <= now);

@@ -5,9 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use squall_api::probe::OnHalt;
 use squall_api::status::{Phase, Target, TargetPhase};
 
 use super::choose::{as_nodes, of_container, of_pod, whole_seconds};
+use super::halt::REFUSED;
 use super::status::{count, targets};
 use super::{Input, MAX_TARGETS, NodeFault, Note, NoteKind, PodRef, Step, later, seconds, view};
 use crate::pod::{ContainerView, PodView};
@@ -26,7 +28,7 @@ impl Step<'_> {
             .map(|(at, duration)| later(at.0, duration));
         self.plan.status.ends_at = ends.map(MicroTime);
         let expired = ends.is_some_and(|at| at <= now);
-        let wanted = !expired && !self.ident.paused;
+        let wanted = !expired && !self.ident.paused && !self.is_halted();
 
         // Ended targets stay ended whatever happens; a resumed experiment takes up the recovered ones.
         let narrowed = self.plan.status.observed_generation.is_some_and(|seen| seen < self.ident.generation);
@@ -34,6 +36,18 @@ impl Step<'_> {
         let fault = NodeFault::of(spec);
         let mut targets = std::mem::take(&mut self.plan.status.targets);
         for (index, target) in targets.iter_mut().enumerate() {
+            let live = matches!(target.phase, TargetPhase::Selected | TargetPhase::Injected);
+            if live && let Some(refusal) = self.input.world.excess(&target.uid) {
+                let why = format!("released, for it is more than a policy allows: {refusal}");
+                match &fault {
+                    None => release(target, now, REFUSED, &why),
+                    Some(fault) => {
+                        target.message = Some(why);
+                        self.end(fault, target, Some(REFUSED));
+                    }
+                }
+                continue;
+            }
             match &spec.action {
                 Action::PodFailure { fast, .. } => self.fail_one(spec, *fast, target, asked),
                 Action::ContainerFreeze | Action::Stress(_) => {
@@ -129,7 +143,9 @@ impl Step<'_> {
         for Born { pod, held, containers } in born {
             let left = targets.iter().find(|target| replaces(pod, held, target)).map(|gone| gone.uid.clone());
             let fits = targets.len() + containers.len().max(1) <= MAX_TARGETS;
-            if room > 0 && fits && (spec.mode == Mode::All || left.is_some()) {
+            let asked_for = room > 0 && fits && (spec.mode == Mode::All || left.is_some());
+            let refused = if asked_for { self.has_room(pod, targets).err() } else { None };
+            if asked_for && refused.is_none() {
                 room -= 1;
                 for gone in targets.iter_mut().filter(|target| Some(&target.uid) == left.as_ref()) {
                     gone.replacement = Some(pod.name.clone());
@@ -149,8 +165,14 @@ impl Step<'_> {
                     PodRef::of_view(pod),
                     "ReleasedExcess",
                     format!(
-                        "born failed for {} {}/{}, which has its number of targets already; released",
-                        self.input.experiment.kind, self.ident.namespace, self.ident.name
+                        "born failed for {} {}/{}, {}; released",
+                        self.input.experiment.kind,
+                        self.ident.namespace,
+                        self.ident.name,
+                        match &refused {
+                            None => "which has its number of targets already".to_owned(),
+                            Some(refusal) => format!("which a policy leaves no room for: {refusal}"),
+                        }
                     ),
                 ));
             }
@@ -212,8 +234,17 @@ impl Step<'_> {
                 (Phase::Injected, format!("{} {}, {until}", targets(injected), spec.action.deed()))
             }
         } else if recovering > 0 || held > 0 {
-            (Phase::Recovering, format!("{} being put back", targets(recovering.max(held))))
-        } else if self.ident.paused && !expired {
+            let why = match &status.halted {
+                Some(halted) => format!(": {}", halted.message),
+                None => String::new(),
+            };
+            (Phase::Recovering, format!("{} being put back{why}", targets(recovering.max(held))))
+        } else if let Some(halted) = &status.halted
+            && spec.on_halt == OnHalt::Resume
+            && !expired
+        {
+            (Phase::Halted, format!("recovered until this is over: {}", halted.message))
+        } else if self.ident.paused && !expired && status.halted.is_none() {
             (Phase::Paused, "recovered for as long as the pause annotation is there".to_owned())
         } else {
             self.complete_by_targets();

@@ -195,7 +195,7 @@ impl Step<'_> {
     }
 
     /// The fault isn't wanted on this target any more. With a `reason` it is not hit again.
-    fn end(&mut self, fault: &NodeFault, target: &mut Target, reason: Option<&str>) {
+    pub(super) fn end(&mut self, fault: &NodeFault, target: &mut Target, reason: Option<&str>) {
         let now = self.input.now;
         target.reason = reason.map(ToOwned::to_owned);
         target.recovered_at = Some(MicroTime(now));

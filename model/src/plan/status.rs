@@ -25,6 +25,7 @@ impl Step<'_> {
         // Of the end there are five kinds; what went wrong in particular stands in Failed.
         let kind = match reason {
             "Succeeded" | "Failed" | "Halted" | "NoTargets" | "Aborted" => reason,
+            _ if phase == Phase::Halted => "Halted",
             _ => "Failed",
         };
         set(status, "Completed", true, kind, message, now, generation);
@@ -33,6 +34,10 @@ impl Step<'_> {
 
     /// It is over; how well, the targets tell.
     pub(super) fn complete_by_targets(&mut self) {
+        if let Some(halted) = self.plan.status.halted.clone() {
+            self.complete(Phase::Halted, &halted.reason, &halted.message);
+            return;
+        }
         let count = |phase| count(&self.plan.status, phase);
         let failed = count(TargetPhase::Failed);
         let hit = self
@@ -163,7 +168,7 @@ impl Step<'_> {
             set(status, "Failed", false, "InProgress", "", now, generation);
         }
         // kstatus: these two are there only while they hold.
-        let busy = !over && !matches!(phase, Phase::Injected | Phase::Paused);
+        let busy = !over && !matches!(phase, Phase::Injected | Phase::Paused | Phase::Halted);
         while_true(status, "Reconciling", busy, "InProgress", &message, now, generation);
         while_true(
             status,

@@ -24,8 +24,10 @@ impl Policy {
             .next()
             // What a probe said of an older spec says nothing of this one.
             .filter(|_| !policy.spec.halt_when.is_empty());
+        let usage = policy.status.as_ref().and_then(|status| status.usage.as_ref());
+        let hit = usage.and_then(|usage| usize::try_from(usage.targets).ok()).unwrap_or_default();
         match Self::parse(&name, &policy.spec) {
-            Ok(parsed) => Self { halt, tripped, ..parsed },
+            Ok(parsed) => Self { halt, tripped, hit, ..parsed },
             Err(errors) => {
                 let invalid = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
                 let mut ignored = Vec::new();
@@ -91,6 +93,7 @@ impl Policy {
             protect,
             halt: None,
             tripped: None,
+            hit: 0,
         })
     }
 }

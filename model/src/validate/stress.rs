@@ -6,7 +6,7 @@ use squall_api::stresschaos::{
     self, CpuStressor, IoStressor, MemoryStressor, PidsStressor, StressChaosSpec, Stressors,
 };
 
-use super::{keep, parse_containers, parse_mode};
+use super::{keep, parse_containers, parse_mode, parse_steady};
 use crate::error::FieldError;
 use crate::experiment::{ExperimentSpec, Kind};
 use crate::select::Selector;
@@ -54,6 +54,7 @@ impl ExperimentSpec for StressChaosSpec {
     fn differs_freely(&self, old: &Self) -> bool {
         let mut same = old.clone();
         same.duration.clone_from(&self.duration);
+        same.on_halt = self.on_halt;
         same == *self
     }
 
@@ -85,6 +86,8 @@ fn parse(spec: &StressChaosSpec, namespace: &str) -> Result<Spec, Vec<FieldError
         on_oom,
         seed,
         dry_run,
+        steady_state,
+        on_halt,
         stressng_stressors,
         remote_cluster,
     } = spec;
@@ -106,6 +109,7 @@ fn parse(spec: &StressChaosSpec, namespace: &str) -> Result<Spec, Vec<FieldError
             None
         }
     };
+    let steady = parse_steady(steady_state, namespace, selector.as_ref(), &mut errors);
     let containers = parse_containers(container_names, &mut errors);
     let duration =
         duration.as_ref().and_then(|text| keep(parse_duration("spec.duration", text), &mut errors));
@@ -142,6 +146,8 @@ fn parse(spec: &StressChaosSpec, namespace: &str) -> Result<Spec, Vec<FieldError
             duration,
             seed: *seed,
             dry_run: dry_run.unwrap_or(false),
+            steady,
+            on_halt: on_halt.unwrap_or_default(),
         }),
         _ => Err(errors),
     }

@@ -137,6 +137,8 @@ pub fn spec() -> impl Strategy<Value = PodChaosSpec> {
                 allow_terminal: terminal,
                 seed,
                 dry_run: dry,
+                steady_state: Vec::new(),
+                on_halt: None,
                 remote_cluster: cluster.map(str::to_owned),
             }
         },

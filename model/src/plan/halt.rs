@@ -1,0 +1,132 @@
+//! Halts, windows that close, probes that fail, and what policies refuse: what keeps an experiment from beginning or
+//! from going on. Recovery never looks here.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use squall_api::names;
+use squall_api::probe::OnHalt;
+use squall_api::status::{ExperimentStatus, Halted, Phase, Target, TargetPhase};
+
+use super::{Input, Step};
+use crate::pod::PodView;
+use crate::policy::ledger::Hold;
+use crate::policy::{Ask, Refusal, Who, choice};
+use crate::probe::Health;
+use crate::spec::Spec;
+
+/// The stable word for what a policy refused.
+pub(super) const REFUSED: &str = "PolicyRefused";
+
+impl Step<'_> {
+    /// Whether nothing may be hit now. What says so is written down; with `onHalt: end` it stays for good.
+    pub(super) fn look_for_halt(&mut self, spec: &Spec) {
+        let Input { now, world, .. } = self.input;
+        let system = world.namespace(names::NAMESPACE);
+        let mut found = None;
+        for name in &spec.selector.namespaces {
+            let Some(namespace) = world.namespace(name) else { continue };
+            if let Some(at) = world.policies().turns(namespace, now) {
+                self.wake(at);
+            }
+            if found.is_none() {
+                found = world.policies().stop(namespace, system, now).map(|stop| Halted {
+                    at: MicroTime(now),
+                    by: stop.by,
+                    reason: stop.reason.to_owned(),
+                    message: stop.message,
+                });
+            }
+        }
+        if found.is_none() && !spec.steady.is_empty() {
+            found = match world.steady(self.ident.uid) {
+                Health::Unknown | Health::Healthy(_) => None,
+                Health::Unhealthy(evidence) => Some(Halted {
+                    at: MicroTime(now),
+                    by: "steadyState".to_owned(),
+                    reason: "Unsteady".to_owned(),
+                    message: format!("spec.steadyState: {evidence}"),
+                }),
+            };
+        }
+        let status = &mut self.plan.status;
+        // What happens once can't be stopped any more when all of it is under way.
+        let unstoppable = !spec.lasting()
+            && status.selected_at.is_some()
+            && !status
+                .targets
+                .iter()
+                .any(|target| target.phase == TargetPhase::Selected && target.ordered_at.is_none());
+        match (&status.halted, found) {
+            (None, Some(found)) if !unstoppable => status.halted = Some(found),
+            (Some(_), None) if spec.on_halt == OnHalt::Resume => status.halted = None,
+            (None, Some(_) | None) | (Some(_), Some(_) | None) => {}
+        }
+    }
+
+    /// Nothing may be hit now.
+    pub(super) fn is_halted(&self) -> bool {
+        self.plan.status.halted.is_some()
+    }
+
+    /// It was halted before anything was chosen.
+    pub(super) fn not_begun(&mut self, spec: &Spec) {
+        let why = self.plan.status.halted.as_ref().map(|halted| halted.message.clone()).unwrap_or_default();
+        match spec.on_halt {
+            OnHalt::End => self.complete(Phase::Halted, "Halted", &format!("nothing was hit: {why}")),
+            OnHalt::Resume => {
+                self.plan.status.phase = Some(Phase::Halted);
+                self.plan.status.message = Some(format!("nothing is hit until this is over: {why}"));
+            }
+        }
+    }
+
+    /// A target that nothing was done to is not hit any more. Whether it is so.
+    pub(super) fn is_spared(&mut self, spec: &Spec, target: &mut Target) -> bool {
+        let Some(halted) = &self.plan.status.halted else { return false };
+        if target.ordered_at.is_some() {
+            return false;
+        }
+        if spec.on_halt == OnHalt::End {
+            target.phase = TargetPhase::Skipped;
+            target.reason = Some(halted.reason.clone());
+            target.message = Some(halted.message.clone());
+        }
+        true
+    }
+
+    /// Whether policies let the one who asked have this at all.
+    pub(super) fn permitted(&self, spec: &Spec) -> Result<(), Refusal> {
+        let Input { world, experiment, .. } = self.input;
+        let annotations = experiment.metadata.annotations.as_ref();
+        let recorded = annotations.and_then(|all| all.get(names::REQUESTED_BY)).map(String::as_str);
+        let (ask, who) = (Ask::of(spec), Who::recorded(recorded));
+        spec.selector
+            .namespaces
+            .iter()
+            .filter_map(|name| world.namespace(name))
+            .try_for_each(|namespace| world.policies().permits(namespace, &ask, &who))
+    }
+
+    /// Whether policies leave room for `pod`, which was born meanwhile, beside `targets`.
+    pub(super) fn has_room(&self, pod: &PodView, targets: &[Target]) -> Result<(), Refusal> {
+        let Input { now, world, .. } = self.input;
+        if world.policies().iter().next().is_none() {
+            return Ok(());
+        }
+        if let Some(refusal) =
+            world.namespace(&pod.namespace).and_then(|namespace| world.policies().spares(namespace, pod, now))
+        {
+            return Err(refusal);
+        }
+        let status = ExperimentStatus {
+            selected_at: self.plan.status.selected_at.clone(),
+            targets: targets.to_vec(),
+            ..ExperimentStatus::default()
+        };
+        let mine = Hold::of(&status, now);
+        let choice = choice::choose(world, self.ident.uid, &mine, &[pod], 1, now)?;
+        match choice.spared.into_iter().next() {
+            Some((_, refusal)) => Err(refusal),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! What policies and halts say at admission: of experiments, of the label by hand, and of policies themselves.
+
+mod support;
+
+use http::Response;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::client::Body as KubeBody;
+use kube_runtime::watcher::Event;
+use rstest::rstest;
+use serde_json::{Value, json};
+use squall_api::{ChaosPolicy, names};
+use squall_model::pod::NamespaceView;
+use support::{ApiServer, Bench, PAUSE, bench, review};
+
+const CHAOS: (&str, &str, &str) = ("squall.dev", "v1alpha1", "PodChaos");
+const POLICY: (&str, &str, &str) = ("squall.dev", "v1alpha1", "ChaosPolicy");
+const POD: (&str, &str, &str) = ("", "v1", "Pod");
+
+fn know(bench: &Bench, annotations: Value, policies: &[Value]) {
+    let namespace: Namespace = serde_json::from_value(json!({"metadata": {
+        "name": "team", "labels": {names::INJECT: names::INJECT_ENABLED}, "annotations": annotations
+    }}))
+    .unwrap();
+    for event in [Event::Init, Event::InitApply(NamespaceView::of(&namespace)), Event::InitDone] {
+        bench.world.namespace_event(event);
+    }
+    bench.world.policy_event(Event::Init);
+    for policy in policies {
+        let policy: ChaosPolicy = serde_json::from_value(policy.clone()).unwrap();
+        bench.world.policy_event(Event::InitApply(policy));
+    }
+    bench.world.policy_event(Event::InitDone);
+}
+
+fn policy(spec: Value) -> Value {
+    json!({"apiVersion": "squall.dev/v1alpha1", "kind": "ChaosPolicy", "metadata": {"name": "p"}, "spec": spec})
+}
+
+/// Everything may be done and takes part.
+async fn yes(mut api: ApiServer) {
+    while let Some((request, send)) = api.next_request().await {
+        let (head, body) = request.into_parts();
+        let body = body.collect_bytes().await.unwrap();
+        let answer = if head.method == "POST" {
+            let mut answer: Value = serde_json::from_slice(&body).unwrap();
+            answer["status"] = json!({"allowed": true});
+            answer
+        } else {
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {
+                "name": "team", "labels": {names::INJECT: names::INJECT_ENABLED}
+            }})
+        };
+        let response = Response::builder().status(200).body(KubeBody::from(answer.to_string().into_bytes()));
+        send.send_response(response.unwrap());
+    }
+}
+
+/// The answer to an experiment with this spec where `policies` and `annotations` say something.
+async fn experiment(old: Value, spec: Value, annotations: Value, policies: &[Value]) -> support::Reviewed {
+    let object = |spec: Value| {
+        json!({
+            "apiVersion": "squall.dev/v1alpha1", "kind": "PodChaos",
+            "metadata": {"name": "x", "namespace": "team"}, "spec": spec
+        })
+    };
+    let asked = if old.is_null() {
+        review("CREATE", CHAOS, "ann", Value::Null, object(spec))
+    } else {
+        review("UPDATE", CHAOS, "ann", object(old), object(spec))
+    };
+    let bench = bench();
+    know(&bench, annotations, policies);
+    let support::Bench { router, world, metrics, api } = bench;
+    let answered = async move {
+        let bench = support::Bench { router, world, metrics, api: support::nobody() };
+        bench.review(names::PATH_VALIDATE_EXPERIMENTS, &asked).await
+    };
+    futures::join!(answered, yes(api)).0
+}
+
+fn failure(duration: &str) -> Value {
+    json!({"action": "pod-failure", "mode": "one", "duration": duration})
+}
+
+#[rstest]
+#[case(json!({"allow": {"actions": ["pod-kill"]}}), "ChaosPolicy p, allow.actions: found pod-failure; allowed: pod-kill")]
+#[case(json!({"allow": {"groups": ["sre"]}}), "ChaosPolicy p, allow.users: found ann; allowed: groups sre")]
+#[case(json!({"limits": {"maxDuration": "5m"}}), "ChaosPolicy p, limits.maxDuration: found 1h; allowed: at most 5m")]
+#[case(json!({"limits": {"maxTargets": 0}}), "ChaosPolicy p, limits.maxTargets: found 1; allowed: 0")]
+#[case(json!({"windows": []}), "no window ever opens")]
+#[case(json!({"halt": {"active": true, "reason": "audit"}}), "ChaosPolicy p, spec.halt: halted: audit")]
+#[case(json!({"windows": [{"from": "09:00", "to": "17:00", "timeZone": "Mars/Base"}]}), "spec.windows[0].timeZone: found \"Mars/Base\"")]
+#[tokio::test]
+async fn a_policy_refuses_an_experiment_in_its_words(#[case] spec: Value, #[case] words: &str) {
+    let answer = experiment(Value::Null, failure("1h"), json!({}), &[policy(spec)]).await;
+    assert!(!answer.allowed());
+    assert!(answer.message().contains(words), "{}", answer.message());
+}
+
+#[tokio::test]
+async fn what_policies_allow_is_accepted_and_a_group_is_enough() {
+    let spec = json!({"allow": {"users": ["bob"], "groups": ["devs"], "actions": ["pod-failure"]},
+                      "limits": {"maxDuration": "1h", "maxTargets": 1}});
+    let answer = experiment(Value::Null, failure("1h"), json!({}), &[policy(spec)]).await;
+    assert!(answer.allowed(), "{}", answer.message());
+}
+
+#[tokio::test]
+async fn where_it_is_halted_no_experiment_begins_and_a_running_one_can_be_shortened() {
+    let halted = json!({names::HALT: "incident 4711"});
+    let answer = experiment(Value::Null, failure("1h"), halted.clone(), &[]).await;
+    assert!(!answer.allowed());
+    assert!(answer.message().contains("namespace team is halted: incident 4711"), "{}", answer.message());
+    assert!(
+        answer.message().contains("kubectl annotate namespace team squall.dev/halt-"),
+        "{}",
+        answer.message()
+    );
+
+    let tight = policy(json!({"limits": {"maxDuration": "1m"}, "windows": []}));
+    let answer =
+        experiment(failure("1h"), failure("30m"), halted.clone(), std::slice::from_ref(&tight)).await;
+    assert!(answer.allowed(), "{}", answer.message());
+    let answer = experiment(failure("1h"), failure("2h"), halted, &[tight]).await;
+    assert!(answer.message().contains("limits.maxDuration: found 2h"), "{}", answer.message());
+}
+
+fn pod(labels: Value) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "web-1", "namespace": "team", "uid": "u", "resourceVersion": "1", "labels": labels,
+                     "creationTimestamp": "2020-01-01T00:00:00Z"},
+        "spec": {"containers": [{"name": "web", "image": "web:1", "command": ["serve"]}]},
+        "status": {"phase": "Running"}
+    })
+}
+
+#[rstest]
+#[case(json!({names::HALT: "incident"}), json!({}), "namespace team is halted: incident")]
+#[case(json!({}), json!({"allow": {"actions": []}}), "ChaosPolicy p, allow.actions: found pod-failure; allowed: none")]
+#[case(json!({}), json!({"protect": {"podSelector": {"matchLabels": {"app": "web"}}}}), "ChaosPolicy p, protect")]
+#[case(json!({}), json!({"limits": {"maxTargets": 0}}), "ChaosPolicy p, limits.maxTargets: found 1; allowed: 0")]
+#[tokio::test]
+async fn the_label_by_hand_is_refused_on_a_live_pod_and_a_pod_is_born_whole(
+    #[case] annotations: Value,
+    #[case] spec: Value,
+    #[case] words: &str,
+) {
+    let bench = bench();
+    know(&bench, annotations, &[policy(spec)]);
+    let failed = pod(json!({"app": "web", names::FAULT: names::POD_FAILURE}));
+    let asked = review("UPDATE", POD, "ann", pod(json!({"app": "web"})), failed.clone());
+    let answer = bench.review(names::PATH_MUTATE_PODS, &asked).await;
+    assert!(!answer.allowed());
+    assert!(answer.message().contains(words), "{}", answer.message());
+    let answer =
+        bench.review(names::PATH_MUTATE_PODS, &review("CREATE", POD, "ann", Value::Null, failed)).await;
+    assert!(answer.allowed());
+    assert_eq!(answer.object["spec"]["containers"][0]["image"], "web:1");
+    assert!(answer.warnings().contains(words), "{}", answer.warnings());
+}
+
+#[tokio::test]
+async fn taking_the_label_away_asks_no_policy() {
+    let bench = bench();
+    know(&bench, json!({}), &[]);
+    let failed = pod(json!({"app": "web", names::FAULT: names::POD_FAILURE}));
+    let asked = review("UPDATE", POD, "ann", pod(json!({"app": "web"})), failed);
+    let failed = bench.review(names::PATH_MUTATE_PODS, &asked).await.object;
+    assert_eq!(failed["spec"]["containers"][0]["image"], PAUSE);
+    know(&bench, json!({names::HALT: ""}), &[policy(json!({"allow": {"actions": []}, "windows": []}))]);
+    let mut whole = failed.clone();
+    whole["metadata"]["labels"].as_object_mut().unwrap().remove(names::FAULT);
+    let answer = bench.review(names::PATH_MUTATE_PODS, &review("UPDATE", POD, "ann", failed, whole)).await;
+    assert!(answer.allowed());
+    assert_eq!(answer.object["spec"]["containers"][0]["image"], "web:1");
+}
+
+#[tokio::test]
+async fn without_a_duration_the_hand_gets_what_the_policy_allows() {
+    let bench = bench();
+    know(&bench, json!({}), &[policy(json!({"limits": {"maxDuration": "10m"}}))]);
+    let failed = pod(json!({"app": "web", names::FAULT: names::POD_FAILURE}));
+    let asked = review("UPDATE", POD, "ann", pod(json!({"app": "web"})), failed);
+    let answer = bench.review(names::PATH_MUTATE_PODS, &asked).await;
+    assert!(answer.allowed(), "{}", answer.message());
+    assert!(answer.warnings().contains("(10m)"), "{}", answer.warnings());
+}
+
+#[rstest]
+#[case(json!({"windows": [{"from": "09:00", "to": "09:00"}]}), "spec.windows[0].to")]
+#[case(json!({"limits": {"maxDuration": "soon"}}), "spec.limits.maxDuration: found \"soon\"")]
+#[case(json!({"haltWhen": [{"http": {"url": "http://169.254.169.254/"}}]}), "spec.haltWhen[0].http.url")]
+#[case(json!({"namespaceSelector": {"matchExpressions": [{"key": "a", "operator": "Like"}]}}), "spec.namespaceSelector.matchExpressions[0].operator")]
+#[tokio::test]
+async fn a_policy_that_makes_no_sense_is_refused_but_never_one_that_halts(
+    #[case] spec: Value,
+    #[case] field: &str,
+) {
+    let bench = bench();
+    let asked = review("CREATE", POLICY, "ann", Value::Null, policy(spec.clone()));
+    let answer = bench.review(names::PATH_VALIDATE_POLICIES, &asked).await;
+    assert!(!answer.allowed());
+    assert!(answer.message().contains(field), "{}", answer.message());
+    let mut halting = policy(spec);
+    halting["spec"]["halt"] = json!({"active": true});
+    let asked = review("CREATE", POLICY, "ann", Value::Null, halting);
+    assert!(bench.review(names::PATH_VALIDATE_POLICIES, &asked).await.allowed());
+}
+
+#[tokio::test]
+async fn an_empty_list_is_accepted_with_a_warning() {
+    let asked = review("CREATE", POLICY, "ann", Value::Null, policy(json!({"windows": []})));
+    let answer = bench().review(names::PATH_VALIDATE_POLICIES, &asked).await;
+    assert!(answer.allowed());
+    assert!(answer.warnings().contains("nothing may ever be hit"), "{}", answer.warnings());
+}
