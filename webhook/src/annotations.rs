@@ -24,7 +24,7 @@ pub enum Verdict {
         /// What is to be asked.
         questions: Vec<Ask>,
         /// What is newly asked for, and of what: for whoever else has a say in it.
-        wishes: (Subject, Vec<Wish>),
+        wishes: (Box<Subject>, Vec<Wish>),
         /// The answer then.
         answer: Answer,
     },
@@ -93,7 +93,7 @@ fn try_check(request: &Request<'_>, now: Timestamp) -> Result<Verdict, Doubt> {
             wanted: None,
         })
         .collect();
-    Ok(Verdict::Ask { questions, wishes: (new, wishes), answer })
+    Ok(Verdict::Ask { questions, wishes: (Box::new(new), wishes), answer })
 }
 
 fn read(what: &'static str, kind: Kind, raw: Option<&RawValue>) -> Result<Subject, Doubt> {
