@@ -83,6 +83,8 @@ pub struct Measured {
 /// One kind of lasting fault, on one container.
 #[async_trait]
 pub trait Lasting: Send {
+    /// What can be prepared while the order to fire is awaited, without any effect on the container.
+    fn arm(&mut self) {}
     /// Which values to lower. Everything that can be refused beforehand is refused here. No effect.
     fn intend(&mut self, container: &Container) -> Result<Vec<Wanted>, LastingError>;
     /// Called when the values are lowered; returns when the fault is there. When it fails, [`Lasting::revert`] follows.

@@ -65,6 +65,8 @@ pub struct Starving {
     /// Known once it is injected.
     site: Option<Site>,
     running: Vec<Running>,
+    /// Started beforehand, without a task, and not in the container yet.
+    idle: Vec<Stressor>,
     /// A stressor to start again, and when.
     again: Option<(Instant, Duration, Vec<Work>)>,
     to_say: VecDeque<Event>,
@@ -101,6 +103,7 @@ impl Starving {
             limits: None,
             site: None,
             running: Vec::new(),
+            idle: Vec::new(),
             again: None,
             to_say: VecDeque::new(),
         }
@@ -219,8 +222,11 @@ impl Starving {
     }
 
     /// A stressor that was told what to do, but has not said that it does.
-    fn begin(&self, work: &Work) -> Result<Stressor, SpawnError> {
-        let stressor = Stressor::start(&self.proc, &self.id)?;
+    fn begin(&mut self, work: &Work) -> Result<Stressor, SpawnError> {
+        let stressor = match self.idle.pop() {
+            Some(stressor) => stressor,
+            None => Stressor::start(&self.proc, &self.id)?,
+        };
         if let Some(site) = &self.site {
             stressor.place(&self.proc, &site.homes)?;
             stressor.tell(&work.task, site.init.as_fd(), &work.files)?;
@@ -312,6 +318,15 @@ impl Starving {
 
 #[async_trait]
 impl Lasting for Starving {
+    fn arm(&mut self) {
+        let Stress { cpu, memory, io, pids, squeeze: _, allow_oom: _, on_oom: _ } = &self.stress;
+        let kinds = [cpu.is_some(), memory.is_some(), io.is_some(), pids.is_some()];
+        // One that can't be started now is started later, or that is told then.
+        let idle =
+            kinds.iter().filter(|kind| **kind).map_while(|_| Stressor::start(&self.proc, &self.id).ok());
+        self.idle = idle.collect();
+    }
+
     fn intend(&mut self, container: &Container) -> Result<Vec<Wanted>, LastingError> {
         let wanted = squeeze::wanted(&container.target, &self.stress.squeeze)?;
         self.check_memory(container, &Limits::of(container))?;
@@ -431,6 +446,7 @@ impl Lasting for Starving {
 
     async fn revert(&mut self) -> Vec<String> {
         self.again = None;
+        self.idle.clear();
         for one in &self.running {
             one.stressor.ask_to_end();
         }

@@ -253,6 +253,9 @@ impl Turn<'_> {
         };
         let meter = Meter::new(&container.target);
         let first = meter.read();
+        if commands.borrow().stage == Stage::Arm {
+            fault.arm();
+        }
         if let Some(end) = self.until_fired(&container, commands).await {
             return end;
         }

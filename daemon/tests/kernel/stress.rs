@@ -233,7 +233,7 @@ async fn a_neighbour_notices_nothing() {
     let mut neighbour = Sandbox::new();
     let _other = neighbour.start("sleep");
     let (memory_before, cpu_before, start) = (memory_used(&neighbour), cpu_nanos(&neighbour), Instant::now());
-    let both = Stress { memory: memory(64 << 20).memory, ..cpu(1, 80) };
+    let both = Stress { memory: memory(64 << 20).memory, ..cpu(1, 100) };
     rig.order(vec![fault(&sandbox, "a", Stage::Fire, &both)]);
     injected(&mut rig).await;
     let found = load(&sandbox, Duration::from_secs(2)).await;
