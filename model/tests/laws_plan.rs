@@ -726,6 +726,8 @@ proptest! {
         });
         sim.node.away = false;
         sim.namespace.opted_in = true;
+        sim.namespace.halt = None;
+        sim.policy(None);
         sim.annotate(names::PAUSE, None);
         for _ in 0..20 {
             sim.wait(1);

@@ -9,9 +9,10 @@ use std::{
 
 use k8s_cri::v1::{
     ContainerConfig, ContainerMetadata, ContainerStatusRequest, CreateContainerRequest, ImageSpec,
-    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig,
-    PodSandboxMetadata, RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest,
-    StopPodSandboxRequest, runtime_service_client::RuntimeServiceClient,
+    ImageStatusRequest, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
+    PodSandboxConfig, PodSandboxMetadata, RemovePodSandboxRequest, RunPodSandboxRequest,
+    StartContainerRequest, StopPodSandboxRequest, image_service_client::ImageServiceClient,
+    runtime_service_client::RuntimeServiceClient,
 };
 use tempfile::TempDir;
 use tonic::transport::Channel;
@@ -201,6 +202,7 @@ impl Containerd {
             ..PodSandboxConfig::default()
         };
         let request = RunPodSandboxRequest { config: Some(sandbox.clone()), runtime_handler: String::new() };
+        self.knows_the_image().await;
         let pod = client.run_pod_sandbox(request).await.expect("a sandbox").into_inner().pod_sandbox_id;
         let container = ContainerConfig {
             metadata: Some(ContainerMetadata { name: POD.container.into(), attempt: 0 }),
@@ -223,6 +225,24 @@ impl Containerd {
         let status = ContainerStatusRequest { container_id: id.clone(), verbose: false };
         client.container_status(status).await.expect("its status");
         Container { id, pid }
+    }
+
+    /// The CRI plugin hears of an imported image a moment after it is there; until then it would pull it.
+    async fn knows_the_image(&self) {
+        let channel = containerd_client::connect(&self.socket).await.expect("connecting");
+        let mut images = ImageServiceClient::new(channel);
+        let wanted = ImageSpec { image: image::NAME.into(), ..ImageSpec::default() };
+        let known = async {
+            loop {
+                let request = ImageStatusRequest { image: Some(wanted.clone()), verbose: false };
+                if images.image_status(request).await.is_ok_and(|status| status.into_inner().image.is_some())
+                {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), known).await.expect("the imported image is not known");
     }
 
     async fn client(&self) -> RuntimeServiceClient<Channel> {
