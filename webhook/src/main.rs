@@ -57,7 +57,7 @@ async fn main() -> anyhow::Result<()> {
     tracing::info!(port = config.port, health_port = config.health_port, "up");
 
     let (stop, stopped) = oneshot::channel::<()>();
-    let mut server = tokio::spawn(serve::serve(listener, tls, reviews, async {
+    let mut server = tokio::spawn(serve::serve(listener, tls, reviews, serve::PEER, async {
         let _ = stopped.await;
     }));
     tokio::select! {

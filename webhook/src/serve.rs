@@ -24,7 +24,7 @@ use tower::util::MapRequest;
 
 /// Someone who connects and says nothing is hung up on.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// The same for the head of a request.
+/// The same for the head of a probe or scrape.
 const HEADERS: Duration = Duration::from_secs(10);
 /// The same for the first request of a connection.
 const FIRST: Duration = Duration::from_secs(10);
@@ -32,11 +32,14 @@ const FIRST: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_secs(120);
 /// How long requests that are under way have when we leave; the API server waits 5 s at most.
 const DRAIN: Duration = Duration::from_secs(6);
-/// API servers keep a few connections each.
-const CONNECTIONS: u32 = 256;
-/// Of one peer.
-const PEER: usize = 32;
-/// Reviews at a time on one connection.
+/// An API server speaks HTTP/1.1 with webhooks: each review under way has a connection of its own, and whoever is hung
+/// up on is refused an experiment, or gets a pod past us. What bodies take is limited on its own.
+/// Fewer than the 1024 files that some runtimes let a process open.
+const CONNECTIONS: u32 = 896;
+/// Of one peer. An API server has 600 requests under way at most, as it comes (`--max-requests-inflight` and
+/// `--max-mutating-requests-inflight`).
+pub const PEER: usize = 640;
+/// Reviews at a time on one connection, for who speaks HTTP/2.
 const STREAMS: u32 = 64;
 /// What may come in on a stream, and on a connection, before it is read.
 const WINDOWS: (u32, u32) = (256 << 10, 512 << 10);
@@ -45,16 +48,17 @@ const PLAIN: (u32, usize) = (64, 8);
 /// How long one of these lasts.
 const LIFETIME: Duration = Duration::from_secs(30);
 
-/// Serve `app` on `listener` until `stop`, then drain.
+/// Serve `app` on `listener`, with at most `peer` connections to anyone, until `stop`; then drain.
 pub async fn serve(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
     app: Router,
+    peer: usize,
     stop: impl Future<Output = ()>,
 ) {
     let acceptor = TlsAcceptor::from(tls);
     let connections = Arc::new(Semaphore::new(CONNECTIONS as usize));
-    let peers = Peers::new(PEER);
+    let peers = Peers::new(peer);
     let (leave, leaving) = watch::channel(());
     let mut stop = std::pin::pin!(stop);
     loop {
@@ -146,7 +150,8 @@ async fn connection(stream: TlsStream<TcpStream>, app: Router, mut leaving: watc
     // Else the first bytes would be waited for without a limit.
     let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let mut builder = if is_h2 { builder.http2_only() } else { builder.http1_only() };
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS);
+    // It runs between requests too. An API server that uses a connection just as we hang up has its review fail.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE);
     builder
         .http2()
         .timer(TokioTimer::new())

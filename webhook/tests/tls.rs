@@ -11,7 +11,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use squall_api::names;
 use squall_webhook::health::Health;
-use squall_webhook::serve::{serve, serve_plain};
+use squall_webhook::serve::{PEER, serve, serve_plain};
 use squall_webhook::tls::Certificates;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -78,7 +78,7 @@ async fn a_certificate_is_replaced_while_it_is_served() {
     let port = listener.local_addr().unwrap().port();
     let (stop, stopped) = oneshot::channel::<()>();
     let config = certificates.clone().server_config().unwrap();
-    let server = tokio::spawn(serve(listener, config, support::bench().router, async {
+    let server = tokio::spawn(serve(listener, config, support::bench().router, PEER, async {
         let _ = stopped.await;
     }));
 
@@ -117,8 +117,9 @@ async fn a_certificate_is_replaced_while_it_is_served() {
     drop(silent);
 }
 
-/// A server with a certificate; its port, the certificate, and what to drop to end it.
-async fn serving() -> (u16, Pair, oneshot::Sender<()>) {
+/// A server with a certificate and at most `peer` connections to anyone; its port, the certificate, and what to drop to
+/// end it.
+async fn serving(peer: usize) -> (u16, Pair, oneshot::Sender<()>) {
     let certificates = Arc::new(Certificates::default());
     let pair = pair();
     certificates.load(pair.certificate.as_bytes(), pair.key.as_bytes()).unwrap();
@@ -126,7 +127,7 @@ async fn serving() -> (u16, Pair, oneshot::Sender<()>) {
     let port = listener.local_addr().unwrap().port();
     let (stop, stopped) = oneshot::channel::<()>();
     let config = certificates.server_config().unwrap();
-    tokio::spawn(serve(listener, config, support::bench().router, async {
+    tokio::spawn(serve(listener, config, support::bench().router, peer, async {
         let _ = stopped.await;
     }));
     (port, pair, stop)
@@ -139,7 +140,7 @@ async fn serving() -> (u16, Pair, oneshot::Sender<()>) {
 #[case::h2_without_a_request("h2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")]
 #[tokio::test]
 async fn who_asks_nothing_is_hung_up_on(#[case] alpn: &str, #[case] said: &str) {
-    let (port, pair, _stop) = serving().await;
+    let (port, pair, _stop) = serving(PEER).await;
     let mut silent = connect_as(port, &pair, TLS13, alpn).await.unwrap();
     silent.write_all(said.as_bytes()).await.unwrap();
     // From here on the clock goes on whenever nobody has anything to do.
@@ -151,7 +152,7 @@ async fn who_asks_nothing_is_hung_up_on(#[case] alpn: &str, #[case] said: &str) 
 
 #[tokio::test]
 async fn one_peer_does_not_take_every_connection() {
-    let (port, pair, _stop) = serving().await;
+    let (port, pair, _stop) = serving(32).await;
     let mut held = Vec::new();
     for _ in 0..32 {
         held.push(TcpStream::connect(("127.0.0.1", port)).await.unwrap());
@@ -169,6 +170,35 @@ async fn one_peer_does_not_take_every_connection() {
     };
     let mut stream = tokio::time::timeout(Duration::from_secs(5), freed).await.unwrap();
     assert!(ask(&mut stream).await.starts_with("HTTP/1.1 400"));
+}
+
+/// An API server has a connection for each review under way.
+#[tokio::test]
+async fn two_hundred_reviews_at_once_from_one_peer_are_all_answered() {
+    let (port, pair, _stop) = serving(PEER).await;
+    // All are connected before the first is answered, and stay so.
+    let mut held = Vec::new();
+    for number in 0..200 {
+        match connect_as(port, &pair, TLS13, "http/1.1").await {
+            Ok(stream) => held.push(stream),
+            Err(error) => panic!("connection {number}: {error}"),
+        }
+    }
+    for stream in &mut held {
+        assert!(ask(stream).await.starts_with("HTTP/1.1 400"));
+    }
+}
+
+/// It keeps one that it doesn't use for 90 s. When we hang up first, it may be asking just then, and that is an error.
+#[tokio::test]
+async fn a_connection_is_kept_for_longer_than_an_api_server_keeps_it() {
+    let (port, pair, _stop) = serving(PEER).await;
+    let mut kept = connect_as(port, &pair, TLS13, "http/1.1").await.unwrap();
+    assert!(ask(&mut kept).await.starts_with("HTTP/1.1 400"));
+    tokio::time::pause();
+    let ended = tokio::time::timeout(Duration::from_secs(95), kept.read(&mut [0; 8])).await;
+    assert!(ended.is_err(), "hung up on: {ended:?}");
+    assert!(ask(&mut kept).await.starts_with("HTTP/1.1 400"));
 }
 
 #[test]
