@@ -14,7 +14,7 @@ pub struct Args {
     /// What needs no cluster only: format, lints, licences, generated files.
     #[arg(long, conflicts_with = "full")]
     pub lint: bool,
-    /// The figures too, and cargo-deny is installed when it is not there (some minutes).
+    /// The figures and other kernels too, and cargo-deny is installed when it is not there (some minutes).
     #[arg(long)]
     pub full: bool,
 }
@@ -69,11 +69,9 @@ fn steps(args: &Args) -> Result<Vec<Command>> {
         return Ok(steps);
     }
     steps.push(xtask(&["test"])?);
-    // The ends of the range, and what differs most between kernels; `cargo xtask kernels` has the rest.
+    // Emulated machines are slow, and not all that fails on them is ours: see `kernels`.
     if args.full {
         steps.push(xtask(&["kernels"])?);
-    } else {
-        steps.push(xtask(&["kernels", "--kernel", "6.1", "--kernel", "newest", "kill::"])?);
     }
     steps.push(xtask(&["demo"])?);
     if args.full {
