@@ -1,6 +1,8 @@
 //! What every lasting fault on a container has in common, so that one life (`node/lasting.rs`) fits all of them:
 //!
-//!     find → intend → journal → settings held → inject → Injected → watch … → revert → settings released → Recovered
+//! ```text
+//! find → intend → journal → settings held → inject → Injected → watch … → revert → settings released → Recovered
+//! ```
 //!
 //! A kind of fault says which values of the container's cgroups it lowers ([`Lasting::intend`]); lowering them, writing
 //! down how they were, several faults on one value and putting back are not its business (`setting.rs`). What else it

@@ -264,7 +264,8 @@ async fn memory_is_resident_and_goes() {
     let shown = injected(&mut rig).await.lasting.effect.expect("an effect");
     let grown = shown.during.and_then(|usage| usage.memory_bytes).expect("measured")
         - shown.before.and_then(|usage| usage.memory_bytes).expect("measured");
-    assert!(grown >= size, "{grown}");
+    // The kernel counts in batches, one a CPU.
+    assert!(grown + (1 << 20) >= size, "{grown}");
     rig.order(vec![fault(&sandbox, "a", Stage::Recover, &memory(size))]);
     assert_eq!(rig.outcome().await.state, State::Recovered);
     assert!(memory_used(&sandbox) < before + (8 << 20));
