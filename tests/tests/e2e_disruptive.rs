@@ -16,8 +16,9 @@ use squall_api::names;
 use squall_api::podchaos::{Action, Mode, Phase, PodChaos, PodChaosSpec, TargetPhase};
 use squall_tests::{
     Disruption, ExperimentExt as _, Ns, OptIn, PodExt as _, containers_processes, delete_lease, deployment,
-    experiment, holds_for, kubectl, leader, patch_daemon_set, pod, pods_of_component, restart_now, scale,
-    settled, sigkill, silence_the_api_server, target_of, unschedulable, until, until_within, with_ns,
+    experiment, holds_for, kubectl, kubectl_stdin, leader, patch_daemon_set, pod, pods_of_component,
+    restart_now, scale, settled, sigkill, silence_the_api_server, target_of, unschedulable, until,
+    until_within, with_ns,
 };
 
 /// One at a time, on a Squall that is whole before and afterwards.
@@ -422,4 +423,74 @@ fn a_daemon_that_is_killed_hits_nothing_twice() {
         assert_eq!(chaos.phase(), Phase::Completed, "{}", chaos.shown());
         Ok(())
     });
+}
+
+#[test]
+fn a_change_of_leader_amid_fifty_experiments_hits_no_more_than_the_policy_allows() {
+    disrupt("down-policy", async |ns| {
+        ns.create(&deployment("web", 12, true)).await?;
+        ns.pods_until("web", "there are twelve", |pods| pods.len() == 12).await?;
+        let policy = json!({
+            "apiVersion": "squall.dev/v1alpha1", "kind": "ChaosPolicy", "metadata": { "name": ns.name },
+            "spec": {
+                "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": ns.name } },
+                "limits": { "maxTargets": 5 },
+            },
+        });
+        kubectl_stdin(&["create", "-f", "-"], &policy.to_string())?.ok()?;
+        let held = AssertUnwindSafe(never_more_than_five(ns)).catch_unwind().await;
+        kubectl(&["delete", "chaospolicy", &ns.name])?.ok()?;
+        held.unwrap_or_else(|_| Err(anyhow!("an assertion failed, see above")))
+    });
+}
+
+async fn never_more_than_five(ns: &Ns) -> Result<()> {
+    until("the controller knows of the policy", async || {
+        let said = kubectl(&["get", "chaospolicy", &ns.name])?.ok()?;
+        Ok(if said.contains("Open") { Ok(()) } else { Err(said) })
+    })
+    .await?;
+    let api = ns.api::<PodChaos>();
+    let all: Vec<PodChaos> = (0..50)
+        .map(|number| experiment(&format!("one-{number}"), Action::PodFailure, Mode::One, |_| ()))
+        .collect();
+    let params = PostParams::default();
+    let make = async {
+        for (number, ten) in all.chunks(10).enumerate() {
+            try_join_all(ten.iter().map(|chaos| api.create(&params, chaos))).await?;
+            if number == 1 {
+                let leads = leader(&ns.client).await?.context("nobody leads")?;
+                let pods = pods_of(ns, names::CONTROLLER).await?;
+                let pod = pods.iter().find(|pod| pod.name() == leads).context("the leader is no pod")?;
+                sigkill(pod, "controller")?;
+            }
+        }
+        until_within(Duration::from_secs(60), "each is injected", async || {
+            let items = api.list(&ListParams::default()).await?.items;
+            let open = items.into_iter().find(|chaos| !chaos.is("Injected"));
+            Ok(match open {
+                None => Ok(()),
+                Some(chaos) => Err(format!("{:?} {}", chaos.metadata.name, chaos.shown())),
+            })
+        })
+        .await
+    };
+    let mut make = std::pin::pin!(make);
+    loop {
+        let pods = ns.pods("web").await?;
+        let hit: Vec<String> = pods
+            .iter()
+            .filter(|pod| pod.label(names::FAULT).is_some() || !pod.substituted().is_empty())
+            .map(|pod| pod.name())
+            .collect();
+        anyhow::ensure!(hit.len() <= 5, "{hit:?}");
+        match tokio::time::timeout(Duration::from_millis(60), &mut make).await {
+            Ok(made) => {
+                made?;
+                assert_eq!(hit.len(), 5, "{hit:?}");
+                return Ok(());
+            }
+            Err(_) => continue,
+        }
+    }
 }

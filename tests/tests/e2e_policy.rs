@@ -31,8 +31,12 @@ struct Policy {
 }
 
 impl Policy {
-    /// Applies it as an administrator does, and waits until the controller has read it.
     async fn make(ns: &Ns, rules: Value) -> Result<Self> {
+        Self::make_that_is(ns, rules, PolicyState::Open).await
+    }
+
+    /// Applies it as an administrator does, and waits until the controller has read it.
+    async fn make_that_is(ns: &Ns, rules: Value, state: PolicyState) -> Result<Self> {
         let made = Self { name: ns.name.clone() };
         let mut spec = rules;
         spec["namespaceSelector"] = json!({ "matchLabels": { "kubernetes.io/metadata.name": ns.name } });
@@ -41,7 +45,7 @@ impl Policy {
             "metadata": { "name": made.name }, "spec": spec,
         });
         kubectl_stdin(&["create", "-f", "-"], &object.to_string())?.ok()?;
-        made.state(ns, PolicyState::Open).await?;
+        made.state(ns, state).await?;
         Ok(made)
     }
 
@@ -222,6 +226,58 @@ fn a_workload_keeps_its_percentage_and_rounding_is_told() {
         ns.create(&fixed("two", 2)).await?;
         ns.phase("two", Phase::Injected).await?;
         assert_eq!(hit(ns, "web").await?.len(), 2);
+        Ok(())
+    });
+}
+
+#[test]
+fn each_rule_that_asks_no_clock_refuses_in_its_own_words() {
+    with_ns("policy-rules", OptIn::Yes, async |ns| {
+        // None of its pods is ever Ready.
+        ns.create(&deployment("web", 2, true)).await?;
+        ns.pods_until("web", "there are two", |pods| pods.len() == 2).await?;
+        let cases: [(&str, Value, PolicyState, &[&str]); 6] = [
+            (
+                "duration",
+                json!({ "limits": { "maxDuration": "1m" } }),
+                PolicyState::Open,
+                &["limits.maxDuration", "found 5m", "allowed: at most 1m"],
+            ),
+            (
+                "available",
+                json!({ "limits": { "minAvailablePerWorkload": 1 } }),
+                PolicyState::Open,
+                &["limits.minAvailablePerWorkload", "found 0 pods of Deployment/web", "allowed: at least 1"],
+            ),
+            (
+                "action",
+                json!({ "allow": { "actions": ["pod-kill", "stress"] } }),
+                PolicyState::Open,
+                &["allow.actions", "found pod-failure", "allowed: pod-kill, stress"],
+            ),
+            (
+                "user",
+                json!({ "allow": { "users": ["dora"] } }),
+                PolicyState::Open,
+                &["allow.users", "found", "allowed: ", "dora"],
+            ),
+            ("window", json!({ "windows": [] }), PolicyState::Closed, &["windows", "no window ever opens"]),
+            (
+                "halt",
+                json!({ "halt": { "active": true, "reason": "incident 4714" } }),
+                PolicyState::Halted,
+                &["spec.halt", "incident 4714"],
+            ),
+        ];
+        for (name, rules, state, parts) in cases {
+            let policy = Policy::make_that_is(ns, rules, state).await?;
+            let chaos = experiment(name, Action::PodFailure, Mode::One, |spec| {
+                spec.duration = Some("5m".to_owned());
+            });
+            let why = refusal(ns, &chaos).await.with_context(|| name.to_owned())?;
+            says(&why, &[&policy.name]).and_then(|()| says(&why, parts)).with_context(|| name.to_owned())?;
+            nothing_is_hit(ns, "web").await?;
+        }
         Ok(())
     });
 }
