@@ -21,7 +21,7 @@ use crate::pods;
 use crate::review::{Answer, Denied, Request, UserInfo};
 
 /// How many namespaces one experiment may name: each takes two questions to the API server.
-pub(crate) const NAMESPACES: usize = 100;
+const NAMESPACES: usize = 100;
 
 /// What the API server has to be asked before an experiment is accepted.
 #[derive(Clone, Debug, PartialEq)]
@@ -142,14 +142,7 @@ fn complete<S: ExperimentSpec + DeserializeOwned>(request: &Request<'_>) -> Resu
             list.push(json!(names::FINALIZER));
         }
     } else {
-        let old = value("oldObject", request.old_object)?;
-        let kept = old.pointer("/metadata/annotations").and_then(|all| all.get(names::REQUESTED_BY));
-        // `kubectl replace` leaves out what it doesn't know of. Another value is refused by the validating path.
-        if let Some(kept) = kept
-            && metadata.get("annotations").and_then(|all| all.get(names::REQUESTED_BY)).is_none()
-        {
-            entry(metadata, "annotations")?.insert(names::REQUESTED_BY.to_owned(), kept.clone());
-        }
+        keep_requester(request, metadata)?;
     }
     // A spec that can't be read is refused by the schema or by the validating path, with a better reason.
     if let Some(spec) = object.get_mut("spec")
@@ -162,6 +155,18 @@ fn complete<S: ExperimentSpec + DeserializeOwned>(request: &Request<'_>) -> Resu
         }
     }
     Ok(Answer { patch: Some(json_patch::diff(&before, &after)), ..Answer::default() })
+}
+
+/// `kubectl replace` leaves out what it doesn't know of. Another value is refused by the validating path.
+pub(crate) fn keep_requester(request: &Request<'_>, metadata: &mut Map<String, Value>) -> Result<(), Denied> {
+    let old = value("oldObject", request.old_object)?;
+    let kept = old.pointer("/metadata/annotations").and_then(|all| all.get(names::REQUESTED_BY));
+    if let Some(kept) = kept
+        && metadata.get("annotations").and_then(|all| all.get(names::REQUESTED_BY)).is_none()
+    {
+        entry(metadata, "annotations")?.insert(names::REQUESTED_BY.to_owned(), kept.clone());
+    }
+    Ok(())
 }
 
 /// Bring into `spec` what `filled` has beyond `written`, and leave everything else as the user wrote it.
@@ -203,7 +208,7 @@ fn judge<S: ExperimentSpec + DeserializeOwned>(request: &Request<'_>) -> Result<
     let mut wants_more = true;
     if request.operation == "UPDATE" {
         let old = Experiment::<S>::read("oldObject", request.old_object)?;
-        requester_stays(&old, &new)?;
+        requester_stays(old.requested_by(), new.requested_by(), "experiment")?;
         if old.spec == new.spec {
             return Ok(Verdict::Answered(Answer::default()));
         }
@@ -220,18 +225,7 @@ fn judge<S: ExperimentSpec + DeserializeOwned>(request: &Request<'_>) -> Result<
             } || !opted_in.is_empty();
         }
     }
-    if namespaces.len() > NAMESPACES {
-        return Err(Denied::invalid(vec![FieldError::new(
-            "spec.selector",
-            format!("{} namespaces", namespaces.len()),
-            format!("allowed are up to {NAMESPACES}: make several experiments instead"),
-        )]));
-    }
-    if let Some(name) = namespaces.iter().find(|name| names::is_protected_namespace(name)) {
-        return Err(Denied::forbidden(format!(
-            "spec.selector: pods of namespace {name} are never hit, no label can open it; choose others"
-        )));
-    }
+    within_reach(&namespaces, "spec.selector", "experiments")?;
     let (verb, subresource) = right(&spec);
     let by_us = request.user_info.username == names::CONTROLLER_USER;
     let user = (!by_us).then(|| request.user_info.clone());
@@ -276,18 +270,33 @@ fn is_active(status: Option<&ExperimentStatus>) -> bool {
     begun || status.selected_at.is_some() || !status.targets.is_empty() || status.completed_at.is_some()
 }
 
-fn requester_stays<S: ExperimentSpec + DeserializeOwned>(
-    old: &Experiment<S>,
-    new: &Experiment<S>,
-) -> Result<(), Denied> {
-    if old.requested_by() == new.requested_by() {
+/// Who created a `thing` stays who did.
+pub(crate) fn requester_stays(old: Option<&str>, new: Option<&str>, thing: &str) -> Result<(), Denied> {
+    if old == new {
         return Ok(());
     }
     Err(Denied::invalid(vec![FieldError::new(
         format!("metadata.annotations[{}]", names::REQUESTED_BY),
-        new.requested_by().unwrap_or("nothing"),
-        "it says who created the experiment and can't be changed: make another experiment instead",
+        new.unwrap_or("nothing"),
+        format!("it says who created the {thing} and can't be changed: make another {thing} instead"),
     )]))
+}
+
+/// Not more namespaces than are asked about in time, and none that is never hit; of `things` there may be several.
+pub(crate) fn within_reach(namespaces: &BTreeSet<String>, field: &str, things: &str) -> Result<(), Denied> {
+    if namespaces.len() > NAMESPACES {
+        return Err(Denied::invalid(vec![FieldError::new(
+            field,
+            format!("{} namespaces", namespaces.len()),
+            format!("allowed are up to {NAMESPACES}: make several {things} instead"),
+        )]));
+    }
+    if let Some(name) = namespaces.iter().find(|name| names::is_protected_namespace(name)) {
+        return Err(Denied::forbidden(format!(
+            "{field}: pods of namespace {name} are never hit, no label can open it; choose others"
+        )));
+    }
+    Ok(())
 }
 
 pub(crate) fn requester(user: &UserInfo) -> Result<Value, Denied> {

@@ -16,7 +16,7 @@ use squall_model::schedule::validate;
 use squall_model::spec::Spec;
 use squall_model::validate::warnings;
 
-use crate::experiments::{self, Ask, NAMESPACES, Verdict, Wanted, entry, right, value};
+use crate::experiments::{self, Ask, Verdict, Wanted, entry, right, value};
 use crate::pods;
 use crate::review::{Answer, Denied, Request};
 
@@ -34,18 +34,12 @@ fn sign(request: &Request<'_>) -> Result<Answer, Denied> {
     let before = value("object", request.object)?;
     let mut after = before.clone();
     let Some(object) = after.as_object_mut() else { return Ok(Answer::default()) };
-    let annotations = entry(entry(object, "metadata")?, "annotations")?;
+    let metadata = entry(object, "metadata")?;
     if request.operation == "CREATE" {
-        annotations.insert(names::REQUESTED_BY.to_owned(), experiments::requester(&request.user_info)?);
+        let requester = experiments::requester(&request.user_info)?;
+        entry(metadata, "annotations")?.insert(names::REQUESTED_BY.to_owned(), requester);
     } else {
-        let old = value("oldObject", request.old_object)?;
-        let kept = old.pointer("/metadata/annotations").and_then(|all| all.get(names::REQUESTED_BY));
-        // `kubectl replace` leaves out what it doesn't know of. Another value is refused by the validating path.
-        if let Some(kept) = kept
-            && !annotations.contains_key(names::REQUESTED_BY)
-        {
-            annotations.insert(names::REQUESTED_BY.to_owned(), kept.clone());
-        }
+        experiments::keep_requester(request, metadata)?;
     }
     Ok(Answer { patch: Some(json_patch::diff(&before, &after)), ..Answer::default() })
 }
@@ -64,13 +58,7 @@ fn try_check(request: &Request<'_>, now: Timestamp) -> Result<Verdict, Denied> {
     let mut before = BTreeSet::new();
     if request.operation == "UPDATE" {
         let old = read("oldObject", value("oldObject", request.old_object)?)?;
-        if requester(&old) != requester(&new) {
-            return Err(Denied::invalid(vec![FieldError::new(
-                format!("metadata.annotations[{}]", names::REQUESTED_BY),
-                requester(&new).unwrap_or("nothing"),
-                "it says who created the schedule and can't be changed: make another schedule instead",
-            )]));
-        }
+        experiments::requester_stays(requester(&old), requester(&new), "schedule")?;
         if old.spec == new.spec {
             return Ok(Verdict::Answered(Answer::default()));
         }
@@ -81,19 +69,7 @@ fn try_check(request: &Request<'_>, now: Timestamp) -> Result<Verdict, Denied> {
     }
     schedule.check(&new.spec, now).map_err(|error| Denied::invalid(vec![error]))?;
     let namespaces = spec.selector.namespaces.clone();
-    if namespaces.len() > NAMESPACES {
-        return Err(Denied::invalid(vec![FieldError::new(
-            selector(&new),
-            format!("{} namespaces", namespaces.len()),
-            format!("allowed are up to {NAMESPACES}: make several schedules instead"),
-        )]));
-    }
-    if let Some(name) = namespaces.iter().find(|name| names::is_protected_namespace(name)) {
-        return Err(Denied::forbidden(format!(
-            "{}: pods of namespace {name} are never hit, no label can open it; choose others",
-            selector(&new)
-        )));
-    }
+    experiments::within_reach(&namespaces, selector(&new), "schedules")?;
     let (verb, subresource) = right(&spec);
     let user = Some(request.user_info.clone());
     let opted_in = namespaces.difference(&before).cloned().collect();
