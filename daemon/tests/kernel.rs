@@ -37,6 +37,7 @@ fn main() -> ExitCode {
                 .iter()
                 .any(|filter| if exact { name == filter.as_str() } else { name.contains(*filter) })
     };
+    kernel::sandbox::see_tracepoints();
     let mut passed_in_all = 0;
     let mut failed = Vec::new();
     // What `cargo xtask kernels` calls a feature, and the cases of it.

@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use squall_daemon::{
     cgroup::{CgroupRoot, Memberships},
     ebpf::Engine,
@@ -26,6 +27,20 @@ use super::target::{CGROUPS, DUTY};
 const SLACK: &str = "SQUALL_TEST_SLACK";
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// Mounts tracefs where the machine has not, in a mount namespace of this process's own. Before any thread is started.
+pub fn see_tracepoints() {
+    let place = Path::new("/sys/kernel/tracing");
+    if place.join("events").exists() {
+        return;
+    }
+    // SAFETY: only this thread exists, and nothing relies on mounts that come later.
+    let unshared = unsafe { libc::unshare(libc::CLONE_NEWNS) };
+    assert_eq!(unshared, 0, "a mount namespace: {}", std::io::Error::last_os_error());
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .expect("mounts of its own");
+    mount("tracefs", place, "tracefs", MountFlags::empty(), None).expect("tracefs");
+}
 
 /// A container as far as the kernel is concerned.
 pub struct Sandbox {

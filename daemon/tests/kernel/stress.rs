@@ -252,15 +252,16 @@ async fn memory_is_resident_and_goes() {
     injected(&mut rig).await;
     until(Duration::from_secs(4), "it is filled", || memory_used(&sandbox) >= before + size).await;
     assert!(memory_used(&sandbox) < before + size + (16 << 20));
-    let resident: u64 = stressors(&sandbox)
-        .into_iter()
-        .map(|pid| {
-            let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
-            let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("its memory");
+    // Page by page, for the sums in `status` are kept in batches; and the last page may be on its way.
+    let resident = || -> u64 {
+        let of = |pid: i32| {
+            let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("its memory");
+            let line = rollup.lines().find_map(|line| line.strip_prefix("Anonymous:")).expect("its pages");
             line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
-        })
-        .sum();
-    assert!(resident >= size, "{resident}");
+        };
+        stressors(&sandbox).into_iter().map(of).sum()
+    };
+    until(Duration::from_secs(4), "it is resident", || resident() >= size).await;
     let shown = injected(&mut rig).await.lasting.effect.expect("an effect");
     let grown = shown.during.and_then(|usage| usage.memory_bytes).expect("measured")
         - shown.before.and_then(|usage| usage.memory_bytes).expect("measured");
