@@ -82,6 +82,16 @@ impl Step<'_> {
         out
     }
 
+    /// A target that was put back and isn't wanted now. Its successor may be born while the experiment is paused.
+    pub(super) fn rests(&mut self, spec: &Spec, target: &mut Target, narrowed: bool) {
+        let Input { now, world, .. } = self.input;
+        if view(world, target).is_none_or(|pod| pod.terminating) {
+            went_away(target, now);
+        } else if narrowed {
+            self.narrow(spec, target);
+        }
+    }
+
     /// Pods, and containers of pods, that have come since the targets were chosen: adopt them up to the number drawn,
     /// oldest first. What is held beyond that isn't wanted, and so is released.
     fn births(&mut self, spec: &Spec, targets: &mut Vec<Target>) {

@@ -48,15 +48,7 @@ impl Step<'_> {
                 anew(target);
                 target.injected_at = None;
             }
-            TargetPhase::Recovered => {
-                // Its successor may be born while the experiment is paused.
-                if view(world, target).is_none_or(|pod| pod.terminating) {
-                    went_away(target, now);
-                } else if narrowed {
-                    self.narrow(spec, target);
-                }
-                return;
-            }
+            TargetPhase::Recovered => return self.rests(spec, target, narrowed),
             TargetPhase::Killed
             | TargetPhase::Skipped
             | TargetPhase::Failed
