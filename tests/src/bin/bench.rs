@@ -218,6 +218,7 @@ fn hit(mode: Mode) -> usize {
 }
 
 async fn pod_kill(ns: &Ns, mode: Mode, pods: usize) -> Result<Duration> {
+    quiet().await?;
     let mut events = watch(ns).await?;
     let (name, made) = create(ns, &fault(Action::PodKill, mode)).await?;
     let took = nth(&mut events, made, hit(mode), |pod| pod.metadata.deletion_timestamp.is_some()).await?;
@@ -229,10 +230,12 @@ async fn pod_kill(ns: &Ns, mode: Mode, pods: usize) -> Result<Duration> {
 
 async fn pod_failure(ns: &Ns, mode: Mode, pods: usize) -> Result<(Duration, Duration)> {
     let foreign = |pod: &Pod| pod.image("app") != squall_tests::BUSYBOX;
+    quiet().await?;
     let mut events = watch(ns).await?;
     let (name, made) = create(ns, &fault(Action::PodFailure, mode)).await?;
     let there = nth(&mut events, made, hit(mode), foreign).await?;
     ns.phase(&name, Phase::Injected).await?;
+    quiet().await?;
     let mut events = watch(ns).await?;
     ns.api::<PodChaos>().delete(&name, &DeleteParams::default()).await?;
     let deleted = Instant::now();
@@ -243,6 +246,7 @@ async fn pod_failure(ns: &Ns, mode: Mode, pods: usize) -> Result<(Duration, Dura
 }
 
 async fn container_kill(ns: &Ns, mode: Mode, pods: usize) -> Result<Duration> {
+    quiet().await?;
     // Which one is drawn is not known beforehand, so all are watched.
     let mut gone = watch_processes(ns).await?;
     let (name, made) = create(ns, &fault(Action::ContainerKill, mode)).await?;
@@ -303,6 +307,38 @@ async fn fresh(ns: &Ns, pods: usize) -> Result<()> {
     }
     ns.ready_pods("web", pods).await?;
     Ok(())
+}
+
+/// Waits until the machine has nothing left to do of the round before: containers are taken down for seconds after
+/// their pods are gone.
+async fn quiet() -> Result<()> {
+    /// How long it must be idle, and by how much.
+    const WINDOW: Duration = Duration::from_millis(500);
+    const BUSY: f64 = 0.25;
+    let spent = || -> Result<(u64, u64)> {
+        let text = std::fs::read_to_string("/proc/stat").context("reading what the CPUs do")?;
+        let line =
+            text.lines().next().and_then(|line| line.strip_prefix("cpu ")).context("no line of CPUs")?;
+        let times: Vec<u64> = line.split_whitespace().map_while(|word| word.parse().ok()).collect();
+        // user nice system idle iowait irq softirq steal; guest times are in user.
+        let all = times.iter().take(8).sum::<u64>();
+        Ok((all, times.iter().skip(3).take(2).sum()))
+    };
+    let begun = Instant::now();
+    let mut before = spent()?;
+    loop {
+        tokio::time::sleep(WINDOW).await;
+        let now = spent()?;
+        let (all, idle) = ((now.0 - before.0) as f64, (now.1 - before.1) as f64);
+        if idle >= all * (1.0 - BUSY) {
+            return Ok(());
+        }
+        ensure!(
+            begun.elapsed() < PATIENCE,
+            "the machine is busy with something else; figures would say nothing"
+        );
+        before = now;
+    }
 }
 
 /// When each init process of the namespace's containers exits, by its pidfd.
