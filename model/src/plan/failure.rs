@@ -21,7 +21,14 @@ const SIGKILL: i32 = 9;
 
 impl Step<'_> {
     /// One target's next step.
-    pub(super) fn fail_one(&mut self, spec: &Spec, fast: bool, target: &mut Target, asked: Asked) {
+    pub(super) fn fail_one(
+        &mut self,
+        spec: &Spec,
+        fast: bool,
+        index: usize,
+        target: &mut Target,
+        asked: Asked,
+    ) {
         let Asked { wanted, expired, narrowed } = asked;
         let Input { now, world, outcomes, images, .. } = self.input;
         match target.phase {
@@ -96,7 +103,7 @@ impl Step<'_> {
                         }
                     }
                     Some(Outcome::Refused { .. } | Outcome::Retry { .. }) | None => {
-                        self.inject_one(spec, target, pod, now);
+                        self.inject_one(spec, index, target, pod);
                     }
                 }
             }
@@ -140,7 +147,7 @@ impl Step<'_> {
                     }
                 }
             }
-            TargetPhase::Selected => self.inject_one(spec, target, pod, now),
+            TargetPhase::Selected => self.inject_one(spec, index, target, pod),
             TargetPhase::Recovering
             | TargetPhase::Recovered
             | TargetPhase::Killed
@@ -151,9 +158,10 @@ impl Step<'_> {
         }
     }
 
-    fn inject_one(&mut self, spec: &Spec, target: &mut Target, pod: &PodView, now: Timestamp) {
+    fn inject_one(&mut self, spec: &Spec, index: usize, target: &mut Target, pod: &PodView) {
+        let now = self.input.now;
         // A target of this very step is written down first.
-        let recorded = self.input.status.targets.iter().any(|known| {
+        let recorded = self.input.status.targets.get(index).is_some_and(|known| {
             known.uid == target.uid && matches!(known.phase, TargetPhase::Selected | TargetPhase::Recovered)
         });
         if !recorded {

@@ -49,7 +49,7 @@ impl Step<'_> {
                 continue;
             }
             match &spec.action {
-                Action::PodFailure { fast, .. } => self.fail_one(spec, *fast, target, asked),
+                Action::PodFailure { fast, .. } => self.fail_one(spec, *fast, index, target, asked),
                 Action::ContainerFreeze | Action::Stress(_) => {
                     if let Some(fault) = &fault {
                         self.hold_one(spec, fault, index, target, asked);

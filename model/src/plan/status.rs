@@ -19,17 +19,16 @@ impl Step<'_> {
         self.plan.status.phase = Some(phase);
         self.plan.status.message = Some(message.to_owned());
         self.plan.status.completed_at = Some(MicroTime(now));
-        let generation = self.ident.generation;
         let success = phase == Phase::Completed;
-        let status = &mut self.plan.status;
         // Of the end there are five kinds; what went wrong in particular stands in Failed.
         let kind = match reason {
             "Succeeded" | "Failed" | "Halted" | "NoTargets" | "Aborted" => reason,
             _ if phase == Phase::Halted => "Halted",
             _ => "Failed",
         };
-        set(status, "Completed", true, kind, message, now, generation);
-        set(status, "Failed", !success, if success { "Succeeded" } else { reason }, message, now, generation);
+        let mut conditions = self.conditions();
+        conditions.set("Completed", true, kind, message);
+        conditions.set("Failed", !success, if success { "Succeeded" } else { reason }, message);
     }
 
     /// It is over; how well, the targets tell.
@@ -95,10 +94,16 @@ impl Step<'_> {
         }
     }
 
+    fn conditions(&mut self) -> Conditions<'_> {
+        Conditions {
+            of: &mut self.plan.status.conditions,
+            now: self.input.now,
+            generation: self.ident.generation,
+        }
+    }
+
     /// Fill in what follows from the rest, and hand the plan over.
     pub(super) fn finish(mut self) -> Plan {
-        let now = self.input.now;
-        let generation = self.ident.generation;
         let status = &mut self.plan.status;
         if let Ok(Spec { action: Action::Stress(stress), .. }) = self.input.experiment.spec {
             status.stressors = Some(stress.to_string());
@@ -115,14 +120,19 @@ impl Step<'_> {
         let selected = status.selected_at.is_some();
         let message = status.message.clone().unwrap_or_default();
         let failed = count(status, TargetPhase::Failed);
-        set(
-            status,
+        let open = [TargetPhase::Selected, TargetPhase::Injected, TargetPhase::Recovering]
+            .into_iter()
+            .map(|phase| count(status, phase))
+            .sum::<usize>();
+        let back = count(status, TargetPhase::Recovered);
+        let one_shot = count(status, TargetPhase::Killed) > 0;
+        let over = status.completed_at.is_some();
+        let mut conditions = self.conditions();
+        conditions.set(
             "Selected",
             selected && chosen > 0,
             if selected { "TargetsChosen" } else { "NoTargets" },
             &if selected { format!("{} chosen", targets(chosen)) } else { message.clone() },
-            now,
-            generation,
         );
         let (injected, why) = match phase {
             Phase::Pending => (false, "Pending"),
@@ -130,55 +140,27 @@ impl Step<'_> {
             Phase::Injected => (failed == 0, if failed == 0 { "AllInjected" } else { "SomeFailed" }),
             Phase::Paused => (false, "Paused"),
             Phase::Recovering => (false, "Recovering"),
-            Phase::Completed => {
-                let one_shot = count(status, TargetPhase::Killed) > 0;
-                (one_shot, if one_shot { "AllInjected" } else { "Recovered" })
-            }
+            Phase::Completed => (one_shot, if one_shot { "AllInjected" } else { "Recovered" }),
             Phase::Failed | Phase::Halted => (false, "Ended"),
         };
-        set(status, "Injected", injected, why, &format!("{hit} of {} hit", targets(chosen)), now, generation);
-        let open = [TargetPhase::Selected, TargetPhase::Injected, TargetPhase::Recovering]
-            .into_iter()
-            .map(|phase| count(status, phase))
-            .sum::<usize>();
-        let back = count(status, TargetPhase::Recovered);
+        conditions.set("Injected", injected, why, &format!("{hit} of {} hit", targets(chosen)));
         let recovered = selected && open == 0 && back > 0;
-        set(
-            status,
+        conditions.set(
             "Recovered",
             recovered,
             if recovered { "AllRecovered" } else { "NotRecovered" },
             &format!("{} recovered, {open} open", targets(back)),
-            now,
-            generation,
         );
         let paused = phase == Phase::Paused;
-        set(
-            status,
-            "Paused",
-            paused,
-            if paused { "PauseAnnotation" } else { "NotPaused" },
-            "",
-            now,
-            generation,
-        );
-        let over = status.completed_at.is_some();
+        conditions.set("Paused", paused, if paused { "PauseAnnotation" } else { "NotPaused" }, "");
         if !over {
-            set(status, "Completed", false, "InProgress", &message, now, generation);
-            set(status, "Failed", false, "InProgress", "", now, generation);
+            conditions.set("Completed", false, "InProgress", &message);
+            conditions.set("Failed", false, "InProgress", "");
         }
         // kstatus: these two are there only while they hold.
         let busy = !over && !matches!(phase, Phase::Injected | Phase::Paused | Phase::Halted);
-        while_true(status, "Reconciling", busy, "InProgress", &message, now, generation);
-        while_true(
-            status,
-            "Stalled",
-            matches!(phase, Phase::Failed | Phase::Halted),
-            "Failed",
-            &message,
-            now,
-            generation,
-        );
+        conditions.while_true("Reconciling", busy, "InProgress", &message);
+        conditions.while_true("Stalled", matches!(phase, Phase::Failed | Phase::Halted), "Failed", &message);
         self.plan
     }
 }
@@ -215,49 +197,41 @@ fn hit(status: &ExperimentStatus) -> usize {
         .count()
 }
 
-fn while_true(
-    status: &mut ExperimentStatus,
-    kind: &str,
-    holds: bool,
-    reason: &str,
-    message: &str,
+/// The conditions as they are written now.
+struct Conditions<'a> {
+    of: &'a mut Vec<Condition>,
     now: Timestamp,
     generation: i64,
-) {
-    if holds {
-        set(status, kind, true, reason, message, now, generation);
-    } else {
-        status.conditions.retain(|condition| condition.type_ != kind);
-    }
 }
 
-fn set(
-    status: &mut ExperimentStatus,
-    kind: &str,
-    holds: bool,
-    reason: &str,
-    message: &str,
-    now: Timestamp,
-    generation: i64,
-) {
-    let value = if holds { "True" } else { "False" };
-    let new = Condition {
-        type_: kind.to_owned(),
-        status: value.to_owned(),
-        reason: reason.to_owned(),
-        message: message.to_owned(),
-        last_transition_time: Time(now),
-        observed_generation: Some(generation),
-    };
-    match status.conditions.iter_mut().find(|condition| condition.type_ == kind) {
-        Some(old) => {
-            let since = if old.status == new.status {
-                old.last_transition_time.clone()
-            } else {
-                new.last_transition_time.clone()
-            };
-            *old = Condition { last_transition_time: since, ..new };
+impl Conditions<'_> {
+    fn set(&mut self, kind: &str, holds: bool, reason: &str, message: &str) {
+        let new = Condition {
+            type_: kind.to_owned(),
+            status: if holds { "True" } else { "False" }.to_owned(),
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+            last_transition_time: Time(self.now),
+            observed_generation: Some(self.generation),
+        };
+        match self.of.iter_mut().find(|condition| condition.type_ == kind) {
+            Some(old) => {
+                let since = if old.status == new.status {
+                    old.last_transition_time.clone()
+                } else {
+                    new.last_transition_time.clone()
+                };
+                *old = Condition { last_transition_time: since, ..new };
+            }
+            None => self.of.push(new),
         }
-        None => status.conditions.push(new),
+    }
+
+    fn while_true(&mut self, kind: &str, holds: bool, reason: &str, message: &str) {
+        if holds {
+            self.set(kind, true, reason, message);
+        } else {
+            self.of.retain(|condition| condition.type_ != kind);
+        }
     }
 }
