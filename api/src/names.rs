@@ -142,6 +142,8 @@ pub fn daemon_server_name(node: &str) -> String {
 pub const ENV_PAUSE_IMAGE: &str = "SQUALL_PAUSE_IMAGE";
 /// See [`ENV_PAUSE_IMAGE`].
 pub const ENV_CRASH_IMAGE: &str = "SQUALL_CRASH_IMAGE";
+/// The environment variable with the address of the CloudEvents sink, in the controller.
+pub const ENV_EVENTS_SINK: &str = "SQUALL_EVENTS_SINK";
 
 #[cfg(test)]
 mod tests {

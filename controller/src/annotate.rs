@@ -1,23 +1,15 @@
 //! Small faults by annotation: each annotated pod or workload gets its turn when it, or what was made for it, changes.
 //!
-//! Workloads are watched by their metadata alone, and of those without a key of ours nothing is kept. What is due is
-//! decided in `squall-model`; [`turn`] carries it out.
+//! What is due is decided in `squall-model`; [`turn`] carries it out.
 
 mod turn;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::fmt::Debug;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt};
-use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
-use kube::api::PartialObjectMeta;
-use kube::core::NamespaceResourceScope;
-use kube::{Api, Client, Resource, ResourceExt};
-use kube_runtime::WatchStreamExt;
-use kube_runtime::watcher::{self, Event, watcher};
-use serde::de::DeserializeOwned;
+use kube::{Client, ResourceExt};
 use squall_api::names;
 use squall_model::annotation::{Kind, Known, Made};
 use squall_model::pod::PodView;
@@ -26,8 +18,7 @@ use tokio::time::Instant;
 
 use crate::apply::Applier;
 use crate::chaos::Experiments;
-use crate::observe::Observer;
-use crate::retry::Retry;
+use crate::observe::{Observer, WorkloadKey};
 use crate::tell::Teller;
 
 /// Objects that take their turns at once.
@@ -80,7 +71,7 @@ pub struct Annotations {
 }
 
 /// Whether the annotations have anything to do with this module.
-fn is_marked(annotations: &BTreeMap<String, String>) -> bool {
+pub(crate) fn is_marked(annotations: &BTreeMap<String, String>) -> bool {
     names::SMALL_FAULTS.iter().chain(&[names::REQUESTED_BY]).any(|key| annotations.contains_key(*key))
 }
 
@@ -89,6 +80,13 @@ pub fn of_pod(pod: &PodView) -> Option<Wake> {
     is_marked(&pod.annotations).then(|| {
         Wake::Object(Key { kind: Kind::Pod, namespace: pod.namespace.clone(), name: pod.name.clone() })
     })
+}
+
+/// The turn of a workload whose annotations changed; not every kind takes annotations.
+pub fn of_workload(workload: &WorkloadKey) -> Option<Wake> {
+    let kind = Kind::ALL.into_iter().find(|kind| kind.word() == workload.kind)?;
+    let WorkloadKey { kind: _, namespace, name } = workload.clone();
+    Some(Wake::Object(Key { kind, namespace, name }))
 }
 
 /// The turn of the object that an experiment was made for, if it was made for one.
@@ -115,23 +113,17 @@ impl Annotations {
         Self { client, observer, applier, experiments, teller, ended: Mutex::default() }
     }
 
-    /// Follow workloads, and give every object its turn when it is woken, for ever.
+    /// Give every object its turn, now and when it is woken, for ever.
     pub async fn run(self, wakes: mpsc::UnboundedSender<Wake>, woken: mpsc::UnboundedReceiver<Wake>) {
         {
             let index = self.observer.read();
-            for wake in index.pods_everywhere().filter_map(of_pod) {
+            let pods = index.pods_everywhere().filter_map(of_pod);
+            for wake in pods.chain(index.marked().filter_map(of_workload)) {
                 // The receiver is ours.
                 let _ = wakes.send(wake);
             }
         }
-        let marks = Marks { wakes, marked: Mutex::default() };
-        tokio::join!(
-            marks.follow::<Deployment>(Kind::Deployment, &self.client),
-            marks.follow::<StatefulSet>(Kind::StatefulSet, &self.client),
-            marks.follow::<DaemonSet>(Kind::DaemonSet, &self.client),
-            marks.follow::<ReplicaSet>(Kind::ReplicaSet, &self.client),
-            self.turns(woken),
-        );
+        self.turns(woken).await;
     }
 
     async fn turns(&self, mut woken: mpsc::UnboundedReceiver<Wake>) {
@@ -226,82 +218,5 @@ impl Annotations {
             }
         }
         known
-    }
-}
-
-/// Which workloads carry a key of ours.
-struct Marks {
-    wakes: mpsc::UnboundedSender<Wake>,
-    /// To each its own UID, and that of its owner.
-    marked: Mutex<HashMap<Key, (String, Option<String>)>>,
-}
-
-impl Marks {
-    async fn follow<K>(&self, kind: Kind, client: &Client)
-    where
-        K: Resource<Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Send + 'static,
-        K::DynamicType: Default + Clone + Debug + Eq + std::hash::Hash + Send + Sync,
-    {
-        let api: Api<PartialObjectMeta<K>> = Api::all(client.clone());
-        let events = watcher(api, watcher::Config::default()).backoff(Retry::new());
-        let mut events = std::pin::pin!(events);
-        let mut listed: HashSet<Key> = HashSet::new();
-        while let Some(event) = events.next().await {
-            match event {
-                Ok(Event::Init) => listed.clear(),
-                Ok(Event::InitApply(object)) => {
-                    let key = key(kind, &object);
-                    listed.insert(key.clone());
-                    self.seen(key, &object);
-                }
-                Ok(Event::InitDone) => {
-                    let mut marked = self.marked.lock().unwrap_or_else(PoisonError::into_inner);
-                    marked.retain(|key, _| key.kind != kind || listed.contains(key));
-                    listed = HashSet::new();
-                }
-                Ok(Event::Apply(object)) => self.seen(key(kind, &object), &object),
-                Ok(Event::Delete(object)) => {
-                    let mut marked = self.marked.lock().unwrap_or_else(PoisonError::into_inner);
-                    marked.remove(&key(kind, &object));
-                }
-                Err(error) => {
-                    tracing::warn!(%error, kind = kind.word(), "a watch was interrupted; it is taken up again");
-                }
-            }
-        }
-    }
-
-    fn seen<K>(&self, key: Key, object: &PartialObjectMeta<K>)
-    where
-        K: Resource<Scope = NamespaceResourceScope>,
-        K::DynamicType: Default,
-    {
-        let mut marked = self.marked.lock().unwrap_or_else(PoisonError::into_inner);
-        let uid = object.metadata.uid.clone().unwrap_or_default();
-        let before = marked.remove(&key);
-        let now = object.metadata.annotations.as_ref().is_some_and(is_marked);
-        if now {
-            let owners = object.metadata.owner_references.iter().flatten();
-            let owner = owners.into_iter().find(|owner| owner.controller == Some(true));
-            marked.insert(key.clone(), (uid.clone(), owner.map(|owner| owner.uid.clone())));
-        }
-        if !now && before.is_none() {
-            return;
-        }
-        // What a Deployment no longer has its copies must not keep.
-        let copies = marked.iter().filter(|(_, (_, owner))| owner.as_ref() == Some(&uid));
-        for key in copies.map(|(key, _)| key.clone()).chain([key]) {
-            // The receiver goes only with the term.
-            let _ = self.wakes.send(Wake::Object(key));
-        }
-    }
-}
-
-fn key<K>(kind: Kind, object: &PartialObjectMeta<K>) -> Key {
-    let meta = &object.metadata;
-    Key {
-        kind,
-        namespace: meta.namespace.clone().unwrap_or_default(),
-        name: meta.name.clone().unwrap_or_default(),
     }
 }

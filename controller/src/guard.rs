@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use squall_api::ExperimentStatus;
 use squall_model::policy::Refusal;
 use squall_model::policy::ledger::{Hold, Ledger};
-use squall_model::probe::Health;
+use squall_model::probe::Steady;
 use tokio::sync::{Notify, watch};
 
 /// The book. A new term begins with an empty one, which is [filled](Guard::fill) before anything is chosen.
@@ -27,7 +27,7 @@ pub struct Book {
     /// Of what is held, what is more than a policy allows: pods by UID.
     pub excess: BTreeMap<String, Refusal>,
     /// How the probes of experiments stand, by the experiment's UID.
-    pub steady: HashMap<String, Health>,
+    pub steady: HashMap<String, Steady>,
 }
 
 impl Default for Guard {

@@ -13,10 +13,11 @@ use kube_runtime::reflector::store::Writer;
 use kube_runtime::reflector::{self, ObjectRef, Store};
 use kube_runtime::watcher::{self, Event, watcher};
 use kube_runtime::{Controller, WatchStreamExt};
-use squall_api::status::Phase;
+use squall_api::status::{Phase, TargetPhase};
 use squall_api::{ExperimentStatus, Schedule, names};
 use squall_model::experiment::Kind;
 use squall_model::pod::PodView;
+use squall_model::substitute::MANUAL;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
@@ -112,6 +113,16 @@ impl Router {
             }
             Change::Node(_) => routes.wake(routes.interests.of_labels()),
             Change::Leaving => routes.leaving(),
+            Change::Workload { woken, pods } => {
+                for wake in woken.iter().filter_map(annotate::of_workload) {
+                    // The receiver goes only with the term.
+                    let _ = routes.wakes.send(wake);
+                }
+                for pod in &pods {
+                    routes.wake(routes.interests.of_pod(pod));
+                    routes.pod(pod);
+                }
+            }
         });
     }
 
@@ -192,7 +203,7 @@ pub async fn lead(parts: Parts, router: Router) {
     let guard = Guard::default();
     let probes = {
         let router = router.clone();
-        Probes::new(observer.clone(), guard.clone(), move |uid| router.experiment(uid))
+        Probes::new(client.clone(), observer.clone(), guard.clone(), move |uid| router.experiment(uid))
     };
     let interests = Interests::default();
     let (pods, pods_turned) = mpsc::unbounded_channel();
@@ -233,8 +244,8 @@ pub async fn lead(parts: Parts, router: Router) {
         memories: Mutex::new(HashMap::new()),
     });
     metrics.on_scrape(Some(Box::new({
-        let (experiments, nodes) = (experiments.clone(), context.nodes.clone());
-        move |metrics| census(metrics, &experiments, &nodes)
+        let (experiments, nodes, seen) = (experiments.clone(), context.nodes.clone(), observer.clone());
+        move |metrics| census(metrics, &experiments, &nodes, &seen)
     })));
 
     let of_pods = (experiments.pods.clone(), pods_writer);
@@ -262,6 +273,7 @@ pub async fn lead(parts: Parts, router: Router) {
         guard: guard.clone(),
         router,
         probes: probes.clone(),
+        metrics,
     };
     let seen = observer.clone();
     let annotations = annotate::Annotations::new(client, observer, applier, experiments.clone(), teller);
@@ -357,8 +369,8 @@ async fn take_turns<K: Chaos>(
         .await;
 }
 
-/// How many experiments there are, by action and phase, and how many daemons.
-fn census(metrics: &Metrics, experiments: &Experiments, nodes: &Nodes) {
+/// How many experiments there are, by action and phase, how many targets are hit, and how many daemons there are.
+fn census(metrics: &Metrics, experiments: &Experiments, nodes: &Nodes, observer: &Observer) {
     let mut counts: HashMap<(&'static str, &'static str), i64> = HashMap::new();
     let phases = experiments.filter_map(|_, action, status| {
         Some((action, status.and_then(|status| status.phase).unwrap_or_default()))
@@ -367,6 +379,17 @@ fn census(metrics: &Metrics, experiments: &Experiments, nodes: &Nodes) {
         *counts.entry((action, phase_word(phase))).or_default() += 1;
     }
     metrics.experiments(counts.into_iter().map(|((action, phase), count)| (action, phase, count)));
+    let mut hit: HashMap<(&'static str, &'static str), i64> = HashMap::new();
+    let there = experiments.filter_map(|_, action, status| {
+        let targets = status?.targets.iter();
+        Some((action, targets.filter(|target| target.phase == TargetPhase::Injected).count()))
+    });
+    for (action, there) in there {
+        *hit.entry((action, "experiment")).or_default() += i64::try_from(there).unwrap_or(i64::MAX);
+    }
+    let by_hand = observer.read().held_by(MANUAL).count();
+    hit.insert((names::POD_FAILURE, "hand"), i64::try_from(by_hand).unwrap_or(i64::MAX));
+    metrics.active(hit.into_iter().map(|((action, by), count)| (action, by, count)));
     let (ready, connecting) = nodes.counts();
     metrics.daemons(ready, connecting);
 }

@@ -7,6 +7,7 @@
 //! - [`chaos`]: what the kinds of experiments have in common.
 //! - [`nodes`]: the channels to the daemons.
 //! - [`guard`]: what is hit now; [`warden`], [`probes`]: what policies are looked after by.
+//! - [`tell`], [`sink`], [`figures`]: what is told and counted of it.
 //! - [`health`], [`metrics`]: what an operator may ask.
 
 pub mod annotate;
@@ -16,6 +17,7 @@ pub mod certs;
 pub mod chaos;
 pub mod client;
 pub mod enrol;
+pub mod figures;
 pub mod guard;
 pub mod health;
 pub mod interest;
@@ -30,6 +32,7 @@ pub mod probes;
 pub mod reconcile;
 pub mod retry;
 pub mod schedule;
+pub mod sink;
 pub mod tell;
 pub mod warden;
 pub mod world;

@@ -11,7 +11,7 @@ use kube::{Api, Client, ResourceExt as _};
 use squall_api::{PodChaos, StressChaos, names};
 use squall_controller::chaos::Chaos;
 use squall_controller::lease::{Election, Leadership};
-use squall_controller::{apply, ca, client, enrol, health, leader, metrics, nodes, observe, tell};
+use squall_controller::{apply, ca, client, enrol, health, leader, metrics, nodes, observe, sink, tell};
 use squall_model::substitute::FaultImages;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -33,6 +33,9 @@ struct Options {
     /// Days that a CA is good for; it is rotated when two thirds of them are over.
     #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3650))]
     ca_days: u32,
+    /// Where everything that is told as an Event is sent too, as a CloudEvent: http://HOST[:PORT][/PATH].
+    #[arg(long, env = names::ENV_EVENTS_SINK)]
+    events_sink: Option<sink::Address>,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -118,7 +121,11 @@ async fn run(options: Options) -> Result<()> {
 
     let (observer_of_the_end, api) = (observer.clone(), client.clone());
     let parts = leader::Parts {
-        teller: tell::Teller::start(client.clone(), options.pod_name),
+        teller: {
+            let sink = options.events_sink;
+            let sink = sink.map(|address| sink::Sink::start(address, &options.pod_name, figures.clone()));
+            tell::Teller::start(client.clone(), options.pod_name, sink)
+        },
         applier: apply::Applier::new(client.clone(), images),
         client,
         observer,

@@ -1,5 +1,5 @@
 //! What the controller counts. Labels are words of ours (`&'static str`), so their number is bounded: no
-//! namespace, pod or node is ever one.
+//! namespace, pod or node is ever one. Only refusals carry a name, that of the policy: there are as many as someone wrote.
 
 use std::{
     sync::{
@@ -37,6 +37,52 @@ struct State {
     state: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Action {
+    action: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Active {
+    action: &'static str,
+    by: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Refused {
+    policy: String,
+    rule: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Halt {
+    by: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Sent {
+    outcome: &'static str,
+}
+
+/// A time that is measured of a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Span {
+    /// From the order until the fault was there.
+    Inject,
+    /// From the end that was asked for until it was taken back.
+    Recover,
+    /// From then, or from the kill, until the pod or what replaced it was Ready.
+    Ready,
+}
+
+/// By action.
+type Seconds = Family<Action, Histogram>;
+
+fn seconds() -> Seconds {
+    Seconds::new_with_constructor(|| Histogram::new([0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]))
+}
+
 /// Everything that is counted.
 #[derive(Debug)]
 pub struct Metrics {
@@ -48,6 +94,13 @@ pub struct Metrics {
     experiments: Family<Phase, Gauge<i64, AtomicI64>>,
     leader: Gauge<i64, AtomicI64>,
     daemons: Family<State, Gauge<i64, AtomicI64>>,
+    active: Family<Active, Gauge<i64, AtomicI64>>,
+    refusals: Family<Refused, Counter<u64, AtomicU64>>,
+    halts: Family<Halt, Counter<u64, AtomicU64>>,
+    inject: Seconds,
+    recover: Seconds,
+    ready: Seconds,
+    sink: Family<Sent, Counter<u64, AtomicU64>>,
     census: Census,
 }
 
@@ -82,6 +135,13 @@ impl Metrics {
             experiments: Family::default(),
             leader: Gauge::default(),
             daemons: Family::default(),
+            active: Family::default(),
+            refusals: Family::default(),
+            halts: Family::default(),
+            inject: seconds(),
+            recover: seconds(),
+            ready: seconds(),
+            sink: Family::default(),
             census: Census::default(),
         };
         let Metrics {
@@ -93,6 +153,13 @@ impl Metrics {
             experiments,
             leader,
             daemons,
+            active,
+            refusals,
+            halts,
+            inject,
+            recover,
+            ready,
+            sink,
             census: _,
         } = &mut metrics;
         registry.register("reconciles", "Reconciliations of experiments", reconciles.clone());
@@ -102,6 +169,25 @@ impl Metrics {
         registry.register("experiments", "Experiments by action and phase", experiments.clone());
         registry.register("leader", "1 while this replica leads", leader.clone());
         registry.register("daemons", "Nodes by the state of their daemon", daemons.clone());
+        registry.register(
+            "active_faults",
+            "Targets that are hit now, by action, and by experiment or by hand",
+            active.clone(),
+        );
+        registry.register("refusals", "What policies refused when targets were chosen", refusals.clone());
+        registry.register("halts", "Experiments that were halted, by what said so", halts.clone());
+        registry.register("inject_seconds", "From the order until the fault was there", inject.clone());
+        registry.register(
+            "recover_seconds",
+            "From the end that was asked for until the fault was taken back",
+            recover.clone(),
+        );
+        registry.register(
+            "ready_seconds",
+            "From the recovery, or the kill, until the pod or what replaced it was Ready",
+            ready.clone(),
+        );
+        registry.register("sink_events", "Events for the CloudEvents sink by outcome", sink.clone());
         metrics
     }
 
@@ -129,6 +215,40 @@ impl Metrics {
         }
     }
 
+    /// How many targets are hit now, by action, and by `experiment` or by `hand`; those not listed are none.
+    pub fn active(&self, all: impl IntoIterator<Item = (&'static str, &'static str, i64)>) {
+        self.active.clear();
+        for (action, by, count) in all {
+            self.active.get_or_create(&Active { action, by }).set(count);
+        }
+    }
+
+    /// `policy` refused something by `rule` when targets were chosen, or let go what was too much.
+    pub fn refused(&self, policy: &str, rule: &'static str) {
+        self.refusals.get_or_create(&Refused { policy: policy.to_owned(), rule }).inc();
+    }
+
+    /// An experiment was halted: by the kind of thing that said so.
+    pub fn halted(&self, by: &'static str, reason: &str) {
+        let known = ["Halted", "WindowClosed", "Unsteady"].into_iter().find(|known| *known == reason);
+        self.halts.get_or_create(&Halt { by, reason: known.unwrap_or("Other") }).inc();
+    }
+
+    /// How long something took of a target.
+    pub fn took(&self, span: Span, action: &'static str, took: Duration) {
+        let family = match span {
+            Span::Inject => &self.inject,
+            Span::Recover => &self.recover,
+            Span::Ready => &self.ready,
+        };
+        family.get_or_create(&Action { action }).observe(took.as_secs_f64());
+    }
+
+    /// What came of an event for the sink; a word of ours.
+    pub fn sent(&self, outcome: &'static str) {
+        self.sink.get_or_create(&Sent { outcome }).inc();
+    }
+
     /// Whether this replica leads.
     pub fn leader(&self, leads: bool) {
         self.leader.set(i64::from(leads));
@@ -145,6 +265,7 @@ impl Metrics {
     pub fn on_scrape(&self, hook: Option<Hook>) {
         if hook.is_none() {
             self.experiments([]);
+            self.active([]);
             self.daemons(0, 0);
         }
         *self.census.0.lock().unwrap_or_else(PoisonError::into_inner) = hook;

@@ -3,6 +3,8 @@
 //! It holds views, not objects: a pod is some hundred bytes here. Nothing is decided in this module, and
 //! nothing is written to the cluster.
 
+mod workloads;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, RwLock, RwLockReadGuard};
 
@@ -21,6 +23,8 @@ use squall_model::policy::{Labels, Policies, Policy};
 use squall_model::probe::NodeHealth;
 use tokio::sync::{mpsc, watch};
 
+pub use self::workloads::WorkloadKey;
+use self::workloads::WorkloadView;
 use crate::retry::Retry;
 
 /// Something changed that an experiment may depend on.
@@ -41,6 +45,13 @@ pub enum Change {
     Leaving,
     /// A policy, by name.
     Policy(String),
+    /// A workload.
+    Workload {
+        /// Whose annotations are to be looked at.
+        woken: Vec<WorkloadKey>,
+        /// The pods that are to be left alone because of it, or not any more.
+        pods: Vec<PodView>,
+    },
 }
 
 /// The index and its feeders.
@@ -51,7 +62,7 @@ pub struct Observer {
 }
 
 /// How many kinds are waited for. Our CRDs aren't: nothing is decided by them but that Squall is being removed.
-const KINDS: u8 = 5;
+const KINDS: u8 = 5 + workloads::KINDS;
 
 impl Observer {
     /// Watch the cluster; every change after the first listing is sent to `changes`.
@@ -71,52 +82,31 @@ impl Observer {
             .map_ok(|event| event.modify(|policy| policy.metadata.managed_fields = None));
         let budgets = watcher(Api::<PodDisruptionBudget>::all(client.clone()), watcher::Config::default());
 
-        tokio::spawn(feed(pods, index.clone(), changes.clone(), done.clone(), PodView::of, Index::pods));
-        tokio::spawn(feed(
+        let feed = Feed { index: index.clone(), changes, done };
+        feed.start(pods, PodView::of, Index::pods());
+        feed.start(
             namespaces,
-            index.clone(),
-            changes.clone(),
-            done.clone(),
             |meta: &PartialObjectMeta<Namespace>| {
                 NamespaceView::of(&Namespace { metadata: meta.metadata.clone(), ..Namespace::default() })
             },
-            Index::namespaces_kind,
-        ));
-        tokio::spawn(feed(
-            policies,
-            index.clone(),
-            changes.clone(),
-            done.clone(),
-            |policy: &ChaosPolicy| policy.clone(),
-            Index::policies_kind,
-        ));
-        tokio::spawn(feed(
-            budgets,
-            index.clone(),
-            changes.clone(),
-            done.clone(),
-            budget,
-            Index::budgets_kind,
-        ));
+            Index::namespaces_kind(),
+        );
+        feed.start(policies, ChaosPolicy::clone, Index::policies_kind());
+        feed.start(budgets, budget, Index::budgets_kind());
+        feed.start(nodes, node_view, Index::nodes());
+        workloads::start(client, &feed);
+        let uncounted = Feed { done: Arc::new(watch::channel(0).0), ..feed };
         for name in names::CRDS {
             // By name: more than that we may not see.
             let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
             let crds =
                 watcher(Api::<PartialObjectMeta<CustomResourceDefinition>>::all(client.clone()), config);
-            let (not_counted, _) = watch::channel(0);
-            tokio::spawn(feed(
-                crds,
-                index.clone(),
-                changes.clone(),
-                Arc::new(not_counted),
-                |meta: &PartialObjectMeta<CustomResourceDefinition>| CrdView {
-                    name: meta.metadata.name.clone().unwrap_or_default(),
-                    terminating: meta.metadata.deletion_timestamp.is_some(),
-                },
-                Index::crds,
-            ));
+            let view = |meta: &PartialObjectMeta<CustomResourceDefinition>| CrdView {
+                name: meta.metadata.name.clone().unwrap_or_default(),
+                terminating: meta.metadata.deletion_timestamp.is_some(),
+            };
+            uncounted.start(crds, view, Index::crds(name));
         }
-        tokio::spawn(feed(nodes, index.clone(), changes, done, node_view, Index::nodes));
         Self { index, synced }
     }
 
@@ -182,12 +172,36 @@ fn budget(budget: &PodDisruptionBudget) -> Budget {
     }
 }
 
+/// Forgets everything of the kind that is known and not listed any more.
+type Retain<V> = Box<dyn Fn(&mut Index, &[V]) -> Vec<Change> + Send + Sync>;
+
 /// How the views of one kind are kept.
 struct Kind<V> {
     put: fn(&mut Index, V) -> Option<Change>,
     remove: fn(&mut Index, &V) -> Option<Change>,
-    /// Everything that is known and not listed any more.
-    retain: fn(&mut Index, &[V]) -> Vec<Change>,
+    retain: Retain<V>,
+}
+
+/// Where what is watched goes.
+struct Feed {
+    index: Arc<RwLock<Index>>,
+    changes: mpsc::UnboundedSender<Change>,
+    done: Arc<watch::Sender<u8>>,
+}
+
+impl Feed {
+    fn start<K, V>(
+        &self,
+        events: impl Stream<Item = Result<Event<K>, watcher::Error>> + Send + 'static,
+        view: fn(&K) -> V,
+        kind: Kind<V>,
+    ) where
+        K: Send + 'static,
+        V: Send + Sync + 'static,
+    {
+        let Self { index, changes, done } = self;
+        tokio::spawn(feed(events, index.clone(), changes.clone(), done.clone(), view, kind));
+    }
 }
 
 /// Feed one kind's events into the index, for ever.
@@ -197,9 +211,8 @@ async fn feed<K, V>(
     changes: mpsc::UnboundedSender<Change>,
     done: Arc<watch::Sender<u8>>,
     view: fn(&K) -> V,
-    kind: fn() -> Kind<V>,
+    kind: Kind<V>,
 ) {
-    let kind = kind();
     let mut listed: Vec<V> = Vec::new();
     let mut first = true;
     let mut events = std::pin::pin!(events.backoff(Retry::new()));
@@ -269,6 +282,10 @@ pub struct Index {
     rules: Policies,
     /// By namespace.
     budgets: HashMap<String, Vec<Budget>>,
+    /// Those with a key of ours.
+    workloads: HashMap<WorkloadKey, WorkloadView>,
+    /// Of those the protected ones, as [`PodView::workload`] names them, each with its namespace before it.
+    shields: BTreeSet<(String, String)>,
 }
 
 impl Index {
@@ -350,7 +367,8 @@ impl Index {
         keys.into_iter().flatten().filter_map(|(namespace, name)| self.pod(namespace, name))
     }
 
-    fn put_pod(&mut self, pod: PodView) -> Option<Change> {
+    fn put_pod(&mut self, mut pod: PodView) -> Option<Change> {
+        pod.shielded = self.is_shielded(&pod);
         let old = self.take_pod(&pod.namespace, &pod.name);
         let key = || (pod.namespace.clone(), pod.name.clone());
         for holder in holders(&pod) {
@@ -392,7 +410,7 @@ impl Index {
                 let old = index.take_pod(&pod.namespace, &pod.name)?;
                 Some(Change::Pod { old: Some(Box::new(old)), new: None })
             },
-            retain: |index, listed| {
+            retain: Box::new(|index, listed| {
                 let there: BTreeSet<(&str, &str)> =
                     listed.iter().map(|pod| (pod.namespace.as_str(), pod.name.as_str())).collect();
                 let gone: Vec<(String, String)> = index
@@ -406,7 +424,7 @@ impl Index {
                     .filter_map(|(namespace, name)| index.take_pod(namespace, name))
                     .map(|old| Change::Pod { old: Some(Box::new(old)), new: None })
                     .collect()
-            },
+            }),
         }
     }
 
@@ -424,7 +442,7 @@ impl Index {
                 index.rule();
                 Some(Change::Policy(name))
             },
-            retain: |index, listed| {
+            retain: Box::new(|index, listed| {
                 let there: BTreeSet<&String> =
                     listed.iter().filter_map(|policy| policy.metadata.name.as_ref()).collect();
                 let gone: Vec<String> =
@@ -432,7 +450,7 @@ impl Index {
                 index.policies.retain(|name, _| there.contains(name));
                 index.rule();
                 gone.into_iter().map(Change::Policy).collect()
-            },
+            }),
         }
     }
 
@@ -461,10 +479,10 @@ impl Index {
                 take(index, &budget.namespace, &budget.name);
                 None
             },
-            retain: |index, _| {
+            retain: Box::new(|index, _| {
                 index.budgets.clear();
                 Vec::new()
-            },
+            }),
         }
     }
 
@@ -478,7 +496,7 @@ impl Index {
             remove: |index, view| {
                 index.namespaces.remove(&view.name).map(|view| Change::Namespace(view.name))
             },
-            retain: |index, listed| {
+            retain: Box::new(|index, listed| {
                 let gone: Vec<String> = index
                     .namespaces
                     .keys()
@@ -489,7 +507,7 @@ impl Index {
                     .filter_map(|name| index.namespaces.remove(&name))
                     .map(|view| Change::Namespace(view.name))
                     .collect()
-            },
+            }),
         }
     }
 
@@ -505,7 +523,7 @@ impl Index {
                 index.healths.remove(&node.name);
                 index.nodes.remove(&node.name).map(|_| Change::Node(node.name.clone()))
             },
-            retain: |index, listed| {
+            retain: Box::new(|index, listed| {
                 let there: BTreeSet<&str> = listed.iter().map(|node| node.name.as_str()).collect();
                 index.healths.retain(|name, _| there.contains(name.as_str()));
                 index
@@ -513,11 +531,12 @@ impl Index {
                     .extract_if(|name, _| !there.contains(name.as_str()))
                     .map(|(name, _)| Change::Node(name))
                     .collect()
-            },
+            }),
         }
     }
 
-    fn crds() -> Kind<CrdView> {
+    /// The CRD `name`: each watch is of one, and says nothing of the others.
+    fn crds(name: &'static str) -> Kind<CrdView> {
         Kind {
             put: |index, crd| {
                 let changed = if crd.terminating {
@@ -528,14 +547,10 @@ impl Index {
                 changed.then_some(Change::Leaving)
             },
             remove: |index, crd| index.leaving.remove(&crd.name).then_some(Change::Leaving),
-            // Each watch lists one: what it doesn't list, it doesn't know.
-            retain: |index, listed| {
-                if listed.is_empty() && !index.leaving.is_empty() {
-                    index.leaving.clear();
-                    return vec![Change::Leaving];
-                }
-                Vec::new()
-            },
+            retain: Box::new(move |index, listed| {
+                let gone = listed.is_empty() && index.leaving.remove(name);
+                gone.then_some(Change::Leaving).into_iter().collect()
+            }),
         }
     }
 }
@@ -619,12 +634,24 @@ mod tests {
     fn a_crd_on_its_way_out_means_that_squall_is_removed_until_it_is_gone() {
         let mut index = Index::default();
         let crd = |terminating| CrdView { name: names::CRDS[0].into(), terminating };
-        assert_eq!((Index::crds().put)(&mut index, crd(false)), None);
+        let crds = || Index::crds(names::CRDS[0]);
+        assert_eq!((crds().put)(&mut index, crd(false)), None);
         assert!(!index.is_leaving());
-        assert_eq!((Index::crds().put)(&mut index, crd(true)), Some(Change::Leaving));
-        assert_eq!((Index::crds().put)(&mut index, crd(true)), None);
+        assert_eq!((crds().put)(&mut index, crd(true)), Some(Change::Leaving));
+        assert_eq!((crds().put)(&mut index, crd(true)), None);
         assert!(index.is_leaving());
-        assert_eq!((Index::crds().remove)(&mut index, &crd(true)), Some(Change::Leaving));
+        assert_eq!((crds().remove)(&mut index, &crd(true)), Some(Change::Leaving));
+        assert!(!index.is_leaving());
+    }
+
+    #[test]
+    fn a_listing_without_one_crd_says_nothing_of_another() {
+        let mut index = Index::default();
+        let crd = CrdView { name: names::CRDS[1].into(), terminating: true };
+        (Index::crds(names::CRDS[1]).put)(&mut index, crd);
+        assert_eq!((Index::crds(names::CRDS[0]).retain)(&mut index, &[]), []);
+        assert!(index.is_leaving());
+        assert_eq!((Index::crds(names::CRDS[1]).retain)(&mut index, &[]), [Change::Leaving]);
         assert!(!index.is_leaving());
     }
 

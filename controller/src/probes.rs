@@ -1,83 +1,29 @@
 //! Asks what probes ask, for as long as there are any. What is to be thought of an answer is decided in
 //! `squall-model`; where an answer goes is the [book](crate::guard) for experiments, the status for policies.
 //!
-//! Nothing is followed that redirects, no forbidden address is connected to, whatever name leads there, and of an
-//! answer at most 64 KiB are read. Nothing of it is ever shown but a status code or a number.
+//! How it is asked, and what is never asked, is [`ask`]'s.
+
+mod ask;
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{self, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::future::BoxFuture;
-use http::header::{ACCEPT, HOST, USER_AGENT};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::legacy::connect::dns::Name;
-use hyper_util::rt::TokioExecutor;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::Client;
 use squall_api::chaospolicy::{ChaosPolicy, ProbeStatus};
 use squall_model::probe::{
-    Address, Health, Judge, Kind, Place, Probe, Seen, availability, is_forbidden, nodes, number, status_code,
-    unanswered,
+    Health, Judge, Kind, Place, Probe, Seen, Steady, availability, nodes, number, status_code, unanswered,
 };
 use tokio::task::JoinHandle;
-use tower::Service;
 
+use self::ask::{AskError, Asker};
 use crate::guard::Guard;
 use crate::observe::Observer;
 
 /// How often what is watched anyway is looked at.
 const LOOK: Duration = Duration::from_secs(1);
-/// What is read of an answer.
-const MOST: usize = 64 << 10;
-
-/// Why there is no answer; never what was answered.
-#[derive(Debug, thiserror::Error)]
-enum AskError {
-    #[error("the address makes no request")]
-    Request,
-    #[error("no answer in time")]
-    Timeout,
-    #[error("no connection")]
-    Connection,
-    #[error("the answer was broken off, or longer than 64 KiB")]
-    Body,
-    #[error("status {0} instead of a result")]
-    Status(u16),
-    #[error("the answer holds no single number")]
-    Number,
-}
-
-/// Resolves names to addresses that may be asked.
-#[derive(Clone)]
-struct Resolver;
-
-impl Service<Name> for Resolver {
-    type Response = std::vec::IntoIter<SocketAddr>;
-    type Error = std::io::Error;
-    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
-
-    fn poll_ready(&mut self, _: &mut task::Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, name: Name) -> Self::Future {
-        Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let allowed: Vec<SocketAddr> = found.filter(|address| !is_forbidden(address.ip())).collect();
-            if allowed.is_empty() {
-                return Err(std::io::Error::other("its addresses may not be asked"));
-            }
-            Ok(allowed.into_iter())
-        })
-    }
-}
-
 /// Whose a probe is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Owner {
@@ -91,6 +37,8 @@ enum Owner {
 struct Asked {
     probe: Probe,
     health: Health,
+    /// When it was last looked at with a result that counts.
+    settled: Option<Timestamp>,
     since: Timestamp,
     task: JoinHandle<()>,
 }
@@ -109,27 +57,31 @@ pub struct Probes {
     table: Table,
     observer: Observer,
     guard: Guard,
-    client: Client<HttpConnector<Resolver>, Empty<Bytes>>,
+    asker: Asker,
     wake: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
 impl Probes {
     /// None yet. `wake` is called with the UID of an experiment whose probes have something new to say.
-    pub fn new(observer: Observer, guard: Guard, wake: impl Fn(&str) + Send + Sync + 'static) -> Self {
-        let mut connector = HttpConnector::new_with_resolver(Resolver);
-        connector.set_connect_timeout(Some(Duration::from_secs(10)));
-        let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
-        Self { table: Table::default(), observer, guard, client, wake: Arc::new(wake) }
+    pub fn new(
+        client: Client,
+        observer: Observer,
+        guard: Guard,
+        wake: impl Fn(&str) + Send + Sync + 'static,
+    ) -> Self {
+        Self { table: Table::default(), observer, guard, asker: Asker::new(client), wake: Arc::new(wake) }
     }
 
     /// The probes that policies have from now on.
     pub fn of_policies<'a>(&self, policies: impl Iterator<Item = &'a ChaosPolicy>) {
-        let mut wanted: HashMap<Owner, Vec<Probe>> = HashMap::new();
+        let mut wanted: HashMap<Owner, (Vec<Probe>, Vec<ProbeStatus>)> = HashMap::new();
         for policy in policies.filter(|policy| !policy.spec.halt_when.is_empty()) {
             let parsed = policy.spec.halt_when.iter().enumerate().filter_map(|(index, written)| {
                 Probe::parse(&format!("spec.haltWhen[{index}]"), written, Place::Policy).ok()
             });
-            wanted.insert(Owner::Policy(policy.metadata.name.clone().unwrap_or_default()), parsed.collect());
+            let known = policy.status.as_ref().map(|status| status.probes.clone()).unwrap_or_default();
+            let name = policy.metadata.name.clone().unwrap_or_default();
+            wanted.insert(Owner::Policy(name), (parsed.collect(), known));
         }
         let gone: Vec<Owner> = {
             let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
@@ -137,16 +89,16 @@ impl Probes {
             policies.filter(|owner| !wanted.contains_key(owner)).cloned().collect()
         };
         for owner in gone {
-            self.ask_all(owner, &[]);
+            self.ask_all(owner, &[], &[]);
         }
-        for (owner, probes) in wanted {
-            self.ask_all(owner, &probes);
+        for (owner, (probes, known)) in wanted {
+            self.ask_all(owner, &probes, &known);
         }
     }
 
     /// The probes that the experiment `uid` has from now on.
     pub fn of_experiment(&self, uid: &str, probes: &[Probe]) {
-        self.ask_all(Owner::Experiment(uid.to_owned()), probes);
+        self.ask_all(Owner::Experiment(uid.to_owned()), probes, &[]);
     }
 
     /// Nobody asks any more.
@@ -176,7 +128,9 @@ impl Probes {
             .collect()
     }
 
-    fn ask_all(&self, owner: Owner, probes: &[Probe]) {
+    /// `known` is what was thought of them before: what was unhealthy stays so until it is seen to be well, so that
+    /// neither a new leader nor a changed probe lifts a halt.
+    fn ask_all(&self, owner: Owner, probes: &[Probe], known: &[ProbeStatus]) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if probes.is_empty() {
             table.remove(&owner);
@@ -192,46 +146,54 @@ impl Probes {
             if asked.get(&index).is_some_and(|asked| asked.probe == *probe) {
                 continue;
             }
-            let task = tokio::spawn(self.clone().keep_asking(owner.clone(), index, probe.clone()));
-            let now = Timestamp::now();
-            asked.insert(index, Asked { probe: probe.clone(), health: Health::Unknown, since: now, task });
+            let before = known.iter().find(|before| before.name == probe.name && before.healthy == "False");
+            let health = match before {
+                Some(before) => Health::Unhealthy(before.message.clone().unwrap_or_default()),
+                None => Health::Unknown,
+            };
+            let since =
+                before.and_then(|before| before.since.as_ref()).map_or_else(Timestamp::now, |at| at.0);
+            let judge = Judge::of(health.clone());
+            let task = tokio::spawn(self.clone().keep_asking(owner.clone(), index, probe.clone(), judge));
+            asked.insert(index, Asked { probe: probe.clone(), health, settled: None, since, task });
         }
     }
 
-    async fn keep_asking(self, owner: Owner, index: usize, probe: Probe) {
-        let mut judge = Judge::default();
+    async fn keep_asking(self, owner: Owner, index: usize, probe: Probe, mut judge: Judge) {
         loop {
-            let begun = tokio::time::Instant::now();
-            let seen = self.look(&owner, &probe).await;
-            if let Some(seen) = seen {
-                judge.see(&probe, seen, Timestamp::now());
-                self.record(&owner, index, judge.health.clone());
+            let (begun, at) = (tokio::time::Instant::now(), Timestamp::now());
+            if let Some(seen) = self.look(&owner, &probe).await {
+                judge.see(&probe, seen, at);
+                self.record(&owner, index, &judge);
             }
             tokio::time::sleep_until(begun + probe.asking().map_or(LOOK, |asking| asking.every)).await;
         }
     }
 
     /// Write down what is thought of a probe, and tell whom it concerns where that is news.
-    fn record(&self, owner: &Owner, index: usize, health: Health) {
+    fn record(&self, owner: &Owner, index: usize, judge: &Judge) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(all) = table.get_mut(owner) else { return };
         let Some(asked) = all.get_mut(&index) else { return };
-        let same = std::mem::discriminant(&asked.health) == std::mem::discriminant(&health);
-        if same {
-            return;
+        let news = std::mem::discriminant(&asked.health) != std::mem::discriminant(&judge.health);
+        asked.settled = judge.settled;
+        if news {
+            asked.health = judge.health.clone();
+            asked.since = Timestamp::now();
         }
-        asked.health = health;
-        asked.since = Timestamp::now();
         match owner {
-            Owner::Policy(_) => {
+            Owner::Policy(_) if news => {
                 drop(table);
                 self.guard.notify();
             }
+            Owner::Policy(_) => {}
             Owner::Experiment(uid) => {
                 let sum = sum(all.values());
                 drop(table);
                 self.guard.read().steady.insert(uid.clone(), sum);
-                (self.wake)(uid);
+                if news {
+                    (self.wake)(uid);
+                }
             }
         }
     }
@@ -268,16 +230,16 @@ impl Probes {
                 let index = self.observer.read();
                 Some(nodes(selector, conditions, *at_most, index.node_healths(), now))
             }
-            Kind::Http { address, expect, asking } => {
-                let answer = tokio::time::timeout(asking.timeout, self.get(address)).await;
+            Kind::Http { of, expect, asking } => {
+                let answer = tokio::time::timeout(asking.timeout, self.asker.status(of)).await;
                 let now = Timestamp::now();
                 Some(match answer.unwrap_or(Err(AskError::Timeout)) {
-                    Ok(response) => status_code(expect, response.status().as_u16(), now),
+                    Ok(code) => status_code(expect, code, now),
                     Err(error) => unanswered(&error.to_string(), now),
                 })
             }
             Kind::Prometheus { address, query, threshold, asking } => {
-                let answer = tokio::time::timeout(asking.timeout, self.query(address, query)).await;
+                let answer = tokio::time::timeout(asking.timeout, self.asker.query(address, query)).await;
                 let now = Timestamp::now();
                 Some(match answer.unwrap_or(Err(AskError::Timeout)) {
                     Ok(value) => number(*threshold, value, now),
@@ -286,106 +248,20 @@ impl Probes {
             }
         }
     }
-
-    async fn get(&self, address: &Address) -> Result<http::Response<hyper::body::Incoming>, AskError> {
-        let Address { host, port, path } = address;
-        let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
-        let request = http::Request::get(format!("http://{host}:{port}{path}"))
-            .header(HOST, format!("{host}:{port}"))
-            .header(USER_AGENT, "squall-probe")
-            .header(ACCEPT, "*/*")
-            .body(Empty::new())
-            .map_err(|_| AskError::Request)?;
-        self.client.request(request).await.map_err(|error| {
-            tracing::debug!(%error, host, port, "a probe has no answer");
-            AskError::Connection
-        })
-    }
-
-    async fn query(&self, address: &Address, query: &str) -> Result<f64, AskError> {
-        let path = format!("{}/api/v1/query?query={}", address.path.trim_end_matches('/'), encoded(query));
-        let response = self.get(&Address { path, ..address.clone() }).await?;
-        if !response.status().is_success() {
-            return Err(AskError::Status(response.status().as_u16()));
-        }
-        let body = Limited::new(response.into_body(), MOST).collect().await.map_err(|_| AskError::Body)?;
-        single(&body.to_bytes()).ok_or(AskError::Number)
-    }
 }
 
 /// What is to be thought of probes together: one that is not well is enough.
-fn sum<'a>(all: impl Iterator<Item = &'a Asked>) -> Health {
-    let mut sum = Health::Healthy(String::new());
+fn sum<'a>(all: impl Iterator<Item = &'a Asked>) -> Steady {
+    let mut sum = Steady { health: Health::Healthy(String::new()), settled: Some(Timestamp::MAX) };
     for asked in all {
-        match &asked.health {
-            Health::Unhealthy(evidence) => {
-                return Health::Unhealthy(format!("{}: {evidence}", asked.probe.name));
+        match (&asked.health, &sum.health) {
+            (_, Health::Unhealthy(_)) | (Health::Healthy(_), _) => {}
+            (Health::Unhealthy(evidence), _) => {
+                sum.health = Health::Unhealthy(format!("{}: {evidence}", asked.probe.name));
             }
-            Health::Unknown => sum = Health::Unknown,
-            Health::Healthy(_) => {}
+            (Health::Unknown, _) => sum.health = Health::Unknown,
         }
+        sum.settled = sum.settled.zip(asked.settled).map(|(sum, one)| sum.min(one));
     }
     sum
-}
-
-/// The one number in Prometheus's answer.
-fn single(body: &[u8]) -> Option<f64> {
-    let answer: serde_json::Value = serde_json::from_slice(body).ok()?;
-    if answer["status"] != "success" {
-        return None;
-    }
-    let result = &answer["data"]["result"];
-    let sample = match answer["data"]["resultType"].as_str()? {
-        "scalar" => result,
-        "vector" => match result.as_array()?.as_slice() {
-            [one] => &one["value"],
-            _ => return None,
-        },
-        _ => return None,
-    };
-    sample.get(1)?.as_str()?.parse().ok()
-}
-
-/// `text` for a query string.
-fn encoded(text: &str) -> String {
-    text.bytes().fold(String::new(), |mut all, byte| {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            all.push(char::from(byte));
-        } else {
-            all.push_str(&format!("%{byte:02X}"));
-        }
-        all
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_number_is_read_from_prometheus_and_nothing_else() {
-        let vector = |result: &str| {
-            format!(r#"{{"status":"success","data":{{"resultType":"vector","result":{result}}}}}"#)
-        };
-        assert_eq!(single(vector(r#"[{"metric":{},"value":[1,"0.25"]}]"#).as_bytes()), Some(0.25));
-        assert_eq!(
-            single(br#"{"status":"success","data":{"resultType":"scalar","result":[1,"7"]}}"#),
-            Some(7.0)
-        );
-        assert_eq!(single(vector("[]").as_bytes()), None);
-        assert_eq!(single(vector(r#"[{"value":[1,"1"]},{"value":[1,"2"]}]"#).as_bytes()), None);
-        assert_eq!(single(br#"{"status":"error"}"#), None);
-        assert_eq!(single(b"<html>"), None);
-    }
-
-    #[test]
-    fn queries_are_encoded() {
-        assert_eq!(encoded(r#"up{job="a b"}"#), "up%7Bjob%3D%22a%20b%22%7D");
-    }
-
-    #[tokio::test]
-    async fn a_name_that_leads_to_ourselves_is_not_resolved() {
-        let name: Name = "localhost".parse().unwrap();
-        assert!(Resolver.call(name).await.is_err());
-    }
 }

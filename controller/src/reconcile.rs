@@ -22,6 +22,7 @@ use squall_model::spec::Spec;
 use crate::apply::{Applier, ApplyError};
 use crate::chaos::{Chaos, Named};
 use crate::client::{is_conflict, is_gone};
+use crate::figures;
 use crate::guard::Guard;
 use crate::interest::{Interest, Interests};
 use crate::metrics::Metrics;
@@ -102,6 +103,8 @@ pub struct Memory {
     written: Option<Timestamp>,
     /// The last write may have come through or not.
     unsure: bool,
+    /// Since when targets have been put back.
+    recovering: Option<Timestamp>,
     outcomes: Outcomes,
     /// What the daemons have been told to have: node and id.
     orders: Orders,
@@ -234,6 +237,9 @@ impl Context {
             let changed = plan.status != memory.status;
             if changed && !plan.drop_finalizer {
                 self.write(chaos, memory, plan.status).await?;
+                for refusal in &plan.refusals {
+                    self.metrics.refused(&refusal.policy, refusal.rule.path());
+                }
             }
             self.withdraw(memory, wanted);
             self.teller.tell(chaos, told);
@@ -388,7 +394,14 @@ impl Context {
                         "phase"
                     );
                 }
-                self.count(chaos.spec().action_word(), &memory.status, &status);
+                figures::count(
+                    &self.metrics,
+                    chaos.spec().action_word(),
+                    &memory.status,
+                    &status,
+                    &mut memory.recovering,
+                    Timestamp::now(),
+                );
                 // Kept as planned, not as answered: the server rounds nothing and drops nothing that we compare.
                 memory.status = status;
                 Ok(())
@@ -397,25 +410,6 @@ impl Context {
                 // What the server refused wasn't written; what it didn't answer may have been.
                 memory.unsure = !matches!(source, kube::Error::Api(_));
                 Err(ReconcileError::Status { namespace, name, source: Box::new(source) })
-            }
-        }
-    }
-
-    /// Count the targets that came to an end between `old` and `new`.
-    fn count(&self, action: &'static str, old: &ExperimentStatus, new: &ExperimentStatus) {
-        for (index, target) in new.targets.iter().enumerate() {
-            let outcome = match target.phase {
-                TargetPhase::Selected | TargetPhase::Recovering => continue,
-                TargetPhase::Injected => "injected",
-                TargetPhase::Recovered => "recovered",
-                TargetPhase::Killed => "killed",
-                TargetPhase::Skipped => "skipped",
-                TargetPhase::Failed => "failed",
-                TargetPhase::Released => "released",
-                TargetPhase::Gone => "gone",
-            };
-            if old.targets.get(index).map(|before| before.phase) != Some(target.phase) {
-                self.metrics.target(action, outcome);
             }
         }
     }

@@ -1,25 +1,30 @@
-//! Events: on the experiment and on each pod that was hit. Best effort, never in the way of a fault or of
-//! recovery.
+//! What is told: Events on the experiment and on each pod that was hit, one line of the log each, and one message to
+//! the [sink](crate::sink) if there is one. Best effort, never in the way of a fault or of recovery.
 
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::Client;
+use kube::{Client, ResourceExt as _};
 use kube_runtime::events::{Event, EventType, Recorder, Reporter};
 use squall_api::names;
 use squall_model::plan::{Note, NoteKind, PodRef};
+use squall_model::policy::Who;
 use tokio::sync::mpsc;
 
 use crate::chaos::Chaos;
+use crate::sink::{Object, Sink, Told};
 
 /// How many events of one turn are told; an experiment with more targets has them in its status.
 const AT_ONCE: usize = 100;
 
 /// Publishes events in the background, in order.
 #[derive(Clone)]
-pub struct Teller(mpsc::UnboundedSender<(Event, ObjectReference)>);
+pub struct Teller {
+    events: mpsc::UnboundedSender<(Event, ObjectReference)>,
+    sink: Option<Sink>,
+}
 
 impl Teller {
-    /// Report as `instance`, the pod's name.
-    pub fn start(client: Client, instance: String) -> Self {
+    /// Report as `instance`, the pod's name, and to `sink` too.
+    pub fn start(client: Client, instance: String, sink: Option<Sink>) -> Self {
         let reporter = Reporter { controller: names::CONTROLLER.to_owned(), instance: Some(instance) };
         let recorder = Recorder::new(client, reporter);
         let (sender, mut receiver) = mpsc::unbounded_channel::<(Event, ObjectReference)>();
@@ -31,26 +36,69 @@ impl Teller {
                 }
             }
         });
-        Self(sender)
+        Self { events: sender, sink }
     }
 
     /// Tell `notes` of `chaos`.
     pub fn tell<K: Chaos>(&self, chaos: &K, notes: Vec<Note>) {
         let experiment = chaos.object_ref(&());
-        for note in notes.into_iter().take(AT_ONCE) {
-            let regarding = note.pod.as_ref().map_or_else(|| experiment.clone(), pod_reference);
-            self.publish(note, regarding);
+        let recorded = chaos.annotations().get(names::REQUESTED_BY).map(String::as_str);
+        let user = Some(Who::recorded(recorded).user).filter(|user| !user.is_empty());
+        for (number, note) in notes.into_iter().enumerate() {
+            let pod = note.pod.as_ref().map(pod_reference);
+            self.audit(&note, Some(&experiment), pod.as_ref(), user.as_deref());
+            if number < AT_ONCE {
+                self.publish(note, pod.unwrap_or_else(|| experiment.clone()));
+            }
         }
     }
 
     /// Tell something of a pod that no experiment is behind.
     pub fn tell_pod(&self, note: Note, pod: &PodRef) {
-        self.publish(note, pod_reference(pod));
+        let pod = pod_reference(pod);
+        self.audit(&note, None, Some(&pod), None);
+        self.publish(note, pod);
     }
 
     /// Tell something of an object that no experiment is behind.
     pub fn tell_object(&self, note: Note, regarding: ObjectReference) {
+        self.audit(&note, Some(&regarding), None, None);
         self.publish(note, regarding);
+    }
+
+    /// For the record: one line, and the sink.
+    fn audit(
+        &self,
+        note: &Note,
+        object: Option<&ObjectReference>,
+        pod: Option<&ObjectReference>,
+        user: Option<&str>,
+    ) {
+        let (object, pod) = (object.map(referred), pod.map(referred));
+        let kind = match note.kind {
+            NoteKind::Normal => "Normal",
+            NoteKind::Warning => "Warning",
+        };
+        tracing::info!(
+            reason = note.reason,
+            object =
+                object.as_ref().map(|object| format!("{} {}/{}", object.kind, object.namespace, object.name)),
+            pod = pod.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name)),
+            uid = pod.as_ref().map(|pod| pod.uid.as_str()),
+            requested_by = user,
+            what = note.message,
+            "told"
+        );
+        if let Some(sink) = &self.sink {
+            sink.tell(Told {
+                kind,
+                reason: note.reason.clone(),
+                message: note.message.clone(),
+                object,
+                pod,
+                requested_by: user.map(str::to_owned),
+            });
+        }
     }
 
     fn publish(&self, note: Note, regarding: ObjectReference) {
@@ -65,7 +113,17 @@ impl Teller {
             secondary: None,
         };
         // The receiver goes only with the process.
-        let _ = self.0.send((event, regarding));
+        let _ = self.events.send((event, regarding));
+    }
+}
+
+fn referred(object: &ObjectReference) -> Object {
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    Object {
+        kind: text(&object.kind),
+        namespace: text(&object.namespace),
+        name: text(&object.name),
+        uid: text(&object.uid),
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! It is woken by what changes, and by the clock only where a window opens or closes.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -17,6 +18,7 @@ use squall_model::policy::{Policy, choice};
 use crate::client::is_gone;
 use crate::guard::Guard;
 use crate::leader::Router;
+use crate::metrics::Metrics;
 use crate::nodes::Nodes;
 use crate::observe::Observer;
 use crate::probes::Probes;
@@ -41,6 +43,8 @@ pub struct Warden {
     pub router: Router,
     /// How the probes of policies stand.
     pub probes: Probes,
+    /// Figures.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Warden {
@@ -101,7 +105,11 @@ impl Warden {
         let index = self.observer.read();
         let mut book = self.guard.read();
         let excess = choice::excess(&Cluster { index: &index, nodes: &self.nodes, book: &book }, now);
-        let too_much = excess.keys().any(|uid| !book.excess.contains_key(uid));
+        let mut too_much = false;
+        for (_, refusal) in excess.iter().filter(|(uid, _)| !book.excess.contains_key(*uid)) {
+            too_much = true;
+            self.metrics.refused(&refusal.policy, refusal.rule.path());
+        }
         book.excess = excess;
         let world = Cluster { index: &index, nodes: &self.nodes, book: &book };
         let mut next: Option<Timestamp> = None;

@@ -10,7 +10,7 @@ use squall_model::pod::{NamespaceView, PodView};
 use squall_model::policy::choice::Budget;
 use squall_model::policy::ledger::Ledger;
 use squall_model::policy::{Policies, Refusal};
-use squall_model::probe::Health;
+use squall_model::probe::Steady;
 
 use crate::guard::Book;
 use crate::nodes::{Nodes, Presence};
@@ -69,7 +69,7 @@ impl World for Cluster<'_> {
         self.book.excess.get(uid)
     }
 
-    fn steady(&self, uid: &str) -> Health {
+    fn steady(&self, uid: &str) -> Steady {
         self.book.steady.get(uid).cloned().unwrap_or_default()
     }
 

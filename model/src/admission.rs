@@ -41,6 +41,8 @@ pub struct Setting<'a> {
     pub manual_limit: Duration,
     /// The pod's namespace, if it is known.
     pub namespace: Option<&'a NamespaceView>,
+    /// Its workload says that its pods are to be left alone.
+    pub shielded: bool,
     /// What halts and policies say.
     pub guard: Guard<'a>,
 }

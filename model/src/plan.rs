@@ -44,7 +44,7 @@ use crate::pod::{NamespaceView, PodView};
 use crate::policy::choice::Budget;
 use crate::policy::ledger::Ledger;
 use crate::policy::{Policies, Refusal};
-use crate::probe::Health;
+use crate::probe::Steady;
 use crate::select::Nodes;
 use crate::spec::{Action, Spec};
 use crate::substitute::{FaultImages, Holder};
@@ -81,8 +81,8 @@ pub trait World: Nodes {
         None
     }
     /// How the probes of the experiment `uid` stand.
-    fn steady(&self, _uid: &str) -> Health {
-        Health::Unknown
+    fn steady(&self, _uid: &str) -> Steady {
+        Steady::default()
     }
     /// How things stand with a node's daemon.
     fn daemon(&self, node: &str) -> Daemon;
@@ -172,6 +172,8 @@ pub struct Plan {
     pub drop_finalizer: bool,
     /// What to tell, beside what the change of the status tells by itself.
     pub notes: Vec<Note>,
+    /// What policies refused, where that is news; to be counted.
+    pub refusals: Vec<Refusal>,
     /// When to look again if nothing happens.
     pub wake: Option<Timestamp>,
 }
@@ -328,9 +330,9 @@ impl Step<'_> {
         if self.plan.status.selected_at.is_none() {
             if self.is_halted() {
                 self.not_begun(spec);
-            } else if !spec.steady.is_empty() && self.input.world.steady(self.ident.uid) == Health::Unknown {
+            } else if let Some(why) = self.not_looked_yet(spec) {
                 self.plan.status.phase = Some(Phase::Pending);
-                self.plan.status.message = Some("looking whether spec.steadyState holds".to_owned());
+                self.plan.status.message = Some(why);
             } else {
                 self.choose(spec);
             }

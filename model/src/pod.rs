@@ -51,6 +51,9 @@ pub struct PodView {
     pub containers: Vec<ContainerView>,
     /// Who holds it, by its record ([`squall_api::names::HELD_BY`]); empty if nobody or unreadable.
     pub held_by: Vec<Holder>,
+    /// [`squall_api::names::PROTECT`] is on its [workload](Self::workload). Not read from the pod: whoever keeps views
+    /// fills it in.
+    pub shielded: bool,
 }
 
 /// The controlling owner of a pod.
@@ -203,6 +206,7 @@ impl PodView {
                 .and_then(|annotations| annotations.get(names::HELD_BY))
                 .map(|record| holders(record))
                 .unwrap_or_default(),
+            shielded: false,
         }
     }
 

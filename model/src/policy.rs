@@ -50,6 +50,8 @@ pub struct Policy {
     halt: Option<String>,
     /// A probe of it that fails, and the evidence.
     tripped: Option<String>,
+    /// A probe of it has not been looked at yet, as it is written now.
+    unseen: bool,
     /// How many pods were hit in its namespaces when that was last written to its status.
     hit: usize,
 }
@@ -267,6 +269,12 @@ impl Policies {
             return Some(Stop::by_annotation(&namespace.name, why));
         }
         self.over(namespace).find_map(|policy| policy.stop(now))
+    }
+
+    /// A policy for `namespace` of whose `haltWhen` it isn't known yet how it stands.
+    pub fn unseen(&self, namespace: &NamespaceView) -> Option<&str> {
+        let mut over = self.0.iter().filter(|policy| policy.is_for(namespace));
+        over.find(|policy| policy.unseen).map(|policy| policy.name.as_str())
     }
 
     /// When [`Self::stop`] may say something else for `namespace` though nothing changes: a window opens or closes.

@@ -45,7 +45,7 @@ pub enum Kind {
     /// An answer over HTTP.
     Http {
         /// Where.
-        address: Address,
+        of: Peer,
         /// The expected codes; empty means 200 to 299.
         expect: BTreeSet<u16>,
         /// How, and how often.
@@ -102,6 +102,25 @@ pub struct Asking {
     pub every: Duration,
     /// So many failures in a row count.
     pub failures: u32,
+}
+
+/// Who is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// Whoever is at an address that an administrator wrote.
+    Url(Address),
+    /// A Service. Whoever asks looks up its own IP address: a Service that is but another name for something else would
+    /// be a free address.
+    Service {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+        /// The port, and the path with its query.
+        port: u16,
+        /// See `port`.
+        path: String,
+    },
 }
 
 /// Where something is asked, over plain HTTP.
@@ -252,10 +271,10 @@ impl Context<'_> {
 
     fn http(&mut self, written: &api::HttpProbe) -> Option<Kind> {
         let api::HttpProbe { url, service, expect_status, timeout, every, failures } = written;
-        let address = match (url, service, self.place) {
+        let of = match (url, service, self.place) {
             (Some(url), None, Place::Policy) => {
                 let parsed = parse_url(&format!("{}.http.url", self.path), url);
-                self.keep(parsed)
+                self.keep(parsed).map(Peer::Url)
             }
             (Some(url), None, Place::Experiment { .. }) => {
                 let allowed =
@@ -279,10 +298,10 @@ impl Context<'_> {
             }
         }
         let asking = self.asking("http", timeout.as_ref(), every.as_ref(), *failures, (5, 3));
-        Some(Kind::Http { address: address?, expect, asking })
+        Some(Kind::Http { of: of?, expect, asking })
     }
 
-    fn service(&mut self, written: &api::ServiceRef) -> Option<Address> {
+    fn service(&mut self, written: &api::ServiceRef) -> Option<Peer> {
         let api::ServiceRef { namespace, name, port, path } = written;
         let namespace = self.namespace("http.service.namespace", namespace.as_ref());
         if namespace.is_none() && matches!(self.place, Place::Policy) {
@@ -299,7 +318,7 @@ impl Context<'_> {
         if !is_path(&path) {
             self.fail("http.service.path", &path, "write a path that begins with / and has no spaces");
         }
-        Some(Address { host: format!("{name}.{}.svc", namespace?), port: port?, path })
+        Some(Peer::Service { namespace: namespace?, name: name.clone(), port: port?, path })
     }
 
     fn prometheus(&mut self, written: &api::PrometheusProbe) -> Option<Kind> {
@@ -471,21 +490,38 @@ pub enum Health {
     Unhealthy(String),
 }
 
+/// How the probes of an experiment stand together.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Steady {
+    /// What is to be thought of them.
+    pub health: Health,
+    /// No later than this every one of them was last looked at with a result that counts.
+    pub settled: Option<Timestamp>,
+}
+
 /// Turns what is seen of one probe into what is to be thought of it.
 #[derive(Clone, Debug, Default)]
 pub struct Judge {
     failures: u32,
     since: Option<Timestamp>,
+    /// When it was last looked at with a result that counts: well, or unwell for so often or so long.
+    pub settled: Option<Timestamp>,
     /// What is thought of it now.
     pub health: Health,
 }
 
 impl Judge {
-    /// It was looked at. When to look again, if nothing changes and it may yet count.
+    /// One that begins with what was thought of it before.
+    pub fn of(health: Health) -> Self {
+        Self { health, ..Self::default() }
+    }
+
+    /// It was looked at, at `now`. When to look again, if nothing changes and it may yet count.
     pub fn see(&mut self, probe: &Probe, seen: Seen, now: Timestamp) -> Option<Timestamp> {
         match seen {
             Seen::Well(evidence) => {
-                *self = Self { failures: 0, since: None, health: Health::Healthy(evidence) };
+                *self =
+                    Self { failures: 0, since: None, settled: Some(now), health: Health::Healthy(evidence) };
                 None
             }
             Seen::Unwell(evidence) => {
@@ -505,6 +541,7 @@ impl Judge {
                 };
                 if counts {
                     self.health = Health::Unhealthy(evidence);
+                    self.settled = Some(now);
                     return None;
                 }
                 // Not long enough to count: what was thought of it before stays.
@@ -676,8 +713,10 @@ mod tests {
         let namespaces = BTreeSet::from(["shop".to_owned()]);
         let place = Place::Experiment { own: "shop", namespaces: &namespaces };
         let probe = Probe::parse("spec.steadyState[0]", &service(None), place).unwrap();
-        let Kind::Http { address, .. } = probe.kind else { panic!("{probe:?}") };
-        assert_eq!(address.host, "web.shop.svc");
+        let Kind::Http { of: Peer::Service { namespace, name, port, path }, .. } = &probe.kind else {
+            panic!("{probe:?}")
+        };
+        assert_eq!((namespace.as_str(), name.as_str(), *port, path.as_str()), ("shop", "web", 80, "/"));
         let errors = Probe::parse("spec.steadyState[0]", &service(Some("bank")), place).unwrap_err();
         assert_eq!(errors[0].field, "spec.steadyState[0].http.service.namespace");
         let free = api::Probe {

@@ -98,6 +98,9 @@ pub fn eligible<'a>(
     if pod.is_protected() {
         return Err(Ineligible::Protected("pod"));
     }
+    if pod.shielded {
+        return Err(Ineligible::Protected("pod's workload"));
+    }
     if namespace.protect {
         return Err(Ineligible::Protected("namespace"));
     }

@@ -228,6 +228,22 @@ fn unknown_containers_are_named_with_those_that_there_are() {
 }
 
 #[test]
+fn what_is_protected_takes_no_annotation_and_loses_those_that_it_has() {
+    for kind in Kind::ALL {
+        let mut fresh = subject(kind, &[]);
+        fresh.labels.insert(names::PROTECT.to_owned(), "true".to_owned());
+        let mut new = fresh.clone();
+        new.annotations.insert(names::ASK_POD_KILL.to_owned(), "now".to_owned());
+        let by = json!({});
+        let asker = Asker { id: "r", by: &by, now: now() };
+        let errors = review(&fresh, &new, asker).unwrap_err();
+        let words = format!("the {} is protected: remove squall.dev/protect", kind.word());
+        assert!(errors[0].to_string().contains(&words), "{errors:?}");
+        assert!(review(&new, &fresh, asker).is_ok());
+    }
+}
+
+#[test]
 fn history_is_short() {
     let asked = subject(Kind::Deployment, &[]);
     let known: Vec<Known> = (0..9)

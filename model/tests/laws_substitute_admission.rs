@@ -25,6 +25,7 @@ fn setting(images: &FaultImages) -> Setting<'_> {
         now: "2026-11-22T20:00:00Z".parse::<Timestamp>().unwrap(),
         manual_limit: Duration::from_secs(3600),
         namespace: None,
+        shielded: false,
         guard: Guard::OPEN,
     }
 }

@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use squall_api::names;
 use squall_model::admission::{Actor, Denial, Guard, Setting, Verdict, newborn, pod_create, pod_update};
+use squall_model::pod::PodView;
 use squall_model::policy::Who;
 use squall_model::substitute::FaultImages;
 
@@ -58,8 +59,10 @@ impl Pods {
         let (policies, system) = (world.policies(), world.namespace(names::NAMESPACE));
         let who = who(&request.user_info);
         let guard = Guard { policies: &policies, system: system.as_ref(), who: &who };
+        let mut view = newborn(&pod, &request.namespace);
+        view.shielded = world.is_shielded(&view);
         let births = match &namespace {
-            Some(namespace) => world.births(&newborn(&pod, &request.namespace), namespace, now),
+            Some(namespace) => world.births(&view, namespace, now),
             None => Vec::new(),
         };
         let setting = Setting {
@@ -67,6 +70,7 @@ impl Pods {
             now,
             manual_limit: self.manual_limit,
             namespace: namespace.as_ref(),
+            shielded: view.shielded,
             guard,
         };
         Ok(answer(&pod, pod_create(&pod, &births, &setting)))
@@ -84,6 +88,7 @@ impl Pods {
             now,
             manual_limit: self.manual_limit,
             namespace: namespace.as_ref(),
+            shielded: world.is_shielded(&PodView::of(&pod)),
             guard,
         };
         Ok(answer(&pod, pod_update(&old, &pod, Actor::of(&request.user_info.username), &setting)))

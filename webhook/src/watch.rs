@@ -1,13 +1,18 @@
 //! Keeps world and certificate as the cluster has them. Watches never end: what breaks is tried again.
 
+use std::fmt::Debug;
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::api::PartialObjectMeta;
-use kube::{Api, Client};
+use kube::core::NamespaceResourceScope;
+use kube::{Api, Client, Resource};
 use kube_runtime::watcher::{self, Config, Event};
 use kube_runtime::{WatchStreamExt, watcher as watch};
+use serde::de::DeserializeOwned;
 use squall_api::{ChaosPolicy, PodChaos, names};
 use squall_model::pod::NamespaceView;
 
@@ -17,7 +22,7 @@ use crate::world::World;
 /// How many objects a page of a list has: an experiment may be 1.5 MiB, and several times that in memory.
 const PAGE: u32 = 4;
 
-/// Follow experiments, namespaces and policies, for ever.
+/// Follow experiments, namespaces, policies and workloads, for ever.
 pub async fn world(client: Client, world: Arc<World>) {
     let experiments = async {
         let api: Api<PodChaos> = Api::all(client.clone());
@@ -52,7 +57,37 @@ pub async fn world(client: Client, world: Arc<World>) {
             }
         }
     };
-    futures::join!(experiments, namespaces, policies);
+    futures::join!(
+        experiments,
+        namespaces,
+        policies,
+        workloads::<Deployment>("Deployment", &client, &world),
+        workloads::<StatefulSet>("StatefulSet", &client, &world),
+        workloads::<DaemonSet>("DaemonSet", &client, &world),
+        workloads::<ReplicaSet>("ReplicaSet", &client, &world),
+        workloads::<Job>("Job", &client, &world),
+    );
+}
+
+/// Follow the workloads of one kind, for ever: whether they are protected.
+async fn workloads<K>(kind: &'static str, client: &Client, world: &World)
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Send
+        + 'static,
+{
+    let api: Api<PartialObjectMeta<K>> = Api::all(client.clone());
+    let events = watch(api, Config::default().page_size(500)).default_backoff();
+    let mut events = std::pin::pin!(events);
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(event) => world.workload_event(kind, seen(event, |object| object.metadata)),
+            Err(error) => complain("workloads", &error),
+        }
+    }
 }
 
 /// Follow the Secret with our pair in `namespace`, for ever. If it goes, the pair that we have still serves.

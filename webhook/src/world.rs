@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube_runtime::watcher::Event;
 use squall_api::{ChaosPolicy, PodChaos, names};
 use squall_model::admission::{Candidate, births_for};
-use squall_model::pod::{NamespaceView, PodView};
+use squall_model::pod::{NamespaceView, PodView, says_protect};
 use squall_model::policy::{Policies, Policy, Rule};
 use squall_model::substitute::Holder;
 
@@ -20,6 +21,8 @@ pub struct World {
     candidates: RwLock<Table<Candidate>>,
     namespaces: RwLock<Table<NamespaceView>>,
     policies: RwLock<Table<Policy>>,
+    /// Workloads that say that their pods are to be left alone, by kind.
+    shields: RwLock<HashMap<&'static str, Table<()>>>,
     /// The same as decisions ask for them.
     asked: RwLock<Arc<Policies>>,
 }
@@ -34,6 +37,9 @@ pub struct Refused {
     /// In words, with the policy's name.
     pub message: String,
 }
+
+/// How many kinds of workloads there are.
+const WORKLOADS: usize = 5;
 
 type Key = (String, String);
 
@@ -108,6 +114,24 @@ impl World {
         *self.asked.write().unwrap_or_else(PoisonError::into_inner) = all;
     }
 
+    /// Something happened to a workload of this kind: its metadata.
+    pub fn workload_event(&self, kind: &'static str, event: Event<ObjectMeta>) {
+        let mut tables = self.shields.write().unwrap_or_else(PoisonError::into_inner);
+        tables.entry(kind).or_default().take_in(event, |meta| {
+            let protected = says_protect(meta.labels.as_ref(), meta.annotations.as_ref());
+            let key =
+                (meta.namespace.unwrap_or_default(), format!("{kind}/{}", meta.name.unwrap_or_default()));
+            (key, protected.then_some(()))
+        });
+    }
+
+    /// Whether the workload of `pod` says that its pods are to be left alone.
+    pub fn is_shielded(&self, pod: &PodView) -> bool {
+        let tables = self.shields.read().unwrap_or_else(PoisonError::into_inner);
+        let key = (pod.namespace.clone(), pod.workload());
+        tables.values().any(|table| table.live.contains_key(&key))
+    }
+
     /// All policies.
     pub fn policies(&self) -> Arc<Policies> {
         self.asked.read().unwrap_or_else(PoisonError::into_inner).clone()
@@ -174,6 +198,10 @@ impl World {
         }
         if !self.policies.read().unwrap_or_else(PoisonError::into_inner).synced {
             return Some("policies have not been listed yet");
+        }
+        let shields = self.shields.read().unwrap_or_else(PoisonError::into_inner);
+        if shields.len() < WORKLOADS || shields.values().any(|table| !table.synced) {
+            return Some("workloads have not been listed yet");
         }
         None
     }

@@ -400,7 +400,40 @@ fn know(bench: &Bench, experiment: PodChaos, opted_in: bool) {
     for event in [Event::Init, Event::InitDone] {
         bench.world.policy_event(event);
     }
+    for kind in ["Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job"] {
+        assert_eq!(bench.world.missing(), Some("workloads have not been listed yet"));
+        for event in [Event::Init, Event::InitDone] {
+            bench.world.workload_event(kind, event);
+        }
+    }
     assert_eq!(bench.world.missing(), None);
+}
+
+/// The Deployment `web` says that its pods are to be left alone, or doesn't any more.
+fn shield(bench: &Bench, value: &str) {
+    let meta = json!({"name": "web", "namespace": "team", "labels": {names::PROTECT: value}});
+    bench.world.workload_event("Deployment", Event::Apply(serde_json::from_value(meta).unwrap()));
+}
+
+#[tokio::test]
+async fn what_a_workload_says_protects_its_pods() {
+    let bench = bench();
+    know(&bench, experiment("all", json!({"phase": "Injected"})), true);
+    let mut born = newborn();
+    born["metadata"]["labels"]["pod-template-hash"] = json!("5d4f");
+    born["metadata"]["ownerReferences"][0]["name"] = json!("web-5d4f");
+    let mut whole = pod(json!({"app": "web", "pod-template-hash": "5d4f"}), Value::Null);
+    whole["metadata"]["ownerReferences"][0]["name"] = json!("web-5d4f");
+    let mut labelled = whole.clone();
+    labelled["metadata"]["labels"][names::FAULT] = json!(names::POD_FAILURE);
+    shield(&bench, "true");
+    assert!(!create(&bench, &born).await.patched());
+    let refused = update(&bench, "ann", &whole, &labelled).await;
+    let words = "the pod's workload is protected: remove squall.dev/protect from it";
+    assert!(!refused.allowed() && refused.message().contains(words), "{}", refused.message());
+    shield(&bench, "false");
+    assert!(create(&bench, &born).await.patched());
+    assert!(update(&bench, "ann", &whole, &labelled).await.patched());
 }
 
 fn newborn() -> Value {

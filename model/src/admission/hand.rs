@@ -65,7 +65,7 @@ fn limit(setting: &Setting<'_>) -> Option<std::time::Duration> {
 
 /// Whether halts and policies let the hand fail `pod`.
 fn permitted(pod: &Pod, until: Option<Timestamp>, setting: &Setting<'_>) -> Result<(), Denial> {
-    let Setting { images: _, now, manual_limit: _, namespace, guard } = *setting;
+    let Setting { images: _, now, manual_limit: _, namespace, shielded: _, guard } = *setting;
     let Some(namespace) = namespace else { return Ok(()) };
     let Guard { policies, system, who } = guard;
     if let Some(stop) = policies.stop(namespace, system, now) {
@@ -105,6 +105,8 @@ pub(super) fn forbidden(pod: &Pod, setting: &Setting<'_>) -> Option<Ineligible> 
         Some(Ineligible::ProtectedNamespace)
     } else if view.is_protected() {
         Some(Ineligible::Protected("pod"))
+    } else if setting.shielded {
+        Some(Ineligible::Protected("pod's workload"))
     } else if namespace.is_some_and(|namespace| namespace.protect) {
         Some(Ineligible::Protected("namespace"))
     } else if view.mirror {

@@ -11,6 +11,7 @@ use squall_api::names;
 
 use super::{Fault, Kind, Subject, Ticket, Tickets, Wish, parse};
 use crate::error::FieldError;
+use crate::pod::says_protect;
 use crate::time::format_duration;
 
 /// Who asks.
@@ -144,6 +145,14 @@ fn switch_on(reviewed: &mut Reviewed, wish: &Wish) {
 }
 
 fn checked(subject: &Subject, fault: Fault, value: &str) -> Result<Wish, FieldError> {
+    if says_protect(Some(&subject.labels), Some(&subject.annotations)) {
+        let allowed = format!(
+            "allowed is nothing, for the {} is protected: remove {} from it first",
+            subject.kind.word(),
+            names::PROTECT
+        );
+        return Err(FieldError::new(fault.field(), value, allowed));
+    }
     let wish = parse(fault, value, subject.kind)?;
     if let Some(container) = &wish.container
         && !subject.containers.contains(container)

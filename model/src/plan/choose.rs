@@ -129,6 +129,7 @@ impl Step<'_> {
     /// A policy says no.
     fn refused(&mut self, refusal: &Refusal) {
         self.complete(Phase::Failed, REFUSED, &format!("nothing was hit: {refusal}"));
+        self.plan.refusals.push(refusal.clone());
     }
 
     /// Nothing to hit: a one-shot looks again for 10 s, a lasting fault until its duration is over.

@@ -6,7 +6,7 @@ use squall_api::names;
 use squall_api::probe::OnHalt;
 use squall_api::status::{ExperimentStatus, Halted, Phase, Target, TargetPhase};
 
-use super::{Input, Step};
+use super::{Input, Step, seconds};
 use crate::pod::PodView;
 use crate::policy::ledger::Hold;
 use crate::policy::{Ask, Refusal, Who, choice};
@@ -15,6 +15,18 @@ use crate::spec::Spec;
 
 /// The stable word for what a policy refused.
 pub(super) const REFUSED: &str = "PolicyRefused";
+/// The stable word for what `steadyState` halted.
+const UNSTEADY: &str = "Unsteady";
+
+/// How `steadyState` stands when all is over.
+pub(super) enum Afterwards {
+    /// Nobody has looked since.
+    NotSeen,
+    /// It holds.
+    Steady,
+    /// It doesn't.
+    Unsteady(Halted),
+}
 
 impl Step<'_> {
     /// Whether nothing may be hit now. What says so is written down; with `onHalt: end` it stays for good.
@@ -37,12 +49,14 @@ impl Step<'_> {
             }
         }
         if found.is_none() && !spec.steady.is_empty() {
-            found = match world.steady(self.ident.uid) {
-                Health::Unknown | Health::Healthy(_) => None,
+            found = match world.steady(self.ident.uid).health {
+                Health::Healthy(_) => None,
+                // Nobody has looked since: what was wrong is taken to be wrong still.
+                Health::Unknown => self.plan.status.halted.clone().filter(|halted| halted.reason == UNSTEADY),
                 Health::Unhealthy(evidence) => Some(Halted {
                     at: MicroTime(now),
                     by: "steadyState".to_owned(),
-                    reason: "Unsteady".to_owned(),
+                    reason: UNSTEADY.to_owned(),
                     message: format!("spec.steadyState: {evidence}"),
                 }),
             };
@@ -65,6 +79,50 @@ impl Step<'_> {
     /// Nothing may be hit now.
     pub(super) fn is_halted(&self) -> bool {
         self.plan.status.halted.is_some()
+    }
+
+    /// What has not been looked at yet, and has to be before anything is hit.
+    pub(super) fn not_looked_yet(&self, spec: &Spec) -> Option<String> {
+        let world = self.input.world;
+        let mut namespaces = spec.selector.namespaces.iter().filter_map(|name| world.namespace(name));
+        if let Some(policy) = namespaces.find_map(|namespace| world.policies().unseen(namespace)) {
+            return Some(format!("looking whether haltWhen of ChaosPolicy {policy} holds"));
+        }
+        let unknown = !spec.steady.is_empty() && world.steady(self.ident.uid).health == Health::Unknown;
+        unknown.then(|| "looking whether spec.steadyState holds".to_owned())
+    }
+
+    /// All is over. Whether `spec.steadyState` holds is looked at once more, after the last thing that was done.
+    pub(super) fn holds_afterwards(&mut self) -> Afterwards {
+        let Input { now, world, experiment, .. } = self.input;
+        let Ok(spec) = experiment.spec else { return Afterwards::Steady };
+        if spec.steady.is_empty() {
+            return Afterwards::Steady;
+        }
+        let times = self.plan.status.targets.iter().flat_map(|target| {
+            let Target { injected_at, gone_at, recovered_at, ready_at, .. } = target;
+            [injected_at, gone_at, recovered_at, ready_at].into_iter().flatten().map(|at| at.0)
+        });
+        // Some are by the clock of a node, which may be ahead.
+        let last = times.filter(|at| *at <= now).max();
+        let steady = world.steady(self.ident.uid);
+        let seen = steady.settled.is_some_and(|at| last.is_none_or(|last| at >= last));
+        match steady.health {
+            Health::Healthy(_) if seen => Afterwards::Steady,
+            Health::Unhealthy(evidence) if seen => Afterwards::Unsteady(Halted {
+                at: MicroTime(now),
+                by: "steadyState".to_owned(),
+                reason: UNSTEADY.to_owned(),
+                message: format!("spec.steadyState, after it: {evidence}"),
+            }),
+            Health::Unknown | Health::Healthy(_) | Health::Unhealthy(_) => {
+                self.plan.status.phase = Some(Phase::Recovering);
+                self.plan.status.message =
+                    Some("over; looking whether spec.steadyState holds after it".to_owned());
+                self.wake(now + seconds(1));
+                Afterwards::NotSeen
+            }
+        }
     }
 
     /// It was halted before anything was chosen.

@@ -45,7 +45,7 @@ pub fn chore(
     if !namespace.opted_in {
         return Chore::Restore("the namespace isn't opted in any more");
     }
-    if namespace.protect || pod.is_protected() {
+    if namespace.protect || pod.shielded || pod.is_protected() {
         return Chore::Restore("it is protected now");
     }
     if !labelled {

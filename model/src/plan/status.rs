@@ -5,6 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time}
 use squall_api::podchaos::{ExperimentStatus, Phase, TargetPhase};
 
 use super::effect;
+use super::halt::Afterwards;
 use super::size::shorten;
 use super::{Plan, Step};
 use crate::spec::{Action, Spec};
@@ -78,7 +79,16 @@ impl Step<'_> {
                 &format!("{failed} of {} failed; {why}", targets(failed + hit + released)),
             );
         } else if hit > 0 {
-            self.complete(Phase::Completed, "Succeeded", &format!("{} hit, and over", targets(hit)));
+            match self.holds_afterwards() {
+                Afterwards::NotSeen => {}
+                Afterwards::Unsteady(halted) => {
+                    self.complete(Phase::Halted, &halted.reason, &halted.message);
+                    self.plan.status.halted = Some(halted);
+                }
+                Afterwards::Steady => {
+                    self.complete(Phase::Completed, "Succeeded", &format!("{} hit, and over", targets(hit)));
+                }
+            }
         } else if released > 0 {
             self.complete(
                 Phase::Failed,

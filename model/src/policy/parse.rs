@@ -24,10 +24,15 @@ impl Policy {
             .next()
             // What a probe said of an older spec says nothing of this one.
             .filter(|_| !policy.spec.halt_when.is_empty());
+        let unseen = policy.status.as_ref().is_none_or(|status| {
+            status.observed_generation != policy.metadata.generation
+                || status.probes.len() < policy.spec.halt_when.len()
+                || status.probes.iter().any(|probe| probe.healthy == "Unknown")
+        }) && !policy.spec.halt_when.is_empty();
         let usage = policy.status.as_ref().and_then(|status| status.usage.as_ref());
         let hit = usage.and_then(|usage| usize::try_from(usage.targets).ok()).unwrap_or_default();
         match Self::parse(&name, &policy.spec) {
-            Ok(parsed) => Self { halt, tripped, hit, ..parsed },
+            Ok(parsed) => Self { halt, tripped, unseen, hit, ..parsed },
             Err(errors) => {
                 let invalid = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
                 let mut ignored = Vec::new();
@@ -93,6 +98,7 @@ impl Policy {
             protect,
             halt: None,
             tripped: None,
+            unseen: false,
             hit: 0,
         })
     }

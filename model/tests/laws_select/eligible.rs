@@ -122,6 +122,7 @@ fn the_most_fundamental_reason_wins() {
         terminating: true,
         phase: "Succeeded".to_owned(),
         never_restarts: true,
+        shielded: true,
         ..pod()
     };
     let mut namespace = NamespaceView { protect: true, ..NamespaceView::default() };
@@ -138,6 +139,8 @@ fn the_most_fundamental_reason_wins() {
     namespace.opted_in = true;
     assert_eq!(reason(&pod, &namespace), "Protected pod");
     pod.labels.clear();
+    assert_eq!(reason(&pod, &namespace), "Protected pod's workload");
+    pod.shielded = false;
     assert_eq!(reason(&pod, &namespace), "Protected namespace");
     namespace.protect = false;
     assert_eq!(reason(&pod, &namespace), "MirrorPod");
@@ -160,7 +163,7 @@ proptest! {
     #[test]
     fn nothing_protected_is_ever_hit(
         action in prop_oneof![Just(Action::PodKill), Just(Action::PodFailure), Just(Action::ContainerKill)],
-        [out, pod_label, pod_annotation, whole_namespace] in any::<[bool; 4]>(),
+        [out, pod_label, pod_annotation, workload, whole_namespace] in any::<[bool; 5]>(),
         value in prop_oneof![Just("true"), Just("yes"), Just("")],
         protected in proptest::sample::select(&names::PROTECTED_NAMESPACES[..]),
         in_protected: bool,
@@ -173,13 +176,14 @@ proptest! {
         if pod_annotation {
             pod.annotations.insert(names::PROTECT.to_owned(), value.to_owned());
         }
+        pod.shielded = workload;
         namespace.protect = whole_namespace;
         namespace.opted_in = !out;
         if in_protected {
             pod.namespace = protected.to_owned();
             namespace.name = protected.to_owned();
         }
-        let may = !(out || pod_label || pod_annotation || whole_namespace || in_protected);
+        let may = !(out || pod_label || pod_annotation || workload || whole_namespace || in_protected);
         let spec = spec(action, &[], true);
         prop_assert_eq!(eligible(&spec, &pod, &namespace).is_ok(), may);
     }
