@@ -30,16 +30,18 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> Result<()> {
     let mut slack = 1.0;
-    let mut rounds = 10;
+    let (mut rounds, mut only) = (10, String::new());
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let value = arguments.next().with_context(|| format!("{argument} needs a value"))?;
         match argument.as_str() {
             "--slack" => slack = value.parse().context("--slack takes a number")?,
             "--rounds" => rounds = value.parse().context("--rounds takes a whole number")?,
-            other => bail!("unknown argument {other}; there are --slack and --rounds"),
+            "--only" => only = value,
+            other => bail!("unknown argument {other}; there are --slack, --rounds and --only FAULT"),
         }
     }
+    let wanted = |fault: &str| fault.starts_with(&only);
     let mut table = Table { slack, missed: 0 };
     println!(
         "{:<44} {:>9} {:>9} {:>9} {:>4}",
@@ -52,48 +54,60 @@ fn main() -> Result<()> {
         // What is done for the first time, such as connecting, isn't measured.
         container_kill(ns, Mode::One, 3).await?;
         let mut times = Vec::new();
-        for _ in 0..rounds {
-            times.push(pod_kill(ns, Mode::One, 3).await?);
+        if wanted("pod-kill") {
+            for _ in 0..rounds {
+                times.push(pod_kill(ns, Mode::One, 3).await?);
+            }
+            table.row("pod-kill: deletion mark", &times, 20.0, None);
+            times.clear();
         }
-        table.row("pod-kill: deletion mark", &times, 20.0, None);
-        times.clear();
-        let mut back = Vec::new();
-        for _ in 0..rounds {
-            let (there, restored) = pod_failure(ns, Mode::One, 3).await?;
-            times.push(there);
-            back.push(restored);
+        if wanted("pod-failure") {
+            let mut back = Vec::new();
+            for _ in 0..rounds {
+                let (there, restored) = pod_failure(ns, Mode::One, 3).await?;
+                times.push(there);
+                back.push(restored);
+            }
+            table.row("pod-failure: images substituted", &times, 24.0, None);
+            table.row("pod-failure: image restored after deletion", &back, f64::INFINITY, None);
+            times.clear();
         }
-        table.row("pod-failure: images substituted", &times, 24.0, None);
-        table.row("pod-failure: image restored after deletion", &back, f64::INFINITY, None);
-        times.clear();
-        for _ in 0..rounds {
-            times.push(container_kill(ns, Mode::One, 3).await?);
+        if wanted("container-kill") {
+            for _ in 0..rounds {
+                times.push(container_kill(ns, Mode::One, 3).await?);
+            }
+            table.row("container-kill: process gone", &times, 20.0, Some(40.0));
         }
-        table.row("container-kill: process gone", &times, 20.0, Some(40.0));
         Ok(())
     });
     with_ns("bench-many", OptIn::Yes, async |ns| {
         ns.create(&deployment("web", 30, false)).await?;
         ns.ready_pods("web", MANY).await?;
         let few = (rounds / 3).max(2);
-        let (mut there, mut back) = (Vec::new(), Vec::new());
-        for _ in 0..few {
-            let (injected, restored) = pod_failure(ns, Mode::All, MANY).await?;
-            there.push(injected);
-            back.push(restored);
+        if wanted("pod-failure") {
+            let (mut there, mut back) = (Vec::new(), Vec::new());
+            for _ in 0..few {
+                let (injected, restored) = pod_failure(ns, Mode::All, MANY).await?;
+                there.push(injected);
+                back.push(restored);
+            }
+            table.row("pod-failure: 30 pods, last one substituted", &there, 300.0, None);
+            table.row("pod-failure: 30 pods, last one restored", &back, 300.0, None);
         }
-        table.row("pod-failure: 30 pods, last one substituted", &there, 300.0, None);
-        table.row("pod-failure: 30 pods, last one restored", &back, 300.0, None);
         let mut times = Vec::new();
-        for _ in 0..few {
-            times.push(container_kill(ns, Mode::All, MANY).await?);
+        if wanted("container-kill") {
+            for _ in 0..few {
+                times.push(container_kill(ns, Mode::All, MANY).await?);
+            }
+            table.row("container-kill: 30 containers, last one gone", &times, 250.0, None);
+            times.clear();
         }
-        table.row("container-kill: 30 containers, last one gone", &times, 250.0, None);
-        times.clear();
-        for _ in 0..few {
-            times.push(pod_kill(ns, Mode::All, MANY).await?);
+        if wanted("pod-kill") {
+            for _ in 0..few {
+                times.push(pod_kill(ns, Mode::All, MANY).await?);
+            }
+            table.row("pod-kill: 30 pods, last deletion mark", &times, 300.0, None);
         }
-        table.row("pod-kill: 30 pods, last deletion mark", &times, 300.0, None);
         Ok(())
     });
     ensure!(table.missed == 0, "{} figures are above {slack} times their limit", table.missed);
