@@ -7,6 +7,7 @@
 
 pub mod btf;
 mod loaded;
+mod misses;
 mod perf;
 pub mod syscalls;
 mod triggers;

@@ -236,6 +236,15 @@ impl Process {
         Ok(())
     }
 
+    /// How it ended, as `wait` would tell its parent; `None` while it runs, and where the kernel does not say.
+    pub fn exit_status(&self) -> Option<u32> {
+        // As long as nobody has reaped it `/proc` tells; afterwards the descriptor does, since Linux 6.15.
+        match fs::read_to_string(self.file("stat")) {
+            Ok(stat) if parse_start(&stat) == Some(self.start) => parse_exit(&stat),
+            Ok(_) | Err(_) => exit_by(&self.pidfd),
+        }
+    }
+
     /// Whether it has ended (a zombie has): its descriptor can be read from then on.
     fn has_ended(&self) -> bool {
         self.ends_within(Duration::ZERO)
@@ -288,6 +297,40 @@ fn parse_start(stat: &str) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
+/// The status of a zombie. Without the right to trace it the kernel shows 0; and before Linux 5.17 that is what it shows
+/// when the first thread has ended before the others were killed. So 0 is not believed.
+fn parse_exit(stat: &str) -> Option<u32> {
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    // State is field 3, the exit code field 52.
+    let ended = matches!(fields.next()?, "Z" | "X");
+    let status = fields.nth(48)?.parse().ok()?;
+    (ended && status != 0).then_some(status)
+}
+
+/// The kernel's `struct pidfd_info`, in its first published size.
+#[repr(C)]
+#[derive(Default)]
+struct PidfdInfo {
+    mask: u64,
+    cgroup: u64,
+    ids: [u32; 11],
+    exit_code: i32,
+}
+
+const _: () = assert!(size_of::<PidfdInfo>() == 64);
+
+const PIDFD_GET_INFO: libc::c_ulong = 0xc040_ff0b;
+const PIDFD_INFO_EXIT: u64 = 1 << 3;
+
+/// The status of a process that has been reaped. It is the first thread's, so 0 is not believed here either.
+fn exit_by(pidfd: &OwnedFd) -> Option<u32> {
+    let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
+    // SAFETY: the kernel fills in as many bytes as the request names, which is the size of the struct.
+    let done = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
+    let told = done == 0 && info.mask & PIDFD_INFO_EXIT != 0 && info.exit_code != 0;
+    told.then_some(info.exit_code.cast_unsigned())
+}
+
 fn disposition(status: &str, signal: i32) -> Disposition {
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     let has = |name: &str| {
@@ -323,6 +366,33 @@ mod tests {
         let stat = format!("77 (a) b (c)) {}", fields.join(" "));
         assert_eq!(parse_start(&stat), Some(22));
         assert_eq!(parse_start("77 (x) S 1"), None);
+    }
+
+    #[test]
+    fn only_of_a_zombie_a_status_is_read_and_never_zero() {
+        let stat = |state: &str, status: u32| {
+            let fields: Vec<String> = (4..=51).map(|field| field.to_string()).collect();
+            format!("77 (a) b (c)) {state} {} {status}", fields.join(" "))
+        };
+        assert_eq!(parse_exit(&stat("Z", 9)), Some(9));
+        assert_eq!(parse_exit(&stat("Z", 0)), None);
+        assert_eq!(parse_exit(&stat("S", 9)), None);
+        assert_eq!(parse_exit("77 (x) Z 1"), None);
+    }
+
+    #[test]
+    fn the_status_is_known_before_and_after_it_is_reaped() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let process = Process::open(Path::new("/proc"), child.id() as i32).unwrap();
+        assert_eq!(process.exit_status(), None);
+        process.send(libc::SIGTERM).unwrap();
+        while !process.has_ended() {
+            std::thread::yield_now();
+        }
+        assert_eq!(process.exit_status(), Some(libc::SIGTERM as u32));
+        child.wait().unwrap();
+        // Only newer kernels tell afterwards; none tells anything else.
+        assert!(matches!(process.exit_status(), None | Some(15)), "{:?}", process.exit_status());
     }
 
     #[test]

@@ -27,7 +27,7 @@ use results::Results;
 const FLOOR: &str = "6.1";
 
 /// How much slower an emulated machine may be than its tests expect of a real one.
-const SLACK: u32 = 20;
+const SLACK: u32 = 10;
 
 /// Arguments of `cargo xtask kernels`.
 #[derive(clap::Args)]

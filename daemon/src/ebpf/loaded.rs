@@ -28,7 +28,7 @@ use tokio::{
     task::AbortHandle,
 };
 
-use super::{EbpfError, lock, triggers::Triggers};
+use super::{EbpfError, lock, misses, triggers::Triggers};
 
 const BPF_ANY: u64 = 0;
 pub(super) const BPF_NOEXIST: u64 = 1;
@@ -90,6 +90,8 @@ pub struct Loaded {
     object: Mutex<Ebpf>,
     triggers: Mutex<Triggers>,
     signal_program: OwnedFd,
+    /// Those that record.
+    recording: Vec<OwnedFd>,
     watches: Mutex<Watches>,
     claims: Mutex<HashMap<MapData, ProcessKey, Claim>>,
     counters: PerCpuArray<MapData, u64>,
@@ -142,18 +144,22 @@ impl Loaded {
             .map_err(io::Error::other)
             .and_then(|fd| fd.as_fd().try_clone_to_owned())
             .map_err(|error| load(error.into()))?;
+        let mut recording = Vec::new();
         for (name, tracepoint) in PROGRAMS_RAW_TRACEPOINT {
             let tracing: &mut RawTracePoint = program(&mut object, name)?;
             tracing.load().map_err(|error| load(error.into()))?;
             tracing
                 .attach(tracepoint)
                 .map_err(|error| EbpfError::Attach { program: name, source: error.into() })?;
+            let fd = tracing.fd().map_err(io::Error::other).and_then(|fd| fd.as_fd().try_clone_to_owned());
+            recording.push(fd.map_err(|error| load(error.into()))?);
         }
         readers.push(read_records(records, Arc::clone(&routes)).map_err(|error| load(error.into()))?);
         Ok(Self {
             object: Mutex::new(object),
             triggers: Mutex::new(triggers),
             signal_program,
+            recording,
             watches: Mutex::new(watches),
             claims: Mutex::new(claims),
             counters,
@@ -255,12 +261,13 @@ impl Loaded {
         let _ = lock(&self.claims).remove(&key);
     }
 
-    /// Records lost and claims that found no room, over all CPUs.
+    /// Records lost, runs that the kernel left out, and claims that found no room, over all CPUs.
     pub fn lost(&self) -> u64 {
         let sum = |counter| {
             self.counters.get(&counter, 0).map(|values| values.iter().sum::<u64>()).unwrap_or_default()
         };
-        sum(COUNTER_LOST) + sum(COUNTER_UNCLAIMED)
+        let left_out: u64 = self.recording.iter().map(|program| misses::of(program.as_fd())).sum();
+        sum(COUNTER_LOST) + sum(COUNTER_UNCLAIMED) + left_out
     }
 }
 

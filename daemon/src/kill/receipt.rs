@@ -1,10 +1,13 @@
 //! Collects what came of a kill, until every process that was signalled has ended.
 //!
 //! Two sources: the records of the programs (with kernel times and exit codes) and the pidfds (which alone say that a
-//! process is gone for good). It changes nothing but what [`super::strike`] left to do: in scope `all` a process that
+//! process is gone for good, and tell the exit code where the record is lost). It changes nothing but what [`super::strike`] left to do: in scope `all` a process that
 //! shows up late is signalled too.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use squall_daemon_ebpf::{
@@ -29,6 +32,8 @@ pub const SURVIVED_AFTER: Duration = Duration::from_secs(120);
 const STRAGGLERS: Duration = Duration::from_millis(50);
 /// This many descriptors are held for waiting; the rest is looked at when these have ended.
 const WAITED_FOR: usize = 512;
+/// This many exit codes are kept for when no record brings them.
+const TOLD: usize = 4096;
 /// This many processes are named in a receipt.
 pub const NAMED: usize = 64;
 
@@ -65,12 +70,15 @@ pub struct Collector {
     times: Times,
     ooms: OomKills,
     fired_at_count: u32,
+    /// Exit codes by another source than the records, which are waited for.
+    told: BTreeMap<Key, i32>,
 }
 
 enum Event {
     Record(Box<Record>),
     NoMoreRecords,
-    Ended(Key),
+    /// With its status, where the kernel still tells.
+    Ended(Key, Option<u32>),
     NobodyWaitedFor,
     Ignored,
     Survived,
@@ -84,7 +92,16 @@ impl Collector {
         times: Times,
     ) -> Self {
         let ooms = OomKills::begin(striker.target());
-        Self { striker, records, evidence, evidence_error, times, ooms, fired_at_count: 0 }
+        Self {
+            striker,
+            records,
+            evidence,
+            evidence_error,
+            times,
+            ooms,
+            fired_at_count: 0,
+            told: BTreeMap::new(),
+        }
     }
 
     /// The same, of a trigger that has fired: `ooms` began when it was armed, and `first` are the records so far.
@@ -105,6 +122,7 @@ impl Collector {
             times,
             ooms,
             fired_at_count: count,
+            told: BTreeMap::new(),
         };
         // That the signal was sent comes first, whatever the order in which the kernel told of it.
         let (sent, rest): (Vec<&Record>, Vec<_>) =
@@ -142,7 +160,7 @@ impl Collector {
     /// Waits until everyone who was signalled has ended. `init_exit` gives the exit code of the container's first
     /// process from another source, for when the programs can't.
     pub async fn collect(&mut self, init_exit: impl Future<Output = Option<i32>> + Send) -> Outcome {
-        let mut waiting: FuturesUnordered<BoxFuture<'static, Key>> = FuturesUnordered::new();
+        let mut waiting: FuturesUnordered<BoxFuture<'static, (Key, Option<u32>)>> = FuturesUnordered::new();
         let start = Instant::now();
         let (mut ignored_called, ignored_at, survived_at) =
             (false, start + IGNORED_AFTER, start + SURVIVED_AFTER);
@@ -154,7 +172,7 @@ impl Collector {
                         if process.exited().await.is_err() {
                             tokio::time::sleep(STRAGGLERS).await;
                         }
-                        (process.pid(), process.start())
+                        ((process.pid(), process.start()), process.exit_status())
                     }));
                 }
             }
@@ -167,12 +185,15 @@ impl Collector {
                     Some(record) => Event::Record(Box::new(record)),
                     None => Event::NoMoreRecords,
                 },
-                ended = waiting.next() => ended.map_or(Event::NobodyWaitedFor, Event::Ended),
+                ended = waiting.next() => match ended {
+                    Some((key, status)) => Event::Ended(key, status),
+                    None => Event::NobodyWaitedFor,
+                },
             };
             match event {
                 Event::Record(record) => self.take(&record),
                 Event::NoMoreRecords => self.records = None,
-                Event::Ended(key) => self.ended(key),
+                Event::Ended(key, status) => self.ended(key, status),
                 Event::NobodyWaitedFor => {
                     self.look_again();
                     if self.striker.opened.is_empty()
@@ -223,9 +244,24 @@ impl Collector {
         }
     }
 
-    fn ended(&mut self, key: Key) {
-        if let Some(process) = self.striker.hit.get_mut(&key) {
-            process.exited.get_or_insert_with(SystemTime::now);
+    fn ended(&mut self, key: Key, status: Option<u32>) {
+        // Later the cgroup may be gone, and its counters with it.
+        self.ooms.so_far();
+        let Some(process) = self.striker.hit.get_mut(&key) else { return };
+        process.exited.get_or_insert_with(SystemTime::now);
+        if let (None, Some(status)) = (process.exit_code, status)
+            && self.told.len() < TOLD
+        {
+            self.told.insert(key, shell_code(status));
+        }
+    }
+
+    /// What `/proc` told of those whose record is lost, or was never to come.
+    fn fill_in(&mut self) {
+        for (key, code) in std::mem::take(&mut self.told) {
+            if let Some(process) = self.striker.hit.get_mut(&key) {
+                process.exit_code.get_or_insert(code);
+            }
         }
     }
 
@@ -239,7 +275,7 @@ impl Collector {
             }
             match self.striker.reopen(key) {
                 Some(process) => self.striker.opened.push(process),
-                None => self.ended(key),
+                None => self.ended(key, None),
             }
         }
     }
@@ -259,6 +295,7 @@ impl Collector {
                 Ok(None) | Err(_) => break,
             }
         }
+        self.fill_in();
         let unknown =
             self.striker.hit.values_mut().find(|process| process.init && process.exit_code.is_none());
         if let Some(init) = unknown {
@@ -282,7 +319,8 @@ impl Collector {
         Outcome { state, message, receipt: self.receipt() }
     }
 
-    fn give_up(&self, how: &str, after: Duration) -> Outcome {
+    fn give_up(&mut self, how: &str, after: Duration) -> Outcome {
+        self.fill_in();
         let left = self.left().count();
         let message = format!(
             "signal {} was sent, but {left} processes {how} after {} s",

@@ -47,6 +47,7 @@ cases![
     a_blocked_signal_is_reported_as_blocked,
     a_sigterm_that_ends_a_process_by_default_is_delivered,
     an_exit_code_is_the_process_own,
+    an_oom_kill_is_told_beside_the_signal,
     a_process_whose_leader_has_ended_is_killed,
     a_pid_with_another_start_time_is_refused,
     a_process_of_another_container_is_refused,
@@ -62,7 +63,11 @@ pub async fn fire(tools: &Tools, sandbox: &Sandbox, init: i32, signal: i32, scop
     let mut prepared = sandbox.prepare(tools, init, signal, scope);
     prepared.armed().await.expect("arming");
     let mut collector = struck(prepared).await;
-    collector.collect(std::future::ready(None)).await
+    let outcome = collector.collect(std::future::ready(None)).await;
+    if outcome.receipt.lost > 0 {
+        println!("  lost {}", outcome.receipt.lost);
+    }
+    outcome
 }
 
 pub fn one(outcome: &Outcome) -> &ProcessReceipt {
@@ -192,7 +197,8 @@ async fn a_fork_bomb_is_gone_within_a_second_and_a_stranger_lives() {
 async fn each_process_gets_the_signal_exactly_once_however_both_sides_race() {
     let tools = tools();
     let (mut by_program, mut by_pidfd) = (0, 0);
-    for round in 0..rounds(100) {
+    let all = rounds(100);
+    for round in 0..all {
         let mut sandbox = Sandbox::new();
         let target = sandbox.start(if round % 4 == 0 { "count" } else { "count-busy" });
         let cgroup = tools.cgroups.target(target.pid()).expect("its cgroup");
@@ -207,9 +213,10 @@ async fn each_process_gets_the_signal_exactly_once_however_both_sides_race() {
         let (armed, mut records) = tools.engine.arm(&cgroup, spec).expect("arming");
         armed.attach().expect("attaching");
         armed.fire().expect("firing");
-        // The daemon comes at any moment of the tick at which the program runs.
+        // The daemon comes at any moment of the tick at which the program runs, more often at its beginning.
+        let delay = slack(Duration::from_millis(2)).mul_f64((round as f64 / all as f64).powi(2));
         let start = Instant::now();
-        while start.elapsed() < Duration::from_micros(20 * round) {
+        while start.elapsed() < delay {
             std::hint::spin_loop();
         }
         if armed.claim(process.pid(), process.start()).expect("claiming") {
@@ -391,6 +398,27 @@ async fn an_exit_code_is_the_process_own() {
     let outcome = fire(&tools, &sandbox, target.pid(), libc::SIGTERM, Scope::Init).await;
     assert_eq!((outcome.state, one(&outcome).exit_code), (State::Done, Some(7)));
     assert_eq!(target.wait().await.code(), Some(7));
+}
+
+async fn an_oom_kill_is_told_beside_the_signal() {
+    let (tools, mut sandbox, mut beside) = (tools(), Sandbox::new(), Sandbox::new());
+    // Version 2 or 1, whichever counts here.
+    let limit = if sandbox.find("memory.max").is_some() { "memory.max" } else { "memory.limit_in_bytes" };
+    for sandbox in [&sandbox, &beside] {
+        sandbox.set(limit, "67108864");
+    }
+    let (target, mut neighbour) = (sandbox.start("hungry"), beside.start("hungry"));
+    let outcome = fire(&tools, &sandbox, target.pid(), libc::SIGTERM, Scope::Init).await;
+    assert_eq!((outcome.state, outcome.receipt.oom_kills), (State::Done, 1), "{outcome:?}");
+    // It took the signal, and was killed by the kernel.
+    assert_eq!((one(&outcome).exit_code, one(&outcome).note), (Some(137), None), "{outcome:?}");
+    assert_eq!(target.wait().await.signal(), Some(libc::SIGKILL));
+    assert!(neighbour.runs());
+    // The same without want of memory: there is nothing to tell, also when there was something before.
+    let other = sandbox.start("sleep");
+    let outcome = fire(&tools, &sandbox, other.pid(), libc::SIGKILL, Scope::Init).await;
+    assert_eq!((outcome.state, outcome.receipt.oom_kills), (State::Done, 0), "{outcome:?}");
+    other.wait().await;
 }
 
 async fn a_process_whose_leader_has_ended_is_killed() {

@@ -14,7 +14,7 @@ use squall_daemon::{
 
 use super::{
     node::Rig,
-    sandbox::{Sandbox, Target, order_of, stranger, stranger_with, tools, until},
+    sandbox::{Sandbox, Target, order_of, slack, stranger, stranger_with, tools, until},
 };
 
 crate::cases![
@@ -113,12 +113,13 @@ async fn sub_cgroups_and_what_is_forked_meanwhile_are_frozen_too() {
 async fn a_freeze_that_is_not_renewed_thaws_at_its_deadline() {
     let (sandbox, target, mut rig) = busy();
     let start = Instant::now();
-    rig.order(vec![Order { ttl: Duration::from_millis(600), ..freeze(&sandbox, Stage::Fire) }]);
+    let ttl = slack(Duration::from_millis(600));
+    rig.order(vec![Order { ttl, ..freeze(&sandbox, Stage::Fire) }]);
     injected(&mut rig).await;
     assert!(stands_still(target.pid()).await);
     assert_eq!(rig.outcome().await.state, State::Recovered);
     let took = start.elapsed();
-    assert!(took >= Duration::from_millis(600) && took < Duration::from_millis(1500), "{took:?}");
+    assert!(took >= ttl && took < ttl + slack(Duration::from_millis(900)), "{took:?}");
     goes_on(target.pid()).await;
 }
 

@@ -20,7 +20,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::{
     node::Rig,
-    sandbox::{Sandbox, Target, order_of, stranger_with, until},
+    sandbox::{Sandbox, Target, about, order_of, slack, stranger_with, until},
 };
 
 crate::cases![
@@ -182,16 +182,16 @@ async fn a_cpu_stressor_holds_its_load() {
     let first = injected(&mut rig).await;
     assert!(first.lasting.effect.expect("an effect").before.is_some());
     let found = load(&sandbox, Duration::from_secs(5)).await;
-    assert!((35.0..45.0).contains(&found), "{found} %, not 40 %");
+    assert!(about(found, 40.0, 5.0), "{found} %, not 40 %");
     let shown = injected(&mut rig).await.lasting.effect.expect("an effect").during.expect("measured");
     let millis = shown.cpu_millis.expect("CPU time");
-    assert!((350..450).contains(&millis), "{millis}m");
+    assert!(about(millis as f64 / 10.0, 40.0, 5.0), "{millis}m");
     rig.order(vec![fault(&sandbox, "a", Stage::Recover, &cpu(1, 40))]);
     let end = rig.outcome().await;
     assert_eq!(end.state, State::Recovered, "{end:?}");
     let effect = end.lasting.effect.expect("an effect");
     assert!(
-        effect.during.and_then(|usage| usage.cpu_millis).is_some_and(|millis| millis > 300),
+        effect.during.and_then(|usage| usage.cpu_millis).is_some_and(|millis| millis > 250),
         "{effect:?}"
     );
     assert!(effect.after.and_then(|usage| usage.cpu_millis).is_some_and(|millis| millis < 50), "{effect:?}");
@@ -205,12 +205,12 @@ async fn a_cpu_stressor_holds_its_share_of_the_containers_limit() {
     injected(&mut rig).await;
     let found = load(&sandbox, Duration::from_secs(5)).await;
     // 60 % of the half core that the container may use.
-    assert!((25.0..35.0).contains(&found), "{found} %, not 30 %");
+    assert!(about(found, 30.0, 5.0), "{found} %, not 30 %");
     // Also when the limit changes meanwhile.
     set_quota(&sandbox, 25_000);
     tokio::time::sleep(Duration::from_millis(1500)).await;
     let found = load(&sandbox, Duration::from_secs(3)).await;
-    assert!((10.0..20.0).contains(&found), "{found} %, not 15 %");
+    assert!(about(found, 15.0, 5.0), "{found} %, not 15 %");
 }
 
 async fn cpu_stressors_add_up_and_each_ends_alone() {
@@ -221,11 +221,11 @@ async fn cpu_stressors_add_up_and_each_ends_alone() {
     injected(&mut rig).await;
     injected(&mut rig).await;
     let both = load(&sandbox, Duration::from_secs(3)).await;
-    assert!((44.0..56.0).contains(&both), "{both} %, not 50 %");
+    assert!(about(both, 50.0, 6.0), "{both} %, not 50 %");
     rig.order(vec![order("a", &a)]);
     until(Duration::from_secs(2), "one is gone", || stressors(&sandbox).len() == 1).await;
     let left = load(&sandbox, Duration::from_secs(3)).await;
-    assert!((15.0..25.0).contains(&left), "{left} %, not 20 %");
+    assert!(about(left, 20.0, 5.0), "{left} %, not 20 %");
 }
 
 async fn a_neighbour_notices_nothing() {
@@ -240,7 +240,7 @@ async fn a_neighbour_notices_nothing() {
     assert!(found > 50.0, "{found} %");
     assert!(memory_used(&sandbox) > 64 << 20);
     let theirs = (cpu_nanos(&neighbour) - cpu_before) as f64 / start.elapsed().as_nanos() as f64;
-    assert!(theirs < 0.01, "{theirs}");
+    assert!(about(theirs * 100.0, 0.0, 1.0), "{theirs}");
     assert!(memory_used(&neighbour) <= memory_before + (1 << 20));
 }
 
@@ -333,6 +333,10 @@ fn io(path: &str) -> Stress {
     Stress { io: Some(Io { workers: 2, bytes: 1 << 20, path: path.into() }), ..none() }
 }
 
+/// The kernel's numbers of file systems in memory.
+const TMPFS: i64 = 0x0102_1994;
+const RAMFS: i64 = 0x8584_58f6;
+
 async fn io_leaves_no_file() {
     let (sandbox, _target, mut rig) = one();
     let dir = tempfile::tempdir_in(".").expect("a directory on a disk");
@@ -347,7 +351,10 @@ async fn io_leaves_no_file() {
         let value = text.lines().find_map(|line| line.strip_prefix(field)?.trim().parse::<u64>().ok());
         value.is_some_and(|bytes| bytes > 0)
     };
-    until(Duration::from_secs(5), "it writes", || moved("write_bytes:")).await;
+    // An emulated machine has no disk, only calls to count.
+    let kind = rustix::fs::statfs(path).expect("its file system").f_type;
+    let field = if [TMPFS, RAMFS].contains(&kind) { "wchar:" } else { "write_bytes:" };
+    until(Duration::from_secs(5), "it writes", || moved(field)).await;
     assert_eq!(fs::read_dir(path).expect("the directory").count(), 0, "the file has a name");
     rig.order(vec![]);
     nothing_left(&sandbox).await;
@@ -482,7 +489,8 @@ fn is_as_before(sandbox: &Sandbox) -> bool {
 
 async fn an_order_that_is_not_renewed_is_put_back_and_comes_back() {
     let (sandbox, _target, mut rig) = one();
-    let order = || Order { ttl: Duration::from_millis(500), ..fault(&sandbox, "a", Stage::Fire, &both()) };
+    let ttl = slack(Duration::from_millis(500));
+    let order = || Order { ttl, ..fault(&sandbox, "a", Stage::Fire, &both()) };
     rig.order(vec![order()]);
     injected(&mut rig).await;
     assert!(stands(&sandbox));
@@ -577,7 +585,7 @@ async fn a_killed_daemon_leaves_nothing_and_the_next_puts_back() {
     let start = Instant::now();
     rig.start_in(dir.path());
     assert!(is_as_before(&sandbox));
-    assert!(start.elapsed() < Duration::from_secs(1));
+    assert!(start.elapsed() < slack(Duration::from_secs(1)));
     rig.order(vec![fault(&sandbox, "a", Stage::Fire, &both())]);
     assert_eq!(injected(&mut rig).await.lasting.interruptions, 1);
     assert!(stands(&sandbox));
@@ -628,7 +636,8 @@ async fn a_stressor_is_quickly_there_and_quickly_gone() {
     gone.sort();
     println!("  there after {:?}, gone after {:?} (medians)", there[5], gone[5]);
     // Unoptimised, and on a busy machine.
-    assert!(there[5] < Duration::from_millis(100) && gone[5] < Duration::from_millis(100));
+    let limit = slack(Duration::from_millis(100));
+    assert!(there[5] < limit && gone[5] < limit);
 }
 
 /// What the daemon's manifest adds, as far as stress needs it.

@@ -38,7 +38,7 @@ pub fn run(duty: &str) -> ! {
     }
     match duty {
         "ignore" => handle(libc::SIG_IGN),
-        "count" | "count-busy" | "count-tree" => handle(count as *const () as libc::sighandler_t),
+        "count" | "count-busy" | "count-tree" | "hungry" => handle(count as *const () as libc::sighandler_t),
         "exit-7" => handle(exit_7 as *const () as libc::sighandler_t),
         "block" => block_term(),
         "sleep-as-nobody" => become_nobody(),
@@ -76,6 +76,7 @@ pub fn run(duty: &str) -> ! {
             std::hint::spin_loop();
         },
         "bomb" => bomb(),
+        "hungry" => hungry(),
         "count" => count_for_a_while(false),
         "count-busy" | "count-tree" => count_for_a_while(true),
         "threads" => threads(),
@@ -156,6 +157,19 @@ fn count_for_a_while(busy: bool) -> ! {
         std::hint::spin_loop();
     }
     process::exit(TERMS.load(Ordering::Relaxed) as i32)
+}
+
+/// With the first SIGTERM it wants more memory than there is.
+fn hungry() -> ! {
+    while TERMS.load(Ordering::Relaxed) == 0 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let mut eaten = Vec::new();
+    loop {
+        // What is not zero is there, page by page.
+        eaten.push(vec![1_u8; 1 << 20]);
+        std::hint::black_box(&eaten);
+    }
 }
 
 /// Forks as fast as it can; the number at the same time is bounded by the `pids` controller of the sandbox.

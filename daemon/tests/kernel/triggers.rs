@@ -221,7 +221,7 @@ async fn the_end_of_the_container_ends_a_trigger() {
     let target = sandbox.start("sleep");
     let mut waiting = arm(&tools, &sandbox, &target, fsync(1)).await;
     super::cases::end(target).await;
-    tokio::time::timeout(Duration::from_secs(5), waiting.wait()).await.expect("it ends");
+    tokio::time::timeout(slack(Duration::from_secs(5)), waiting.wait()).await.expect("it ends");
     let Triggered::Ended(state, message, _) = waiting.end(Reason::ContainerGone).await else {
         panic!("it has fired");
     };

@@ -14,6 +14,8 @@ use crate::spec::Spec;
 
 /// How long the word of a daemon may take that a trigger has not fired.
 const TOLD_WITHIN: SignedDuration = SignedDuration::from_secs(10);
+/// How long the word of a daemon may take of what has fired: it waits two minutes for those who were signalled.
+const ENDED_WITHIN: SignedDuration = SignedDuration::from_secs(130);
 
 /// Whether `fault` waits for something.
 fn waits(fault: &NodeFault) -> bool {
@@ -129,9 +131,16 @@ impl Step<'_> {
                 }
             }
         }
-        // Whether a trigger has fired its daemon alone can say, and it takes it back at the same time.
-        if now >= give_up && waits && underway && now < give_up + TOLD_WITHIN {
-            self.wake(give_up + TOLD_WITHIN);
+        let ready = matches!(world.daemon(&node), Daemon::Ready);
+        let given_up = match (fired, waits && underway) {
+            // A process may take its time to end, and that it was signalled stands.
+            (true, _) if ready => give_up + ENDED_WITHIN,
+            // Whether a trigger has fired its daemon alone can say, and it takes it back at the same time.
+            (true | false, true) => give_up + TOLD_WITHIN,
+            (true | false, false) => give_up,
+        };
+        if now >= give_up && now < given_up {
+            self.wake(given_up);
         } else if now >= give_up {
             let message = match world.daemon(&node) {
                 Daemon::None => format!("node {node} runs no Squall daemon"),
