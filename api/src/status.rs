@@ -223,7 +223,7 @@ pub struct Receipt {
     pub processes: Vec<ProcessReceipt>,
     /// How many processes were signalled in all.
     pub total: i32,
-    /// How many records of the kernel were lost; 0 unless the node was overrun.
+    /// How many events of the node the programs did not see or could not record; 0 unless it was overrun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost: Option<i64>,
     /// How many processes of the container the kernel killed for want of memory meanwhile.

@@ -4,7 +4,11 @@
 //! journal are `setting.rs`'s work; here is which value, and whether the kernel has done it. Refuses a container that
 //! no freezer knows.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use tokio::time::{Instant, sleep};
@@ -38,10 +42,19 @@ impl Site {
     fn is_frozen(&self) -> bool {
         match self {
             Self::V1(state) => fs::read_to_string(state).is_ok_and(|text| text.trim() == "FROZEN"),
-            Self::V2(events) => fs::read_to_string(events)
-                .is_ok_and(|text| text.lines().any(|line| line.trim() == "frozen 1")),
+            Self::V2(dir) => all_frozen(dir),
         }
     }
+}
+
+/// Whether all tasks in `dir` and below are frozen: of a cgroup that has tasks of its own the kernel tells of those alone.
+fn all_frozen(dir: &Path) -> bool {
+    let frozen = fs::read_to_string(dir.join("cgroup.events"))
+        .is_ok_and(|text| text.lines().any(|line| line.trim() == "frozen 1"));
+    let below = || fs::read_dir(dir).into_iter().flatten().flatten();
+    let is_dir = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+    // One that has gone meanwhile has nobody in it.
+    frozen && below().filter(is_dir).all(|entry| all_frozen(&entry.path()) || !entry.path().exists())
 }
 
 #[async_trait]
@@ -107,14 +120,18 @@ mod tests {
     #[test]
     fn both_freezers_are_understood() {
         let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("file");
-        let of = |text: &str| {
-            fs::write(&file, text).unwrap();
-            (Site::V1(file.clone()).is_frozen(), Site::V2(file.clone()).is_frozen())
-        };
-        assert_eq!(of("FROZEN\n"), (true, false));
-        assert_eq!(of("FREEZING\n"), (false, false));
-        assert_eq!(of("populated 1\nfrozen 1\n"), (false, true));
-        assert_eq!(of("populated 1\nfrozen 0\n"), (false, false));
+        let state = dir.path().join("freezer.state");
+        for (text, frozen) in [("FROZEN\n", true), ("FREEZING\n", false), ("", false)] {
+            fs::write(&state, text).unwrap();
+            assert_eq!(Site::V1(state.clone()).is_frozen(), frozen, "{text}");
+        }
+        let below = dir.path().join("init.scope");
+        fs::create_dir(&below).unwrap();
+        for (own, others, frozen) in [(1, 1, true), (0, 1, false), (1, 0, false)] {
+            for (dir, frozen) in [(dir.path(), own), (&below, others)] {
+                fs::write(dir.join("cgroup.events"), format!("populated 1\nfrozen {frozen}\n")).unwrap();
+            }
+            assert_eq!(Site::V2(dir.path().to_owned()).is_frozen(), frozen, "{own} {others}");
+        }
     }
 }

@@ -173,7 +173,7 @@ pub struct Receipt {
     pub fired: Option<SystemTime>,
     /// The processes that were signalled.
     pub processes: Vec<ProcessReceipt>,
-    /// Records of the kernel that were lost.
+    /// Events that the programs did not see or could not record, of whatever container of the node.
     pub lost: u64,
     /// Processes of the container that the kernel killed for want of memory meanwhile.
     #[serde(default)]

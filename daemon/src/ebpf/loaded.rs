@@ -267,7 +267,7 @@ impl Loaded {
             self.counters.get(&counter, 0).map(|values| values.iter().sum::<u64>()).unwrap_or_default()
         };
         let left_out: u64 = self.recording.iter().map(|program| misses::of(program.as_fd())).sum();
-        sum(COUNTER_LOST) + sum(COUNTER_UNCLAIMED) + left_out
+        sum(COUNTER_LOST) + sum(COUNTER_UNCLAIMED) + left_out + lock(&self.triggers).left_out()
     }
 }
 

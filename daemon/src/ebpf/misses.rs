@@ -1,8 +1,8 @@
 //! How often the kernel has left out a run of a program.
 //!
-//! Each program runs at most once at a time on a CPU. From Linux 7.0 on a task may be preempted in the middle of a
-//! tracepoint's program; until it goes on, that program is left out for every other task of this CPU, silently but for a
-//! counter. Reads that counter; where a kernel has none (before 5.12) there are none to be told.
+//! Each program runs at most once at a time on a CPU. Newer kernels (7.2 does, 6.18 does not) preempt a task in the middle
+//! of a tracepoint's program; until it goes on, that program is left out for every other task of this CPU, silently but
+//! for a counter. Reads that counter; where a kernel has none (before 5.12) there are none to be told.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 

@@ -3,13 +3,16 @@
 //!
 //! Refuses two triggers of one container that wait for the same: the kernel could not tell them apart.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd, OwnedFd},
+};
 
 use aya::{
     Ebpf,
     maps::{HashMap, MapData},
     programs::{
-        RawTracePoint, TracePoint, links::Link as _, raw_trace_point::RawTracePointLink,
+        ProgramFd, RawTracePoint, TracePoint, links::Link as _, raw_trace_point::RawTracePointLink,
         trace_point::TracePointLink,
     },
 };
@@ -21,6 +24,7 @@ use squall_daemon_ebpf::{
 use super::{
     EbpfError,
     loaded::{BPF_NOEXIST, exists, map_error, program, take},
+    misses,
     syscalls::Syscall,
 };
 
@@ -84,7 +88,15 @@ pub struct Triggers {
     execs: HashMap<MapData, ExecKey, Trigger>,
     fired: HashMap<MapData, u32, u64>,
     /// How many triggers need a place, and what holds it.
-    places: BTreeMap<Place, (u32, Link)>,
+    places: BTreeMap<Place, Held>,
+    /// How many runs of programs that are no longer loaded the kernel had left out.
+    left_out_before: u64,
+}
+
+struct Held {
+    count: u32,
+    link: Link,
+    program: OwnedFd,
 }
 
 impl Triggers {
@@ -95,40 +107,50 @@ impl Triggers {
             execs: take(object, MAP_EXECS)?,
             fired: take(object, MAP_FIRED)?,
             places: BTreeMap::new(),
+            left_out_before: 0,
         })
     }
 
     /// Has the program for `event` run. Blocks for as long as the kernel takes.
     pub fn attach(&mut self, object: &mut Ebpf, event: &Event) -> Result<(), EbpfError> {
         let place = Place::of(event);
-        if let Some((count, _)) = self.places.get_mut(&place) {
-            *count += 1;
+        if let Some(held) = self.places.get_mut(&place) {
+            held.count += 1;
             return Ok(());
         }
-        let link = attach(object, &place)?;
-        self.places.insert(place, (1, link));
+        let (link, program) = attach(object, &place)?;
+        self.places.insert(place, Held { count: 1, link, program });
         Ok(())
     }
 
     /// The opposite of [`Triggers::attach`]; with the last one that needs it the program goes out of the kernel.
     pub fn detach(&mut self, object: &mut Ebpf, event: &Event) {
         let place = Place::of(event);
-        let Some((count, _)) = self.places.get_mut(&place) else { return };
-        *count -= 1;
-        if *count > 0 {
+        let Some(held) = self.places.get_mut(&place) else { return };
+        held.count -= 1;
+        if held.count > 0 {
             return;
         }
         let name = place.program();
-        if let Some((_, link)) = self.places.remove(&place)
-            && let Err(error) = link.detach()
-        {
+        let Some(Held { count: _, link, program }) = self.places.remove(&place) else { return };
+        if let Err(error) = link.detach() {
             tracing::warn!(program = name, ?error, "could not be detached");
         }
-        if self.places.keys().all(|other| other.program() != name)
-            && let Err(error) = unload(object, &place)
-        {
+        if self.places.keys().any(|other| other.program() == name) {
+            return;
+        }
+        self.left_out_before += misses::of(program.as_fd());
+        if let Err(error) = unload(object, &place) {
             tracing::warn!(program = name, %error, "could not be unloaded");
         }
+    }
+
+    /// How many runs of the triggers' programs the kernel has left out: what happened then was not counted.
+    pub fn left_out(&self) -> u64 {
+        // One program may be at several places.
+        let programs: BTreeMap<_, _> =
+            self.places.iter().map(|(place, held)| (place.program(), held.program.as_fd())).collect();
+        self.left_out_before + programs.into_values().map(misses::of).sum::<u64>()
     }
 
     /// From now on `event` counts in `cgroup`.
@@ -218,7 +240,7 @@ impl Link {
     }
 }
 
-fn attach(object: &mut Ebpf, place: &Place) -> Result<Link, EbpfError> {
+fn attach(object: &mut Ebpf, place: &Place) -> Result<(Link, OwnedFd), EbpfError> {
     let name = place.program();
     let failed =
         |error: aya::programs::ProgramError| EbpfError::Attach { program: name, source: error.into() };
@@ -232,7 +254,8 @@ fn attach(object: &mut Ebpf, place: &Place) -> Result<Link, EbpfError> {
                 program.load().map_err(refused)?;
             }
             let id = program.attach("syscalls", tracepoint).map_err(failed)?;
-            program.take_link(id).map(Link::Tracepoint).map_err(failed)
+            let fd = kept(program.fd().map_err(refused)?)?;
+            Ok((program.take_link(id).map(Link::Tracepoint).map_err(failed)?, fd))
         }
         Place::Exec => {
             let program: &mut RawTracePoint = program(object, name)?;
@@ -240,9 +263,14 @@ fn attach(object: &mut Ebpf, place: &Place) -> Result<Link, EbpfError> {
                 program.load().map_err(refused)?;
             }
             let id = program.attach("sched_process_exec").map_err(failed)?;
-            program.take_link(id).map(Link::Raw).map_err(failed)
+            let fd = kept(program.fd().map_err(refused)?)?;
+            Ok((program.take_link(id).map(Link::Raw).map_err(failed)?, fd))
         }
     }
+}
+
+fn kept(program: &ProgramFd) -> Result<OwnedFd, EbpfError> {
+    program.as_fd().try_clone_to_owned().map_err(|error| EbpfError::Load(error.into()))
 }
 
 fn unload(object: &mut Ebpf, place: &Place) -> Result<(), EbpfError> {
