@@ -354,7 +354,7 @@ pub struct Receipt {
     pub fired: ::core::option::Option<::prost_types::Timestamp>,
     #[prost(message, repeated, tag = "6")]
     pub processes: ::prost::alloc::vec::Vec<ProcessReceipt>,
-    /// Records of the kernel that were lost.
+    /// Events that the programs did not see or could not record, of whatever container of the node.
     #[prost(uint64, tag = "7")]
     pub lost: u64,
     /// Processes of the container that the kernel killed for want of memory meanwhile.
