@@ -3,6 +3,7 @@
 //! Says again everything that the schema's rules say (an API server may hold objects from before a rule), and
 //! what a rule can't say. Decides nothing about the world: opt-in and access are the webhook's to look up.
 
+mod common;
 mod stress;
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -15,7 +16,7 @@ use crate::select::Selector;
 use crate::spec::{Action, Mode, Signal, Spec, Whom};
 use crate::stress::Stress;
 use crate::syntax;
-use crate::time::parse_duration;
+use common::Common;
 
 const MOST_CONTAINERS: usize = 100;
 const LONGEST_GRACE: i64 = 86_400;
@@ -104,24 +105,8 @@ fn parse(spec: &PodChaosSpec, namespace: &str) -> Result<Spec, Vec<FieldError>> 
     } = spec;
     let mut errors = Vec::new();
 
-    if let Some(cluster) = remote_cluster.as_ref().filter(|cluster| !cluster.is_empty()) {
-        let allowed = "remoteCluster is not supported: apply the experiment in that cluster instead";
-        errors.push(FieldError::new("spec.remoteCluster", cluster, allowed));
-    }
     belongs(spec, &mut errors);
 
-    let mode = keep(parse_mode(*mode, value.as_deref()), &mut errors);
-    let selector = match Selector::parse(selector, namespace) {
-        Ok(selector) => Some(selector),
-        Err(more) => {
-            errors.extend(more);
-            None
-        }
-    };
-    let steady = parse_steady(steady_state, namespace, selector.as_ref(), &mut errors);
-    let containers = parse_containers(container_names, &mut errors);
-    let duration =
-        duration.as_ref().and_then(|text| keep(parse_duration("spec.duration", text), &mut errors));
     let grace = grace_period.and_then(|seconds| keep(parse_grace(seconds), &mut errors));
     let signal = match signal {
         Some(written) => keep(Signal::parse("spec.signal", written), &mut errors),
@@ -140,20 +125,19 @@ fn parse(spec: &PodChaosSpec, namespace: &str) -> Result<Spec, Vec<FieldError>> 
         }),
         podchaos::Action::ContainerFreeze => Some(Action::ContainerFreeze),
     };
-    match (action, mode, selector) {
-        (Some(action), Some(mode), Some(selector)) if errors.is_empty() => Ok(Spec {
-            action,
-            mode,
-            selector,
-            containers,
-            duration,
-            seed: *seed,
-            dry_run: dry_run.unwrap_or(false),
-            steady,
-            on_halt: on_halt.unwrap_or_default(),
-        }),
-        _ => Err(errors),
-    }
+    let common = Common {
+        mode: *mode,
+        value: value.as_ref(),
+        selector,
+        container_names,
+        duration: duration.as_ref(),
+        seed: *seed,
+        dry_run: *dry_run,
+        steady_state,
+        on_halt: *on_halt,
+        remote_cluster: remote_cluster.as_ref(),
+    };
+    common.parse(namespace, action, errors)
 }
 
 /// The probes of an experiment in `namespace`, which look only where its targets are.

@@ -6,10 +6,9 @@ use squall_api::stresschaos::{
     self, CpuStressor, IoStressor, MemoryStressor, PidsStressor, StressChaosSpec, Stressors,
 };
 
-use super::{keep, parse_containers, parse_mode, parse_steady};
+use super::{common::Common, keep};
 use crate::error::FieldError;
 use crate::experiment::{ExperimentSpec, Kind};
-use crate::select::Selector;
 use crate::spec::{Action, Spec};
 use crate::stress::{Cpu, Io, IoLimit, Memory, Size, Squeeze, Stress};
 use crate::time::parse_duration;
@@ -93,27 +92,10 @@ fn parse(spec: &StressChaosSpec, namespace: &str) -> Result<Spec, Vec<FieldError
     } = spec;
     let mut errors = Vec::new();
 
-    if let Some(cluster) = remote_cluster.as_ref().filter(|cluster| !cluster.is_empty()) {
-        let allowed = "remoteCluster is not supported: apply the experiment in that cluster instead";
-        errors.push(FieldError::new("spec.remoteCluster", cluster, allowed));
-    }
     if let Some(words) = stressng_stressors.as_ref().filter(|words| !words.is_empty()) {
         let allowed = "stressngStressors is not supported: use stressors or squeeze instead";
         errors.push(FieldError::new("spec.stressngStressors", words, allowed));
     }
-    let mode = keep(parse_mode(*mode, value.as_deref()), &mut errors);
-    let selector = match Selector::parse(selector, namespace) {
-        Ok(selector) => Some(selector),
-        Err(more) => {
-            errors.extend(more);
-            None
-        }
-    };
-    let steady = parse_steady(steady_state, namespace, selector.as_ref(), &mut errors);
-    let containers = parse_containers(container_names, &mut errors);
-    let duration =
-        duration.as_ref().and_then(|text| keep(parse_duration("spec.duration", text), &mut errors));
-
     let Stressors { cpu, memory, io, pids } = stressors.clone().unwrap_or_default();
     for (set, field) in [(*allow_oom == Some(true), "allowOOM"), (on_oom.is_some(), "onOOM")] {
         if set && memory.is_none() {
@@ -137,20 +119,19 @@ fn parse(spec: &StressChaosSpec, namespace: &str) -> Result<Spec, Vec<FieldError
     if nothing && stress.squeeze.is_empty() && errors.is_empty() {
         errors.push(FieldError::new("spec", "nothing", NOTHING));
     }
-    match (mode, selector) {
-        (Some(mode), Some(selector)) if errors.is_empty() => Ok(Spec {
-            action: Action::Stress(Box::new(stress)),
-            mode,
-            selector,
-            containers,
-            duration,
-            seed: *seed,
-            dry_run: dry_run.unwrap_or(false),
-            steady,
-            on_halt: on_halt.unwrap_or_default(),
-        }),
-        _ => Err(errors),
-    }
+    let common = Common {
+        mode: *mode,
+        value: value.as_ref(),
+        selector,
+        container_names,
+        duration: duration.as_ref(),
+        seed: *seed,
+        dry_run: *dry_run,
+        steady_state,
+        on_halt: *on_halt,
+        remote_cluster: remote_cluster.as_ref(),
+    };
+    common.parse(namespace, Some(Action::Stress(Box::new(stress))), errors)
 }
 
 fn parse_cpu(cpu: &CpuStressor, errors: &mut Vec<FieldError>) -> Option<Cpu> {
