@@ -7,6 +7,7 @@
 mod kernel {
     pub mod cases;
     pub mod cost;
+    pub mod effect;
     pub mod freeze;
     pub mod luck;
     pub mod node;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         ("kill", kernel::cases::ALL),
         ("order", kernel::node::ALL),
         ("stress", kernel::stress::ALL),
+        ("effect", kernel::effect::ALL),
         ("trigger", kernel::triggers::ALL),
         ("freeze", kernel::freeze::ALL),
         ("luck", kernel::luck::ALL),

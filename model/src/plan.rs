@@ -35,6 +35,7 @@ use squall_api::names;
 use squall_api::status::{Effect as Measured, ExperimentStatus, Phase, Receipt, Target};
 
 pub use self::janitor::{Chore, chore};
+use self::node::Left;
 pub use self::notes::{Note, NoteKind, notes};
 pub use self::order::{NodeFault, Order, Stage};
 pub use self::outcomes::{Outcome, Outcomes, Verb};
@@ -353,10 +354,23 @@ impl Step<'_> {
     /// The object is being deleted: put everything back, then let it go. A forced clean-up waits for nothing.
     fn deleted(&mut self) {
         let mut left = self.release_unwanted(|_| false);
-        left.extend(self.take_all_back());
+        let Left { waited_for, unseen } = self.take_all_back();
+        left.extend(waited_for);
         if left.is_empty() {
+            if !unseen.is_empty() {
+                self.plan.notes.push(Note::experiment(
+                    NoteKind::Warning,
+                    "NotSeenRecovered",
+                    format!(
+                        "nobody has seen these put back, for their node's daemon is silent: {}. It puts them back when \
+                         it starts; to be certain at once, delete the pod",
+                        unseen.join(", ")
+                    ),
+                ));
+            }
             self.plan.drop_finalizer = true;
         } else if self.ident.forced {
+            left.extend(unseen);
             self.plan.notes.push(Note::experiment(
                 NoteKind::Warning,
                 "ForcedCleanup",

@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{
-    Container, ContainerState, ContainerStateRunning, ContainerStatus, Pod, PodCondition, PodSpec, PodStatus,
+    Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStatus, Pod,
+    PodCondition, PodSpec, PodStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use proptest::prelude::*;
@@ -67,6 +68,8 @@ struct Sim {
 struct Node {
     /// It can't be reached.
     away: bool,
+    /// Its daemon was killed: it ends nothing by itself.
+    killed: bool,
     /// What stands: the container, and when it ends if it is not renewed.
     standing: BTreeMap<String, (String, Timestamp)>,
     /// What it has to say of each fault that it was told of.
@@ -106,13 +109,23 @@ impl Node {
         }
     }
 
+    /// It is heard of again. A daemon that starts puts back what its journal lists, before it obeys.
+    fn back(&mut self) {
+        self.away = false;
+        if std::mem::take(&mut self.killed) {
+            for id in std::mem::take(&mut self.standing).into_keys() {
+                self.told.remove(&id);
+            }
+        }
+    }
+
     /// Time has passed, or containers have ended.
     fn look(&mut self, containers: &BTreeSet<String>, now: Timestamp) {
-        let Self { standing, told, away: _ } = self;
+        let Self { standing, told, away: _, killed } = self;
         standing.retain(|id, (container, until)| {
             let state = if !containers.contains(container) {
                 (ReportState::Failed, "ContainerGone")
-            } else if *until <= now {
+            } else if *until <= now && !*killed {
                 (ReportState::Recovered, "")
             } else {
                 return true;
@@ -474,6 +487,16 @@ impl Sim {
         self.node.look(&containers, self.now);
     }
 
+    /// The container of a pod has ended, and is not started again.
+    fn end_container(&mut self, name: &str) {
+        let Some(pod) = self.pods.get_mut(name) else { return };
+        if let Some(statuses) = pod.status.as_mut().and_then(|status| status.container_statuses.as_mut()) {
+            let terminated = ContainerStateTerminated { exit_code: 1, ..ContainerStateTerminated::default() };
+            statuses[0].state =
+                Some(ContainerState { terminated: Some(terminated), ..ContainerState::default() });
+        }
+    }
+
     /// On how many pods something stands.
     fn hit_on_the_node(&self) -> usize {
         let pods = self.node.standing.keys().filter_map(|id| id.split('/').nth(1));
@@ -537,6 +560,7 @@ enum Move {
     OptIn(bool),
     Restart(usize),
     Away(bool),
+    KillDaemon,
     Halt(bool),
     Policy(Option<(i32, i32)>),
 }
@@ -556,6 +580,7 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         1 => any::<bool>().prop_map(Move::OptIn),
         1 => (0_usize..30).prop_map(Move::Restart),
         1 => any::<bool>().prop_map(Move::Away),
+        1 => Just(Move::KillDaemon),
         1 => any::<bool>().prop_map(Move::Halt),
         1 => proptest::option::of((0_i32..5, 0_i32..101)).prop_map(Move::Policy),
     ];
@@ -606,11 +631,14 @@ fn play(sim: &mut Sim, moves: Vec<Move>) {
                     sim.restart(&name);
                 }
             }
-            Move::Away(away) => {
-                sim.node.away = away;
-                if !away {
-                    sim.news();
-                }
+            Move::Away(true) => sim.node.away = true,
+            Move::Away(false) => {
+                sim.node.back();
+                sim.news();
+            }
+            Move::KillDaemon => {
+                sim.node.away = true;
+                sim.node.killed = true;
             }
             Move::Halt(on) => sim.namespace.halt = on.then(|| "incident".to_owned()),
             Move::Policy(limit) => sim.policy(limit.map(|(targets, percent)| ChaosPolicySpec {
@@ -686,7 +714,11 @@ proptest! {
         let mut sim = Sim::new(spec, pods);
         play(&mut sim, moves);
         // Even if the node is never heard of again.
-        sim.node.away = away;
+        if away {
+            sim.node.away = true;
+        } else {
+            sim.node.back();
+        }
         sim.delete();
         for _ in 0..30 {
             sim.wait(11);
@@ -695,7 +727,30 @@ proptest! {
         }
         prop_assert!(sim.gone, "the object is stuck: {:?}", sim.status);
         prop_assert!(sim.desired.is_empty());
+        // What a killed daemon left goes when it starts.
+        sim.node.back();
         prop_assert!(sim.node.standing.is_empty(), "left standing: {:?}", sim.node.standing);
+    }
+
+    /// The status calls nothing put back that stands, however silent the node is.
+    #[test]
+    fn what_is_called_put_back_does_not_stand(
+        duration in proptest::option::of(Just("30s".to_owned())),
+        pods in 1_u32..8,
+        moves in moves(),
+    ) {
+        let mut spec = spec(Action::ContainerFreeze, Mode::All, None);
+        spec.duration = duration;
+        let mut sim = Sim::new(spec, pods);
+        for step in moves {
+            play(&mut sim, vec![step]);
+            sim.wait(0);
+            for target in &sim.status.targets {
+                let put_back = matches!(target.phase, TargetPhase::Recovered | TargetPhase::Released);
+                let stands = sim.node.standing.values().any(|(id, _)| Some(id) == target.container_id.as_ref());
+                prop_assert!(!put_back || !stands, "{target:?}: {:?}", sim.node.standing);
+            }
+        }
     }
 
     /// A fault that a node holds for a `duration` ends by itself, whatever happened meanwhile.
@@ -707,6 +762,7 @@ proptest! {
         play(&mut sim, moves);
         sim.namespace.opted_in = true;
         sim.annotate(names::PAUSE, None);
+        sim.node.back();
         for _ in 0..40 {
             sim.wait(11);
             sim.all_catch_up();
@@ -735,7 +791,7 @@ proptest! {
         let lost = |sim: &Sim| sim.status.targets.iter().any(|target| {
             matches!(target.phase, TargetPhase::Failed | TargetPhase::Released | TargetPhase::Skipped)
         });
-        sim.node.away = false;
+        sim.node.back();
         sim.namespace.opted_in = true;
         sim.namespace.halt = None;
         sim.policy(None);
@@ -1263,20 +1319,62 @@ fn a_protected_pod_is_put_back_and_not_hit_again() {
 }
 
 #[test]
-fn an_unreachable_node_ends_it_by_itself_and_the_status_says_so() {
+fn what_a_silent_node_put_back_is_not_called_recovered_before_it_says_so() {
+    for without_daemons in [false, true] {
+        let mut sim = frozen(1);
+        (sim.node.away, sim.node.killed, sim.without_daemons) = (true, true, without_daemons);
+        sim.turn(None);
+        let message = |sim: &Sim| sim.status.targets[0].message.clone().unwrap_or_default();
+        assert_eq!(sim.status.targets[0].phase, TargetPhase::Injected);
+        assert!(message(&sim).contains("can't be reached"), "{}", message(&sim));
+        sim.annotate(names::PAUSE, Some("true"));
+        sim.turn(None);
+        sim.wait(600);
+        sim.turn(None);
+        assert_eq!((sim.status.phase, sim.hit_on_the_node()), (Some(Phase::Recovering), 1));
+        assert!(
+            message(&sim).contains("not seen") && message(&sim).contains("node node"),
+            "{}",
+            message(&sim)
+        );
+        let told = sim.status.message.clone().unwrap_or_default();
+        assert!(told.contains("node node"), "{told}");
+        sim.without_daemons = false;
+        sim.node.back();
+        sim.news();
+        sim.turn(None);
+        assert_eq!((sim.status.phase, sim.hit_on_the_node()), (Some(Phase::Paused), 0));
+        assert!(!message(&sim).contains("not seen"), "{}", message(&sim));
+    }
+}
+
+#[test]
+fn a_silent_node_does_not_hold_up_a_deletion_and_an_event_names_what_nobody_has_seen() {
     let mut sim = frozen(1);
-    sim.node.away = true;
+    (sim.node.away, sim.node.killed, sim.without_daemons) = (true, true, true);
+    sim.delete();
     sim.turn(None);
-    let message = |sim: &Sim| sim.status.targets[0].message.clone().unwrap_or_default();
-    assert_eq!(sim.status.targets[0].phase, TargetPhase::Injected);
-    assert!(message(&sim).contains("can't be reached"), "{}", message(&sim));
+    assert!(!sim.gone, "its daemon is perhaps being replaced");
+    sim.wait(9);
+    let plan = sim.plan();
+    let note = plan.notes.iter().find(|note| note.reason == "NotSeenRecovered").expect("it is told");
+    assert!(note.message.contains("node node") && note.message.contains("pod-001"), "{}", note.message);
+    sim.turn(None);
+    assert!(sim.gone && sim.desired.is_empty());
+}
+
+#[test]
+fn a_container_that_has_ended_is_put_back_though_its_node_is_silent() {
+    let mut sim = frozen(1);
+    (sim.node.away, sim.node.killed) = (true, true);
     sim.annotate(names::PAUSE, Some("true"));
     sim.turn(None);
     assert_eq!(sim.status.phase, Some(Phase::Recovering));
-    sim.wait(66);
+    let name = sim.pods.keys().next().cloned().unwrap();
+    sim.end_container(&name);
+    sim.see();
     sim.turn(None);
-    assert_eq!((sim.status.phase, sim.hit_on_the_node()), (Some(Phase::Paused), 0));
-    assert!(message(&sim).contains("by itself"), "{}", message(&sim));
+    assert_eq!(sim.status.phase, Some(Phase::Paused), "{:?}", sim.status);
 }
 
 #[test]

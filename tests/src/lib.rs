@@ -7,8 +7,10 @@
 
 mod builders;
 mod cluster;
+mod disrupt;
 mod dump;
 mod experiment;
+mod marks;
 mod modes;
 mod namespace;
 mod pods;
@@ -22,7 +24,9 @@ pub use builders::{
 pub use cluster::{
     Ran, client, client_as, containers_processes, kubectl, kubectl_stdin, runtime, spawn_kubectl,
 };
+pub use disrupt::{disrupt, nowhere, restore};
 pub use experiment::{ExperimentExt, experiment, target_of};
+pub use marks::{Cgroups, changed};
 pub use modes::{OF, in_each_mode};
 pub use namespace::{Ns, OptIn, with_ns};
 pub use pods::PodExt;

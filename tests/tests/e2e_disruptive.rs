@@ -15,33 +15,11 @@ use serde_json::json;
 use squall_api::names;
 use squall_api::podchaos::{Action, Mode, Phase, PodChaos, PodChaosSpec, TargetPhase};
 use squall_tests::{
-    Disruption, ExperimentExt as _, Ns, OptIn, PodExt as _, containers_processes, delete_lease, deployment,
-    experiment, holds_for, kubectl, kubectl_stdin, leader, patch_daemon_set, pod, pods_of_component,
-    restart_now, scale, settled, sigkill, silence_the_api_server, target_of, unschedulable, until,
-    until_within, with_ns,
+    ExperimentExt as _, Ns, PodExt as _, containers_processes, delete_lease, deployment, disrupt, experiment,
+    holds_for, kubectl, kubectl_stdin, leader, nowhere, patch_daemon_set, pod, pods_of_component,
+    restart_now, restore, scale, settled, sigkill, silence_the_api_server, target_of, unschedulable, until,
+    until_within,
 };
-
-/// One at a time, on a Squall that is whole before and afterwards.
-fn disrupt(stem: &str, test: impl AsyncFnOnce(&Ns) -> Result<()>) {
-    let _turn = Disruption::turn();
-    with_ns(stem, OptIn::Yes, async |ns| {
-        restore(ns).await?;
-        let ran = AssertUnwindSafe(test(ns)).catch_unwind().await;
-        let restored = restore(ns).await;
-        ran.unwrap_or_else(|_| Err(anyhow!("an assertion failed, see above")))?;
-        restored
-    });
-}
-
-async fn restore(ns: &Ns) -> Result<()> {
-    patch_daemon_set(&ns.client, nowhere(None)).await?;
-    settled(&ns.client).await
-}
-
-/// A patch that lets no node have a daemon, or takes that back.
-fn nowhere(value: Option<&str>) -> serde_json::Value {
-    json!({ "spec": { "template": { "spec": { "nodeSelector": { "squall-test/nowhere": value } } } } })
-}
 
 fn failure(name: &str, change: impl FnOnce(&mut PodChaosSpec)) -> PodChaos {
     experiment(name, Action::PodFailure, Mode::All, change)

@@ -63,7 +63,7 @@ fn none() -> Stress {
     }
 }
 
-fn cpu(workers: u32, load: u32) -> Stress {
+pub fn cpu(workers: u32, load: u32) -> Stress {
     Stress { cpu: Some(Cpu { workers, load }), ..none() }
 }
 
@@ -72,11 +72,11 @@ fn memory(bytes: u64) -> Stress {
     Stress { memory: Some(memory), ..none() }
 }
 
-fn squeeze(squeeze: Squeeze) -> Stress {
+pub fn squeeze(squeeze: Squeeze) -> Stress {
     Stress { squeeze, ..none() }
 }
 
-fn fault(sandbox: &Sandbox, name: &str, stage: Stage, stress: &Stress) -> Order {
+pub fn fault(sandbox: &Sandbox, name: &str, stage: Stage, stress: &Stress) -> Order {
     fault_of(&sandbox.id, name, stage, stress)
 }
 
@@ -92,7 +92,7 @@ fn fault_of(id: &str, name: &str, stage: Stage, stress: &Stress) -> Order {
 }
 
 /// Stressors in the sandbox, by the mark that a scan finds them by.
-fn stressors(sandbox: &Sandbox) -> Vec<i32> {
+pub fn stressors(sandbox: &Sandbox) -> Vec<i32> {
     sandbox.pids().into_iter().filter(|pid| owner_of(Path::new("/proc"), *pid).is_some()).collect()
 }
 
@@ -161,13 +161,13 @@ fn memory_used(sandbox: &Sandbox) -> u64 {
     sandbox.get(if v2(sandbox) { "memory.current" } else { "memory.usage_in_bytes" }).parse().expect("bytes")
 }
 
-async fn injected(rig: &mut Rig) -> FaultReport {
+pub async fn injected(rig: &mut Rig) -> FaultReport {
     let report = rig.report().await;
     assert_eq!(report.state, State::Injected, "{report:?}");
     report
 }
 
-fn one() -> (Sandbox, Target, Rig) {
+pub fn one() -> (Sandbox, Target, Rig) {
     // As the daemon does when it starts.
     enter_nodes(Path::new("/proc")).expect("the node's cgroup namespace");
     let mut sandbox = Sandbox::new();

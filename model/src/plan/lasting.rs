@@ -10,6 +10,7 @@ use squall_api::status::{Phase, Target, TargetPhase};
 
 use super::choose::{as_nodes, of_container, of_pod, whole_seconds};
 use super::halt::REFUSED;
+use super::node::unseen;
 use super::status::{count, targets};
 use super::{Input, MAX_TARGETS, NodeFault, Note, NoteKind, PodRef, Step, later, seconds, view};
 use crate::pod::{ContainerView, PodView};
@@ -133,7 +134,9 @@ impl Step<'_> {
         }
         let live = known.pods.values().filter(|live| **live).count();
         let room = MAX_TARGETS.saturating_sub(targets.len());
-        targets.extend(joined.into_iter().take(room).map(|target| Target { born: Some(true), ..target }));
+        let ordered_at = Some(MicroTime(self.input.now));
+        let join = |target| Target { born: Some(true), ordered_at: ordered_at.clone(), ..target };
+        targets.extend(joined.into_iter().take(room).map(join));
         if !born.is_empty() {
             self.adopt(spec, targets, born, live);
         }
@@ -161,11 +164,12 @@ impl Step<'_> {
                     gone.replacement = Some(pod.name.clone());
                 }
                 if spec.action.on_containers() {
-                    targets.extend(
-                        containers
-                            .into_iter()
-                            .map(|container| Target { born: Some(true), ..of_container(pod, container) }),
-                    );
+                    let ordered_at = Some(MicroTime(self.input.now));
+                    targets.extend(containers.into_iter().map(|container| Target {
+                        born: Some(true),
+                        ordered_at: ordered_at.clone(),
+                        ..of_container(pod, container)
+                    }));
                 } else {
                     targets.push(Target { born: Some(true), was_ready: Some(true), ..of_pod(pod) });
                 }
@@ -244,10 +248,14 @@ impl Step<'_> {
                 (Phase::Injected, format!("{} {}, {until}", targets(injected), spec.action.deed()))
             }
         } else if recovering > 0 || held > 0 {
-            let why = match &status.halted {
+            let mut why = match &status.halted {
                 Some(halted) => format!(": {}", halted.message),
                 None => String::new(),
             };
+            if let Some(silent) = status.targets.iter().find_map(unseen) {
+                why.push_str("; ");
+                why.push_str(silent);
+            }
             (Phase::Recovering, format!("{} being put back{why}", targets(recovering.max(held))))
         } else if let Some(halted) = &status.halted
             && spec.on_halt == OnHalt::Resume

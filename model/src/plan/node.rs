@@ -2,7 +2,9 @@
 //! as the fault is wanted, and then the order to put it back until it says that it has, or until there is nothing to
 //! put back. A container that is started again is followed. When the fault is wanted is said in [`super::lasting`].
 //!
-//! A node reverts by itself what is not renewed: nothing here has to reach a node for a fault to end.
+//! A node reverts by itself what is not renewed: nothing here has to reach a node for a fault to end. But a daemon that
+//! was killed and never comes back reverts nothing, and from here that looks the same: so only what was seen is called
+//! recovered, and what wasn't stays `Recovering` with the node's name, until it or the pod is heard of.
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -13,7 +15,7 @@ use super::lasting::{Asked, release, went_away};
 use super::order::{order, order_id};
 use super::outcomes::injection_limit;
 use super::{Daemon, Input, NodeFault, Report, ReportState, Stage, Step, view};
-use crate::pod::{ContainerView, PodView};
+use crate::pod::{ContainerState, ContainerView, PodView};
 use crate::select::{Ineligible, eligible};
 use crate::spec::Spec;
 
@@ -27,6 +29,7 @@ const NO_DAEMON: SignedDuration = SignedDuration::from_secs(8);
 const CONTAINER_GONE: &str = "ContainerGone";
 /// What a daemon says of a fault that it ended because nobody renewed it.
 const EXPIRED: &str = "Expired";
+const UNSEEN: &str = "not seen to be put back: ";
 const UNREACHABLE: &str = "its node's daemon can't be reached; the fault ends by itself";
 
 impl Step<'_> {
@@ -42,7 +45,10 @@ impl Step<'_> {
         let Asked { wanted, expired, narrowed } = asked;
         let Input { now, world, .. } = self.input;
         match target.phase {
-            TargetPhase::Recovering => return self.take_back(fault, target),
+            TargetPhase::Recovering => {
+                self.take_back(fault, target);
+                return;
+            }
             TargetPhase::Selected | TargetPhase::Injected => {}
             TargetPhase::Recovered if wanted => {
                 anew(target);
@@ -67,7 +73,7 @@ impl Step<'_> {
             return self.end(fault, target, None);
         }
         if expired && target.ordered_at.is_some() && target.injected_at.is_none() {
-            fail(target, "NotInjected", "its time was over before it was injected; it was recovered");
+            fail(target, "NotInjected", "its time was over before it was injected; its order is withdrawn");
             return;
         }
         if !wanted {
@@ -97,12 +103,13 @@ impl Step<'_> {
             fail(target, "NotRunning", "it has no node or no container ID");
             return;
         };
+        // Part of the intent: a target without it was never ordered, whoever looks.
+        let ordered = target.ordered_at.get_or_insert(MicroTime(now)).0;
         if !self.is_recorded(index, target) {
             // Written down first; meanwhile its daemon may prepare.
             self.plan.orders.extend(order(self.ident.uid, target, fault.clone(), Stage::Arm));
             return;
         }
-        let ordered = target.ordered_at.get_or_insert(MicroTime(now)).0;
         // A container that ran with the fault, ended, and will perhaps be started again.
         let mut waits = false;
         if let Some(report) = &world.report(&node, &id) {
@@ -128,8 +135,8 @@ impl Step<'_> {
                     target.message =
                         Some("its container has ended; it is followed when it is started again".to_owned());
                 }
-                ReportState::Failed if report.reason == EXPIRED => return lapsed(target),
-                ReportState::Recovered | ReportState::Done => return lapsed(target),
+                ReportState::Failed if report.reason == EXPIRED => return lapsed(target, now),
+                ReportState::Recovered | ReportState::Done => return lapsed(target, now),
                 ReportState::Refused | ReportState::Failed => {
                     fail(target, &report.reason, &report.message);
                     return;
@@ -153,7 +160,17 @@ impl Step<'_> {
             known.uid == target.uid
                 && known.container_id == target.container_id
                 && known.attempt == target.attempt
-                && matches!(known.phase, TargetPhase::Selected | TargetPhase::Injected)
+                && match known.phase {
+                    TargetPhase::Selected => known.ordered_at.is_some(),
+                    TargetPhase::Injected => true,
+                    TargetPhase::Recovering
+                    | TargetPhase::Recovered
+                    | TargetPhase::Killed
+                    | TargetPhase::Skipped
+                    | TargetPhase::Failed
+                    | TargetPhase::Released
+                    | TargetPhase::Gone => false,
+                }
         })
     }
 
@@ -191,7 +208,8 @@ impl Step<'_> {
         let now = self.input.now;
         target.reason = reason.map(ToOwned::to_owned);
         target.recovered_at = Some(MicroTime(now));
-        if target.ordered_at.is_none() {
+        // Of an injected one the time may have been left out, for want of room.
+        if target.ordered_at.is_none() && target.phase != TargetPhase::Injected {
             target.phase = if reason.is_some() { TargetPhase::Skipped } else { TargetPhase::Recovered };
             target.recovered_at = None;
             if view(self.input.world, target).is_none_or(|pod| pod.terminating) {
@@ -203,91 +221,118 @@ impl Step<'_> {
         self.take_back(fault, target);
     }
 
-    /// Have it put back, until it is, or until there is nothing to put back.
-    fn take_back(&mut self, fault: &NodeFault, target: &mut Target) {
+    /// Have it put back, until it is, or until there is nothing to put back. Whether its node has been silent for as
+    /// long as an object that goes waits for it. Nothing is called put back that nobody has seen.
+    fn take_back(&mut self, fault: &NodeFault, target: &mut Target) -> bool {
         let Input { now, world, .. } = self.input;
         let since = target.recovered_at.get_or_insert(MicroTime(now)).0;
         let Some(pod) = view(world, target) else {
             went_away(target, now);
-            return;
+            return false;
         };
         let report = match (&target.node, order_id(self.ident.uid, target)) {
             (Some(node), Some(id)) => world.report(node, &id),
             (Some(_) | None, _) => None,
         };
-        if incarnation(target, pod).is_some() {
-            return over(target, pod, now, "its container was started again, without the fault");
+        let ended = if incarnation(target, pod).is_some() {
+            Some("its container was started again, without the fault")
+        } else if has_ended(target, pod) {
+            Some("its container has ended, and the fault with it")
+        } else {
+            None
+        };
+        if let Some(message) = ended {
+            over(target, pod, now, message);
+            return false;
         }
         if let Some(report) = &report {
             take_over(target, report);
-            match report.state {
-                ReportState::Underway | ReportState::Injected => {}
-                ReportState::Recovered | ReportState::Done => return over(target, pod, now, &report.message),
+            let message = match report.state {
+                ReportState::Underway | ReportState::Injected => None,
+                ReportState::Recovered | ReportState::Done => Some(&report.message),
                 // Nothing was done, or nothing is left of it.
-                ReportState::Refused => return over(target, pod, now, &report.message),
+                ReportState::Refused => Some(&report.message),
                 ReportState::Failed if [CONTAINER_GONE, EXPIRED].contains(&report.reason.as_str()) => {
-                    return over(target, pod, now, &report.message);
+                    Some(&report.message)
                 }
-                ReportState::Failed => return fail(target, &report.reason, &report.message),
+                ReportState::Failed => {
+                    fail(target, &report.reason, &report.message);
+                    return false;
+                }
+            };
+            if let Some(message) = message {
+                over(target, pod, now, message);
+                return false;
             }
         }
         let node = target.node.clone().unwrap_or_default();
         let ends = self.plan.status.ends_at.as_ref().map(|at| at.0 + GRACE);
-        let (limit, message) = match world.daemon(&node) {
-            Daemon::None => (
-                since + NO_DAEMON,
-                format!(
-                    "node {node} runs no Squall daemon any more; the daemon took its faults back when it ended"
-                ),
+        let (limit, silent) = match world.daemon(&node) {
+            Daemon::None => (since + NO_DAEMON, Some(format!("node {node} runs no Squall daemon"))),
+            // If it lives, it ends the fault by itself, then.
+            Daemon::Unreachable(_) => (
+                ends.unwrap_or(since + LEASE).max(since + NO_DAEMON),
+                Some(format!("the daemon on node {node} can't be reached")),
             ),
-            Daemon::Unreachable(_) => {
-                let by_itself = ends.unwrap_or(since + LEASE).max(since + NO_DAEMON);
-                let at = by_itself.strftime("%Y-%m-%dT%H:%M:%SZ");
-                (
-                    by_itself,
-                    format!(
-                        "the daemon on node {node} couldn't be reached; the node ended it by itself, at {at} at the latest"
-                    ),
-                )
-            }
-            Daemon::Ready => (since + LEASE, String::new()),
+            Daemon::Ready => (since + LEASE, None),
         };
-        if limit > now {
-            self.wake(limit);
-            self.plan.orders.extend(order(self.ident.uid, target, fault.clone(), Stage::Recover));
-        } else if message.is_empty() {
+        doubt(target, silent.as_deref());
+        let late = limit <= now;
+        if late && silent.is_none() {
             let message = format!("the daemon on node {node} did not report it put back; see its log");
             fail(target, "NotRecovered", &message);
-        } else {
-            over(target, pod, now, &message);
+            return false;
         }
+        if !late {
+            self.wake(limit);
+        }
+        // Listed for as long as it takes: a daemon that comes back says what it has put back.
+        self.plan.orders.extend(order(self.ident.uid, target, fault.clone(), Stage::Recover));
+        late
     }
 
     /// The object goes: have everything put back. What isn't yet, by name.
-    pub(super) fn take_all_back(&mut self) -> Vec<String> {
-        let Ok(spec) = self.input.experiment.spec else { return Vec::new() };
-        let Some(fault) = NodeFault::of(spec).filter(|_| spec.lasting()) else { return Vec::new() };
+    pub(super) fn take_all_back(&mut self) -> Left {
+        let mut left = Left::default();
+        let Ok(spec) = self.input.experiment.spec else { return left };
+        let Some(fault) = NodeFault::of(spec).filter(|_| spec.lasting()) else { return left };
         let mut targets = std::mem::take(&mut self.plan.status.targets);
-        let mut left = Vec::new();
         for target in &mut targets {
-            match target.phase {
-                TargetPhase::Selected | TargetPhase::Injected => self.end(&fault, target, None),
+            let late = match target.phase {
+                TargetPhase::Selected | TargetPhase::Injected => {
+                    self.end(&fault, target, None);
+                    false
+                }
                 TargetPhase::Recovering => self.take_back(&fault, target),
                 TargetPhase::Recovered
                 | TargetPhase::Killed
                 | TargetPhase::Skipped
                 | TargetPhase::Failed
                 | TargetPhase::Released
-                | TargetPhase::Gone => {}
-            }
+                | TargetPhase::Gone => false,
+            };
             if target.phase == TargetPhase::Recovering {
                 let container = target.container.as_deref().unwrap_or_default();
-                left.push(format!("{}/{} {container}", target.namespace, target.pod));
+                let node = target.node.as_deref().unwrap_or_default();
+                let name = format!("{}/{} {container}", target.namespace, target.pod);
+                if late {
+                    left.unseen.push(format!("{name} on node {node}"));
+                } else {
+                    left.waited_for.push(name);
+                }
             }
         }
         self.plan.status.targets = targets;
         left
     }
+}
+
+/// What is not seen to be put back, of an object that goes.
+#[derive(Default)]
+pub(super) struct Left {
+    pub waited_for: Vec<String>,
+    /// Their nodes have been silent for too long.
+    pub unseen: Vec<String>,
 }
 
 /// The container of `target`, if it runs as another incarnation than the one that was ordered.
@@ -296,6 +341,15 @@ fn incarnation<'a>(target: &Target, pod: &'a PodView) -> Option<&'a ContainerVie
         Some(&container.name) == target.container.as_ref()
             && container.runs()
             && container.id != target.container_id
+    })
+}
+
+/// Whether the kubelet says that the container, as it was ordered, has ended. With it went its cgroup.
+fn has_ended(target: &Target, pod: &PodView) -> bool {
+    pod.containers.iter().any(|container| {
+        Some(&container.name) == target.container.as_ref()
+            && container.id == target.container_id
+            && matches!(container.state, ContainerState::Terminated(..))
     })
 }
 
@@ -320,8 +374,9 @@ fn anew(target: &mut Target) {
 }
 
 /// Its node has ended it though it is still wanted: it is ordered anew, once that is written.
-fn lapsed(target: &mut Target) {
+fn lapsed(target: &mut Target, now: Timestamp) {
     anew(target);
+    target.ordered_at = Some(MicroTime(now));
     target.interruptions = Some(target.interruptions.unwrap_or(0) + 1);
     target.message = Some("its node had ended it by itself; it is injected again".to_owned());
 }
@@ -333,6 +388,29 @@ fn mind(target: &mut Target, daemon: &Daemon) {
         Daemon::Ready => {}
         Daemon::None | Daemon::Unreachable(_) => target.message = Some(UNREACHABLE.to_owned()),
     }
+}
+
+/// Say that nobody has seen the fault put back, since its node is `silent`; or that it is heard again.
+fn doubt(target: &mut Target, silent: Option<&str>) {
+    let before = target.message.take().unwrap_or_default();
+    let before = before.split_once(UNSEEN).map_or(before.as_str(), |(before, _)| before);
+    let before = before.trim_end_matches("; ");
+    let message = match silent {
+        None => before.to_owned(),
+        Some(silent) => {
+            let before = if before.is_empty() { String::new() } else { format!("{before}; ") };
+            format!(
+                "{before}{UNSEEN}{silent}. That daemon puts it back when it starts; deleting the pod ends it, too"
+            )
+        }
+    };
+    target.message = Some(message).filter(|message| !message.is_empty());
+}
+
+/// Whether nobody has seen the fault put back, and why.
+pub(super) fn unseen(target: &Target) -> Option<&str> {
+    let (_, why) = target.message.as_deref()?.split_once(UNSEEN)?;
+    Some(why).filter(|_| target.phase == TargetPhase::Recovering)
 }
 
 /// What its node has told.
@@ -349,6 +427,7 @@ fn take_over(target: &mut Target, report: &Report) {
 
 /// It is put back.
 fn over(target: &mut Target, pod: &PodView, now: Timestamp, message: &str) {
+    doubt(target, None);
     let message = Some(message.to_owned()).filter(|message| !message.is_empty());
     if pod.terminating {
         went_away(target, now);
