@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use crate::{build, deploy, kubectl::Kubectl, sh};
+use crate::{build, deploy, kubectl::Kubectl, kwok::Kwok, sh};
 
 /// Arguments of `cargo xtask bench`.
 #[derive(clap::Args)]
@@ -28,6 +28,8 @@ enum Only {
     Pods,
     /// Those of stress.
     Stress,
+    /// Those of a large cluster, whose other nodes and pods are kwok's; only when asked for.
+    Scale,
     /// What the eBPF programs cost each system call and each fork, as ratios; without a cluster, and only when asked for.
     Ebpf,
 }
@@ -36,7 +38,7 @@ enum Only {
 pub fn run(args: Args) -> Result<()> {
     match args.only {
         Some(Only::Ebpf) => return ebpf(),
-        Some(Only::Pods | Only::Stress) | None => {}
+        Some(Only::Pods | Only::Stress | Only::Scale) | None => {}
     }
     let kubectl = Kubectl::up(None)?;
     deploy::install(&kubectl, None)?;
@@ -48,6 +50,11 @@ pub fn run(args: Args) -> Result<()> {
         kubectl.export(&mut command)?;
         sh::run(&mut command)
     };
+    if args.only == Some(Only::Scale) {
+        let cluster = kubectl.cluster().context("scale is measured on the local cluster")?;
+        let _nodes = Kwok::start(&cluster.kubeconfig(), &cluster.state_dir().join("log"))?;
+        return measure("bench_scale");
+    }
     let stress = if args.only == Some(Only::Pods) { Ok(()) } else { measure("bench_stress") };
     if args.only == Some(Only::Stress) {
         return stress;

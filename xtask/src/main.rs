@@ -13,6 +13,7 @@ mod image;
 mod images;
 mod kernels;
 mod kubectl;
+mod kwok;
 mod progress;
 mod sh;
 mod test;
