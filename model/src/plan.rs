@@ -11,6 +11,7 @@
 //!
 //! This module refuses to know how anything is done: no client, no clock, no randomness.
 
+mod back;
 mod choose;
 mod container;
 mod effect;
@@ -34,8 +35,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use squall_api::names;
 use squall_api::status::{Effect as Measured, ExperimentStatus, Phase, Receipt, Target};
 
+use self::back::Left;
 pub use self::janitor::{Chore, chore};
-use self::node::Left;
 pub use self::notes::{Note, NoteKind, notes};
 pub use self::order::{NodeFault, Order, Stage};
 pub use self::outcomes::{Outcome, Outcomes, Verb};

@@ -8,9 +8,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use squall_api::probe::OnHalt;
 use squall_api::status::{Phase, Target, TargetPhase};
 
+use super::back::unseen;
 use super::choose::{as_nodes, of_container, of_pod, whole_seconds};
 use super::halt::REFUSED;
-use super::node::unseen;
 use super::status::{count, targets};
 use super::{Input, MAX_TARGETS, NodeFault, Note, NoteKind, PodRef, Step, later, seconds, view};
 use crate::pod::{ContainerView, PodView};
