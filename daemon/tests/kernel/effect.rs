@@ -10,20 +10,21 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use squall_daemon::{
     order::{
-        Stage,
-        stress::{Device, IoLimit, Squeeze},
+        Order, Stage, Stress,
+        stress::{Device, IoLimit, Memory, Size, Squeeze},
     },
     report::{Reason, State},
 };
 
 use super::{
     sandbox::{Sandbox, until},
-    stress::{cpu, fault, injected, one, squeeze, stressors},
+    stress::{cpu, fault, injected, memory_limit, memory_used, none, one, squeeze, stressors},
 };
 
 crate::cases![
     what_shows_no_effect_is_a_failure_with_its_reason,
     what_the_containers_limit_does_not_permit_is_not_missed,
+    memory_grows_over_its_ramp_to_its_share_of_the_limit,
     writes_to_a_device_are_throttled_and_then_free,
 ];
 
@@ -53,6 +54,28 @@ async fn what_the_containers_limit_does_not_permit_is_not_missed() {
     // Judged after five seconds: a tenth of a CPU is all that may be had, and counts as all.
     let judged = injected(&mut rig).await;
     assert!(judged.lasting.effect.expect("an effect").during.is_some());
+}
+
+async fn memory_grows_over_its_ramp_to_its_share_of_the_limit() {
+    let (sandbox, _target, mut rig) = one();
+    let (limit, half) = (256_u64 << 20, 128_u64 << 20);
+    sandbox.set(memory_limit(&sandbox), &limit.to_string());
+    let before = memory_used(&sandbox);
+    let ramp = Duration::from_secs(4);
+    let memory = Memory { workers: 1, size: Size::Percent(50), ramp, oom_score_adj: None };
+    let start = Instant::now();
+    rig.order(vec![fault(&sandbox, "a", Stage::Fire, &Stress { memory: Some(memory), ..none() })]);
+    injected(&mut rig).await;
+    let grown = || memory_used(&sandbox).saturating_sub(before);
+    until(Duration::from_secs(4), "it grows", || grown() > half / 8).await;
+    // Never ahead of its time: a ramp that is none would have all of it at once.
+    while start.elapsed() < ramp / 2 {
+        let (due, is) = (half as f64 * start.elapsed().as_secs_f64() / ramp.as_secs_f64(), grown() as f64);
+        assert!(is < due + half as f64 / 8.0, "{is} after {:?}", start.elapsed());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    until(Duration::from_secs(6), "all of it is there", || grown() >= half - (2 << 20)).await;
+    assert!(grown() < half + (16 << 20), "{}", grown());
 }
 
 /// A device that is a file.
@@ -136,10 +159,7 @@ async fn writes_to_a_device_are_throttled_and_then_free() {
     let throttled = write_two_mebibytes(&sandbox, &path);
     assert!(throttled > Duration::from_millis(1500), "two MiB at one a second took {throttled:?}");
     // The laxer of the two holds when the stricter has ended.
-    let recover = |order: &squall_daemon::order::Order| squall_daemon::order::Order {
-        stage: Stage::Recover,
-        ..order.clone()
-    };
+    let recover = |order: &Order| Order { stage: Stage::Recover, ..order.clone() };
     rig.order(vec![lax.clone(), recover(&strict)]);
     assert_eq!(rig.outcome().await.state, State::Recovered);
     assert!(sandbox.get(file).contains(&(8 << 20).to_string()), "{}", sandbox.get(file));

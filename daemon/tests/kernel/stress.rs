@@ -51,7 +51,7 @@ crate::cases![
     fifty_stressed_containers_take_little_memory,
 ];
 
-fn none() -> Stress {
+pub fn none() -> Stress {
     Stress {
         cpu: None,
         memory: None,
@@ -126,7 +126,7 @@ fn cpu_nanos(sandbox: &Sandbox) -> u64 {
     micros.parse::<u64>().expect("microseconds") * 1000
 }
 
-fn memory_limit(sandbox: &Sandbox) -> &'static str {
+pub fn memory_limit(sandbox: &Sandbox) -> &'static str {
     if v2(sandbox) { "memory.max" } else { "memory.limit_in_bytes" }
 }
 
@@ -157,7 +157,7 @@ async fn load(sandbox: &Sandbox, time: Duration) -> f64 {
     (cpu_nanos(sandbox) - before) as f64 / start.elapsed().as_nanos() as f64 * 100.0
 }
 
-fn memory_used(sandbox: &Sandbox) -> u64 {
+pub fn memory_used(sandbox: &Sandbox) -> u64 {
     sandbox.get(if v2(sandbox) { "memory.current" } else { "memory.usage_in_bytes" }).parse().expect("bytes")
 }
 
