@@ -42,7 +42,7 @@ impl Step<'_> {
 
     /// Have it put back, until it is, or until there is nothing to put back. Whether its node has been silent for as
     /// long as an object that goes waits for it. Nothing is called put back that nobody has seen.
-    fn take_back(&mut self, fault: &NodeFault, target: &mut Target) -> bool {
+    pub(super) fn take_back(&mut self, fault: &NodeFault, target: &mut Target) -> bool {
         let Input { now, world, .. } = self.input;
         let since = target.recovered_at.get_or_insert(MicroTime(now)).0;
         let Some(pod) = view(world, target) else {
