@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::Api;
 use kube::api::DeleteParams;
@@ -123,7 +124,8 @@ async fn kill_daemon(ns: &Ns, scene: &Scene) -> Result<()> {
 
 async fn daemon_is_back(ns: &Ns, before: Option<String>) -> Result<()> {
     until("another daemon is there", async || {
-        let now = daemons_container(&daemon(ns).await?);
+        let daemons = pods_of_component(&ns.client, names::DAEMON).await?;
+        let now = daemons.first().and_then(daemons_container);
         Ok(if now.is_some() && now != before { Ok(()) } else { Err(format!("{now:?}")) })
     })
     .await
@@ -270,6 +272,12 @@ fn what_a_dead_daemon_left_is_not_called_recovered() {
             }
         }
         patch_daemon_set(&ns.client, nowhere(Some("true"))).await?;
+        let sets: Api<DaemonSet> = Api::namespaced(ns.client.clone(), names::NAMESPACE);
+        until("no other daemon will be made", async || {
+            let status = sets.get(names::DAEMON).await?.status.unwrap_or_default();
+            Ok(if status.desired_number_scheduled == 0 { Ok(()) } else { Err(format!("{status:?}")) })
+        })
+        .await?;
         restart_now(&ns.client, &dead.name()).await?;
         sigkill(&dead, "daemon")?;
         ns.annotate::<StressChaos>("stress", names::PAUSE, Some("true")).await?;
