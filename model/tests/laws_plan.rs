@@ -1291,6 +1291,8 @@ fn a_container_that_is_started_again_is_followed() {
     assert_eq!(sim.status.targets[0].phase, TargetPhase::Selected);
     sim.see();
     sim.turn(None);
+    // What the node has told.
+    sim.turn(None);
     assert_eq!((sim.hit_on_the_node(), sim.status.phase), (2, Some(Phase::Injected)));
     assert_eq!(sim.desired.len(), 2, "the old container is ordered no more");
 }
@@ -1386,6 +1388,8 @@ fn what_a_node_gave_up_is_injected_again_when_it_is_back() {
     sim.node.away = false;
     sim.reports = sim.node.told.clone();
     sim.turn(None);
+    // What the node has told.
+    sim.turn(None);
     assert_eq!((sim.hit_on_the_node(), sim.status.phase), (1, Some(Phase::Injected)));
     assert_eq!(sim.status.interruptions, Some(1));
 }
@@ -1399,6 +1403,8 @@ fn pausing_takes_it_back_and_resuming_orders_it_by_another_name() {
     sim.turn(None);
     assert_eq!((sim.status.phase, sim.hit_on_the_node()), (Some(Phase::Paused), 0));
     sim.annotate(names::PAUSE, None);
+    sim.turn(None);
+    // What the node has told.
     sim.turn(None);
     assert_eq!((sim.status.phase, sim.hit_on_the_node()), (Some(Phase::Injected), 1));
     assert!(!sim.desired.keys().any(|id| first.contains(id)), "a daemon never injects the same again");
