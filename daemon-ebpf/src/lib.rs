@@ -6,6 +6,8 @@
 
 /// Name of the program that signals; attached to the target's cgroup by a software perf event.
 pub const PROGRAM_SIGNAL_TASKS: &str = "signal_tasks";
+/// Takes its place where perf events are not to be had.
+pub const PROGRAM_SIGNAL_FORKING: &str = "signal_forking";
 /// Raw tracepoint programs: (name of the program, name of the tracepoint).
 pub const PROGRAMS_RAW_TRACEPOINT: [(&str, &str); 3] = [
     ("signal_generate", "signal_generate"),

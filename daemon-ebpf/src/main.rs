@@ -19,7 +19,7 @@
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 use aya_ebpf::{
-    Global,
+    EbpfContext, Global,
     bindings::BPF_NOEXIST,
     cty::c_void,
     helpers::{
@@ -73,6 +73,14 @@ static OFFSETS: Global<Offsets> = Global::new(Offsets {
 /// Runs every millisecond of CPU time of, and at every switch away from, a task of a watched cgroup.
 #[perf_event]
 pub fn signal_tasks(ctx: PerfEventContext) -> u32 {
+    let _ = signal_current(&ctx);
+    0
+}
+
+/// Runs in the context of the task that has just made another: whoever does so while it is fired is signalled, so that
+/// those whom nobody has seen yet become fewer.
+#[raw_tracepoint(tracepoint = "sched_process_fork")]
+pub fn signal_forking(ctx: RawTracePointContext) -> i32 {
     let _ = signal_current(&ctx);
     0
 }
@@ -248,7 +256,8 @@ fn named(task: u64, wanted: &[u8; 16]) -> Option<bool> {
     Some(true)
 }
 
-fn signal_current(ctx: &PerfEventContext) -> Option<()> {
+#[inline(always)]
+fn signal_current(ctx: &impl EbpfContext) -> Option<()> {
     let (cgroup, watch) = watch_of_current()?;
     let task = current_task();
     // A process whose last thread is on its way out keeps being switched; nothing is left to signal.

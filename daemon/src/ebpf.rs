@@ -32,6 +32,7 @@ use crate::{
 };
 use loaded::{Loaded, Loader};
 pub use triggers::Event;
+use triggers::Triggers;
 
 /// What keeps eBPF from working.
 #[derive(Debug, thiserror::Error)]
@@ -183,8 +184,9 @@ impl Engine {
         let (lease, records) = Lease::take(loaded, cgroup.level, slot, spec.signal)?;
         lease.loaded.add_watch(cgroup.id, watch)?;
         let perf_dir = target.perf.clone();
-        let (events, settled) = (Mutex::new(Vec::new()), AtomicBool::new(false));
-        let work = Work::Watch { watch, perf_dir, events, settled };
+        let events = Mutex::new(Vec::new());
+        let (forks, settled) = (AtomicBool::new(false), AtomicBool::new(false));
+        let work = Work::Watch { watch, perf_dir, events, forks, settled };
         Ok((Armed { cgroup: cgroup.id, work, lease }, records))
     }
 
@@ -255,6 +257,8 @@ enum Work {
         watch: Watch,
         perf_dir: Option<PathBuf>,
         events: Mutex<Vec<std::os::fd::OwnedFd>>,
+        /// In place of the events the program that signals whoever forks is attached.
+        forks: AtomicBool,
         /// The daemon has signalled everyone whom the program would.
         settled: AtomicBool,
     },
@@ -302,10 +306,20 @@ impl Armed {
     /// still tells what happens, and a trigger never fires.
     pub fn attach(&self) -> Result<(), EbpfError> {
         match &self.work {
-            Work::Watch { perf_dir, events, settled, .. } => {
+            Work::Watch { perf_dir, events, forks, settled, watch: _ } => {
                 if !settled.load(Ordering::Relaxed) {
                     let dir = perf_dir.as_deref().ok_or(EbpfError::NoCgroupId)?;
-                    lock(events).extend(perf::attach(dir, self.lease.loaded.signal_program())?);
+                    match perf::attach(dir, self.lease.loaded.signal_program()) {
+                        Ok(opened) => lock(events).extend(opened),
+                        // Debian's kernels want SYS_ADMIN for a perf event, unless they are told otherwise.
+                        Err(EbpfError::Perf { source, .. })
+                            if source.kind() == io::ErrorKind::PermissionDenied =>
+                        {
+                            self.lease.loaded.with_object(Triggers::attach_to_forks)?;
+                            forks.store(true, Ordering::Release);
+                        }
+                        Err(error) => return Err(error),
+                    }
                 }
             }
             Work::Trigger { event, held, .. } => {
@@ -391,7 +405,12 @@ impl Drop for Armed {
     fn drop(&mut self) {
         let Lease { loaded, slot, .. } = &self.lease;
         match &self.work {
-            Work::Watch { .. } => loaded.remove_watch(self.cgroup),
+            Work::Watch { forks, .. } => {
+                loaded.remove_watch(self.cgroup);
+                if forks.load(Ordering::Acquire) {
+                    loaded.with_object(Triggers::detach_from_forks);
+                }
+            }
             Work::Trigger { event, held, .. } => {
                 let held = held.load(Ordering::Acquire);
                 if held >= HELD_ENTRY {

@@ -1,5 +1,5 @@
 //! What of the loaded object belongs to triggers: their entries in the maps, and the places in the kernel where their
-//! programs run, each attached while some trigger needs it.
+//! programs run, each attached while some trigger needs it; and the one place that a kill may need for a while.
 //!
 //! Refuses two triggers of one container that wait for the same: the kernel could not tell them apart.
 
@@ -17,8 +17,8 @@ use aya::{
     },
 };
 use squall_daemon_ebpf::{
-    ExecKey, MAP_EXECS, MAP_FIRED, MAP_TRIGGERS, PATH_BYTES, PROGRAM_TRIGGER_CONNECT, PROGRAM_TRIGGER_EXEC,
-    PROGRAM_TRIGGER_SYSCALL, TRIGGER_CONNECT, TRIGGER_SYSCALL, Trigger, TriggerKey,
+    ExecKey, MAP_EXECS, MAP_FIRED, MAP_TRIGGERS, PATH_BYTES, PROGRAM_SIGNAL_FORKING, PROGRAM_TRIGGER_CONNECT,
+    PROGRAM_TRIGGER_EXEC, PROGRAM_TRIGGER_SYSCALL, TRIGGER_CONNECT, TRIGGER_SYSCALL, Trigger, TriggerKey,
 };
 
 use super::{
@@ -56,6 +56,8 @@ enum Place {
     Call(String),
     Connect,
     Exec,
+    /// No trigger: see [`Triggers::attach_to_forks`].
+    Fork,
 }
 
 impl Place {
@@ -72,6 +74,7 @@ impl Place {
             Self::Call(_) => PROGRAM_TRIGGER_SYSCALL,
             Self::Connect => PROGRAM_TRIGGER_CONNECT,
             Self::Exec => PROGRAM_TRIGGER_EXEC,
+            Self::Fork => PROGRAM_SIGNAL_FORKING,
         }
     }
 }
@@ -113,7 +116,20 @@ impl Triggers {
 
     /// Has the program for `event` run. Blocks for as long as the kernel takes.
     pub fn attach(&mut self, object: &mut Ebpf, event: &Event) -> Result<(), EbpfError> {
-        let place = Place::of(event);
+        self.hold(object, Place::of(event))
+    }
+
+    /// Has whoever forks in a watched cgroup signalled, where the program for every task of it can't be attached.
+    pub fn attach_to_forks(&mut self, object: &mut Ebpf) -> Result<(), EbpfError> {
+        self.hold(object, Place::Fork)
+    }
+
+    /// The opposite of [`Triggers::attach_to_forks`].
+    pub fn detach_from_forks(&mut self, object: &mut Ebpf) {
+        self.let_go(object, Place::Fork);
+    }
+
+    fn hold(&mut self, object: &mut Ebpf, place: Place) -> Result<(), EbpfError> {
         if let Some(held) = self.places.get_mut(&place) {
             held.count += 1;
             return Ok(());
@@ -125,7 +141,10 @@ impl Triggers {
 
     /// The opposite of [`Triggers::attach`]; with the last one that needs it the program goes out of the kernel.
     pub fn detach(&mut self, object: &mut Ebpf, event: &Event) {
-        let place = Place::of(event);
+        self.let_go(object, Place::of(event));
+    }
+
+    fn let_go(&mut self, object: &mut Ebpf, place: Place) {
         let Some(held) = self.places.get_mut(&place) else { return };
         held.count -= 1;
         if held.count > 0 {
@@ -257,12 +276,13 @@ fn attach(object: &mut Ebpf, place: &Place) -> Result<(Link, OwnedFd), EbpfError
             let fd = kept(program.fd().map_err(refused)?)?;
             Ok((program.take_link(id).map(Link::Tracepoint).map_err(failed)?, fd))
         }
-        Place::Exec => {
+        Place::Exec | Place::Fork => {
             let program: &mut RawTracePoint = program(object, name)?;
             if program.fd().is_err() {
                 program.load().map_err(refused)?;
             }
-            let id = program.attach("sched_process_exec").map_err(failed)?;
+            let tracepoint = if *place == Place::Fork { "sched_process_fork" } else { "sched_process_exec" };
+            let id = program.attach(tracepoint).map_err(failed)?;
             let fd = kept(program.fd().map_err(refused)?)?;
             Ok((program.take_link(id).map(Link::Raw).map_err(failed)?, fd))
         }
@@ -279,6 +299,8 @@ fn unload(object: &mut Ebpf, place: &Place) -> Result<(), EbpfError> {
         Place::Call(_) | Place::Connect => {
             program::<TracePoint>(object, place.program())?.unload().map_err(refused)
         }
-        Place::Exec => program::<RawTracePoint>(object, place.program())?.unload().map_err(refused),
+        Place::Exec | Place::Fork => {
+            program::<RawTracePoint>(object, place.program())?.unload().map_err(refused)
+        }
     }
 }

@@ -79,6 +79,7 @@ pub fn one(outcome: &Outcome) -> &ProcessReceipt {
 pub fn programs() -> Vec<String> {
     let ours = [
         "signal_tasks",
+        "signal_forking",
         "signal_generate",
         "signal_deliver",
         "sched_process_exit",

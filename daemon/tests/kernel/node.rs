@@ -171,7 +171,7 @@ fn fault(sandbox: &Sandbox, stage: Stage, signal: i32) -> Order {
         experiment: "ns/x".into(),
         container: sandbox.order(),
         stage,
-        ttl: Duration::from_secs(30),
+        ttl: slack(Duration::from_secs(30)),
         action: Some(Action::Kill(Kill::now(signal, Scope::Init))),
     }
 }

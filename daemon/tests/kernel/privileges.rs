@@ -6,7 +6,7 @@ use std::{
     path::Path,
     process::{self, Command},
     sync::Arc,
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime},
 };
 
 use squall_daemon::{
@@ -18,12 +18,13 @@ use squall_daemon::{
 };
 
 use super::{
-    sandbox::{Sandbox, prepare, tools},
+    sandbox::{Sandbox, Target, prepare, slack, tools, until},
     target::DUTY,
 };
 
 crate::cases![
     the_capabilities_of_the_manifest_are_enough,
+    with_them_a_fork_bomb_is_gone_within_a_second,
     without_kill_other_users_processes_are_not_signalled,
     without_bpf_the_kill_goes_through_pidfds,
     without_perfmon_the_kill_goes_through_pidfds,
@@ -41,6 +42,16 @@ const LAST_CAPABILITY: u32 = 63;
 async fn daemon_without(lacking: Option<Privilege>) -> (String, bool) {
     let mut sandbox = Sandbox::new();
     let mut target = sandbox.start("sleep-as-nobody");
+    let said = daemon_on(&sandbox, &target, lacking).await;
+    let lives = target.runs();
+    if lives {
+        target.0.kill().expect("ending the target");
+    }
+    target.wait().await;
+    (said, lives)
+}
+
+async fn daemon_on(sandbox: &Sandbox, target: &Target, lacking: Option<Privilege>) -> String {
     let mut command = Command::new(env::current_exe().expect("own path"));
     command.env(DUTY, DAEMON).env(TARGET, format!("{} {}", sandbox.id, target.pid()));
     // SAFETY: prctl alone, between fork and exec.
@@ -49,12 +60,7 @@ async fn daemon_without(lacking: Option<Privilege>) -> (String, bool) {
         tokio::task::spawn_blocking(move || command.output()).await.expect("a thread").expect("the daemon");
     let said = format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
     println!("{}", said.lines().map(|line| format!("  {line}\n")).collect::<String>().trim_end());
-    let lives = target.runs();
-    if lives {
-        target.0.kill().expect("ending the target");
-    }
-    target.wait().await;
-    (said, lives)
+    said
 }
 
 /// As on most nodes, the daemon begins in a cgroup namespace of its own. As the manifest has it: everything is dropped
@@ -112,11 +118,13 @@ pub fn be_the_daemon() -> ! {
             Err(error) => return println!("kill: {error}"),
         };
         let armed = prepared.armed().await.err().unwrap_or_default();
+        let start = Instant::now();
         match prepared.fire(SystemTime::now(), |_, _| Ok(())).await {
             Ok(Fired::Waiting(waiting)) => println!("kill: {}", waiting.describe()),
             Ok(Fired::Struck(mut collector)) => {
                 let outcome = collector.collect(std::future::pending()).await;
                 println!("kill: {:?} by {:?} {armed}", outcome.state, outcome.receipt.evidence);
+                println!("took: {} ms", start.elapsed().as_millis());
             }
             Err(error) => println!("kill: {error}"),
         }
@@ -126,10 +134,25 @@ pub fn be_the_daemon() -> ! {
 
 async fn the_capabilities_of_the_manifest_are_enough() {
     let (said, lives) = daemon_without(None).await;
-    assert!(said.contains("eBPF: \n") && said.contains("kill: Done by Ebpf"), "{said}");
+    assert!(said.contains("eBPF: \n") && said.contains("kill: Done by Ebpf \n"), "{said}");
     assert!(said.contains("root: Ok"), "{said}");
     assert!(said.contains("namespace: Ok(true)"), "{said}");
     assert!(!lives);
+}
+
+/// Where perf events are only for who has more (Debian's kernels), whoever forks is signalled.
+async fn with_them_a_fork_bomb_is_gone_within_a_second() {
+    let mut sandbox = Sandbox::new();
+    sandbox.limit(200);
+    let target = sandbox.start("bomb");
+    until(Duration::from_secs(10), "the bomb has grown", || sandbox.population() >= 150).await;
+    let said = daemon_on(&sandbox, &target, None).await;
+    assert!(said.contains("kill: Done by Ebpf \n"), "{said}");
+    let took = said.lines().find_map(|line| line.strip_prefix("took: ")?.strip_suffix(" ms"));
+    let took = Duration::from_millis(took.expect("a time").parse().expect("a number"));
+    assert!(took < slack(Duration::from_secs(1)), "{took:?}");
+    assert_eq!(sandbox.population(), 0);
+    target.wait().await;
 }
 
 async fn without_kill_other_users_processes_are_not_signalled() {

@@ -238,7 +238,7 @@ async fn a_neighbour_notices_nothing() {
     injected(&mut rig).await;
     let found = load(&sandbox, Duration::from_secs(2)).await;
     assert!(found > 50.0, "{found} %");
-    assert!(memory_used(&sandbox) > 64 << 20);
+    until(Duration::from_secs(4), "it is filled", || memory_used(&sandbox) > 64 << 20).await;
     let theirs = (cpu_nanos(&neighbour) - cpu_before) as f64 / start.elapsed().as_nanos() as f64;
     assert!(about(theirs * 100.0, 0.0, 1.0), "{theirs}");
     assert!(memory_used(&neighbour) <= memory_before + (1 << 20));
@@ -262,13 +262,16 @@ async fn memory_is_resident_and_goes() {
         stressors(&sandbox).into_iter().map(of).sum()
     };
     until(Duration::from_secs(4), "it is resident", || resident() >= size).await;
-    let shown = injected(&mut rig).await.lasting.effect.expect("an effect");
-    let grown = shown.during.and_then(|usage| usage.memory_bytes).expect("measured")
-        - shown.before.and_then(|usage| usage.memory_bytes).expect("measured");
+    // Told once when it should be there, on a slow machine a little early; and once more when it ends.
+    assert!(injected(&mut rig).await.lasting.effect.is_some_and(|effect| effect.during.is_some()));
+    rig.order(vec![fault(&sandbox, "a", Stage::Recover, &memory(size))]);
+    let end = rig.outcome().await;
+    assert_eq!(end.state, State::Recovered, "{end:?}");
+    let effect = end.lasting.effect.expect("an effect");
+    let grown = effect.during.and_then(|usage| usage.memory_bytes).expect("measured")
+        - effect.before.and_then(|usage| usage.memory_bytes).expect("measured");
     // The kernel counts in batches, one a CPU.
     assert!(grown + (1 << 20) >= size, "{grown}");
-    rig.order(vec![fault(&sandbox, "a", Stage::Recover, &memory(size))]);
-    assert_eq!(rig.outcome().await.state, State::Recovered);
     assert!(memory_used(&sandbox) < before + (8 << 20));
 }
 
