@@ -294,6 +294,11 @@ impl Policies {
 }
 
 impl Stop {
+    /// The policy that says so; `None` where a namespace is halted by its annotation.
+    pub fn policy(&self) -> Option<&str> {
+        self.by.strip_prefix("ChaosPolicy ")
+    }
+
     fn by_annotation(namespace: &str, why: &str) -> Self {
         let what = if namespace == names::NAMESPACE {
             "the whole cluster is halted".to_owned()

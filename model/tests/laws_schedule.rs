@@ -246,6 +246,28 @@ fn a_long_absence_is_counted_in_a_moment() {
 }
 
 #[test]
+fn a_clock_that_was_far_ahead_stalls_nothing() {
+    let mut world = World::new(&cron("*/10 * * * *"));
+    world.go(after(0), false);
+    world.go(after(365 * 24 * 3600), false);
+    let ahead = world.status.last_due_time.clone();
+    world.complete_all();
+    // A little: it waits until the time comes again.
+    world.go(after(365 * 24 * 3600 - 1200), false);
+    assert_eq!(world.status.last_due_time, ahead);
+    // A year: it goes on, and says so.
+    let due = world.go(after(700), false);
+    assert!(
+        due.said[0].warning && due.said[0].message.contains("runs are counted from now on"),
+        "{:?}",
+        due.said
+    );
+    assert_eq!((due.make, due.wake), (None, Some(after(1200))));
+    assert_eq!(world.go(after(701), false).said, []);
+    assert_eq!(world.go(after(1200), false).make, Some(name_of("nightly", "uid", after(1200))));
+}
+
+#[test]
 fn while_one_is_active_the_policy_says_what_becomes_of_the_next() {
     let with = |policy| {
         World::new(&spec(|spec| {
@@ -328,6 +350,8 @@ enum Step {
     Edit,
     /// Another controller, that still has an older status.
     Stale,
+    /// The clock is put back.
+    Back(u16),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -338,6 +362,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => any::<bool>().prop_map(Step::Pause),
         1 => Just(Step::Edit),
         2 => Just(Step::Stale),
+        1 => (0..60u16).prop_map(Step::Back),
     ];
     proptest::collection::vec(step, 1..60)
 }
@@ -368,6 +393,10 @@ proptest! {
                     let newer = std::mem::replace(&mut world.status, older.clone());
                     world.go(after(clock), true);
                     world.status = newer;
+                }
+                Step::Back(seconds) => {
+                    clock -= i64::from(seconds);
+                    world.go(after(clock), false);
                 }
             }
             older = before;

@@ -170,6 +170,9 @@ impl Desk {
         async {
             let answer = self.decide(path, &request).await;
             let outcome = told(&request, &answer);
+            if let Some((policy, rule)) = answer.denied.as_ref().and_then(|denied| denied.refused.as_ref()) {
+                self.app.metrics.refused(policy, rule);
+            }
             let body = answer.write(&request).map_err(|error| Rejected {
                 status: StatusCode::INTERNAL_SERVER_ERROR,
                 outcome: "unwritable",
@@ -229,10 +232,8 @@ impl Desk {
         namespaces: impl IntoIterator<Item = &'a String>,
         wanted: &Wanted,
     ) -> Result<(), Denied> {
-        self.app.world.permits(namespaces, wanted, Timestamp::now()).map_err(|refused| {
-            self.app.metrics.refused(&refused.policy, refused.rule);
-            Denied::forbidden(refused.message)
-        })
+        let permitted = self.app.world.permits(namespaces, wanted, Timestamp::now());
+        permitted.map_err(|refused| Denied::by_policy(refused.policy, refused.rule, refused.message))
     }
 
     async fn read(&self, headers: &HeaderMap, body: Body) -> Result<Held<'_>, Rejected> {

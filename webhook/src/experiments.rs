@@ -323,5 +323,5 @@ pub(crate) fn entry<'a>(
 }
 
 fn bad_request(message: String) -> Denied {
-    Denied { code: 400, reason: "BadRequest", message, causes: Vec::new() }
+    Denied { code: 400, reason: "BadRequest", message, causes: Vec::new(), refused: None }
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use squall_api::names;
 use squall_model::admission::{Actor, Denial, Guard, Setting, Verdict, newborn, pod_create, pod_update};
 use squall_model::pod::PodView;
-use squall_model::policy::Who;
+use squall_model::policy::{Rule, Who};
 use squall_model::substitute::FaultImages;
 
 use crate::review::{Answer, Denied, Request, UserInfo};
@@ -106,8 +106,13 @@ fn answer(before: &Pod, verdict: Verdict) -> Answer {
         let denied = match why {
             Denial::Field(error) => Denied::invalid(vec![error]),
             Denial::Refusal(refusal) => Denied::forbidden(refusal.to_string()),
-            Denial::Ineligible(_) | Denial::Stopped(_) | Denial::Policy(_) => {
-                Denied::forbidden(why.to_string())
+            Denial::Ineligible(_) => Denied::forbidden(why.to_string()),
+            Denial::Stopped(ref stop) => {
+                let rule = stop.rule.map_or(names::HALT, Rule::path);
+                Denied::by_policy(stop.policy().unwrap_or_default(), rule, why.to_string())
+            }
+            Denial::Policy(ref refusal) => {
+                Denied::by_policy(&refusal.policy, refusal.rule.path(), why.to_string())
             }
         };
         return Answer { patch: None, warnings, denied: Some(denied) };

@@ -170,23 +170,31 @@ pub struct Denied {
     pub message: String,
     /// The fields that are to blame.
     pub causes: Vec<FieldError>,
+    /// Where a policy or a halt says so: the policy, empty for a namespace's annotation, and the rule. To be counted.
+    pub refused: Option<(String, &'static str)>,
 }
 
 impl Denied {
     /// What was written makes no sense.
     pub fn invalid(errors: Vec<FieldError>) -> Self {
         let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        Self { code: 422, reason: "Invalid", message: all.join("; "), causes: errors }
+        Self { code: 422, reason: "Invalid", message: all.join("; "), causes: errors, refused: None }
     }
 
     /// It may not be done.
     pub fn forbidden(message: impl Into<String>) -> Self {
-        Self { code: 403, reason: "Forbidden", message: message.into(), causes: Vec::new() }
+        Self { code: 403, reason: "Forbidden", message: message.into(), causes: Vec::new(), refused: None }
+    }
+
+    /// `policy` says no by `rule`.
+    pub fn by_policy(policy: impl Into<String>, rule: &'static str, message: impl Into<String>) -> Self {
+        Self { refused: Some((policy.into(), rule)), ..Self::forbidden(message) }
     }
 
     /// Whether it may be done can't be told now.
     pub fn unavailable(message: impl Into<String>) -> Self {
-        Self { code: 503, reason: "ServiceUnavailable", message: message.into(), causes: Vec::new() }
+        let message = message.into();
+        Self { code: 503, reason: "ServiceUnavailable", message, causes: Vec::new(), refused: None }
     }
 }
 
@@ -255,7 +263,7 @@ impl Answer {
             }
             Some(_) | None => None,
         };
-        let status = denied.as_ref().map(|Denied { code, reason, message, causes }| Status {
+        let status = denied.as_ref().map(|Denied { code, reason, message, causes, refused: _ }| Status {
             status: "Failure",
             code: *code,
             reason,

@@ -154,8 +154,8 @@ impl World {
                 ..NamespaceView::default()
             });
             if *begins && let Some(stop) = policies.stop(&namespace, system.as_ref(), now) {
-                let policy = stop.by.strip_prefix("ChaosPolicy ").unwrap_or_default().to_owned();
-                let rule = stop.rule.map_or("annotation", Rule::path);
+                let policy = stop.policy().unwrap_or_default().to_owned();
+                let rule = stop.rule.map_or(names::HALT, Rule::path);
                 return Err(Refused { policy, rule, message: stop.to_string() });
             }
             policies.permits(&namespace, ask, who).map_err(|refusal| Refused {

@@ -215,3 +215,87 @@ async fn an_empty_list_is_accepted_with_a_warning() {
     assert!(answer.allowed());
     assert!(answer.warnings().contains("nothing may ever be hit"), "{}", answer.warnings());
 }
+
+const DEPLOYMENT: (&str, &str, &str) = ("apps", "v1", "Deployment");
+const SCHEDULE: (&str, &str, &str) = ("squall.dev", "v1alpha1", "Schedule");
+
+/// The answer to `asked` where this policy holds, and what was counted.
+async fn under(spec: Value, path: &str, asked: &Value) -> (support::Reviewed, String) {
+    let bench = bench();
+    know(&bench, json!({}), &[policy(spec)]);
+    let support::Bench { router, world, metrics, api } = bench;
+    let counted = metrics.clone();
+    let answered = async move {
+        let bench = support::Bench { router, world, metrics, api: support::nobody() };
+        bench.review(path, asked).await
+    };
+    (futures::join!(answered, yes(api)).0, counted.encode().unwrap())
+}
+
+#[rstest]
+#[case("pod-kill", "one", "allow.actions: found pod-kill; allowed: pod-failure, stress", "allow.actions")]
+#[case("pod-failure", "one,1h", "limits.maxDuration: found 1h; allowed: at most 10m", "limits.maxDuration")]
+#[case("stress-cpu", "2", "limits.maxTargets: found 2; allowed: 1", "limits.maxTargets")]
+#[tokio::test]
+async fn annotations_and_schedules_are_told_what_policies_say_and_it_is_counted(
+    #[case] fault: &str,
+    #[case] value: &str,
+    #[case] words: &str,
+    #[case] rule: &str,
+) {
+    let rules = json!({
+        "allow": {"actions": ["pod-failure", "stress"]}, "limits": {"maxDuration": "10m", "maxTargets": 1},
+    });
+    let line = format!(r#"squall_webhook_refusals_total{{policy="p",rule="{rule}"}} 1"#);
+    let object = |annotations: Value| {
+        json!({
+            "apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": {"name": "web", "namespace": "team", "uid": "d-1", "annotations": annotations},
+            "spec": {
+                "selector": {"matchLabels": {"app": "web"}},
+                "template": {"spec": {"containers": [{"name": "app", "image": "app:1"}]}}
+            }
+        })
+    };
+    let asked = review(
+        "UPDATE",
+        DEPLOYMENT,
+        "ann",
+        object(json!({})),
+        object(json!({format!("squall.dev/{fault}"): value})),
+    );
+    let (answer, counted) = under(rules.clone(), names::PATH_MUTATE_ANNOTATIONS, &asked).await;
+    assert!(!answer.allowed() && answer.message().contains(words), "{}", answer.message());
+    assert!(counted.contains(&line), "{counted}");
+
+    let cpu = json!({"mode": "fixed", "value": "2", "duration": "5m", "stressors": {"cpu": {"workers": 1}}});
+    let (kind, chaos) = match fault {
+        "pod-kill" => ("podChaos", json!({"action": "pod-kill", "mode": "one"})),
+        "pod-failure" => ("podChaos", failure("1h")),
+        _ => ("stressChaos", cpu),
+    };
+    let type_ = if kind == "podChaos" { "PodChaos" } else { "StressChaos" };
+    let schedule = json!({
+        "apiVersion": "squall.dev/v1alpha1", "kind": "Schedule", "metadata": {"name": "x", "namespace": "team"},
+        "spec": {"schedule": "@daily", "type": type_, kind: chaos}
+    });
+    let asked = review("CREATE", SCHEDULE, "ann", Value::Null, schedule);
+    let (answer, counted) = under(rules, names::PATH_VALIDATE_EXPERIMENTS, &asked).await;
+    assert!(!answer.allowed() && answer.message().contains(words), "{}", answer.message());
+    assert!(counted.contains(&line), "{counted}");
+}
+
+#[tokio::test]
+async fn what_the_hand_is_refused_is_counted_too() {
+    let asked = review("UPDATE", POD, "ann", pod(json!({})), pod(json!({names::FAULT: names::POD_FAILURE})));
+    for (spec, rule) in [
+        (json!({"allow": {"actions": []}}), "allow.actions"),
+        (json!({"halt": {"active": true}}), "halt"),
+        (json!({"windows": []}), "windows"),
+    ] {
+        let (answer, counted) = under(spec, names::PATH_MUTATE_PODS, &asked).await;
+        assert!(!answer.allowed());
+        let line = format!(r#"squall_webhook_refusals_total{{policy="p",rule="{rule}"}} 1"#);
+        assert!(counted.contains(&line), "{counted}");
+    }
+}

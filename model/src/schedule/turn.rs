@@ -12,6 +12,8 @@ use squall_api::schedule::{ConcurrencyPolicy, ScheduleStatus};
 use super::{Draw, Schedule};
 use crate::time::format_duration;
 
+/// How far the clock may be put back before what was written then is taken to be wrong.
+const AHEAD: SignedDuration = SignedDuration::from_hours(1);
 /// How many runs are counted one by one.
 const COUNTED: u32 = 1000;
 
@@ -97,15 +99,26 @@ pub fn turn(input: Input<'_>) -> Turn {
     let was_suspended = condition(status, "Suspended");
     let changed = status.observed_generation != generation;
 
+    // A clock that was put back a little has the next run wait; one that was far ahead would have it wait for ever.
+    let far = now.saturating_add(AHEAD).unwrap_or(now);
+    let ahead =
+        [status.last_due_time.as_ref().map(|due| due.0), status.counted_from.as_ref().map(|from| from.0)];
+    let ahead = ahead.into_iter().flatten().max().filter(|at| *at > far);
     // Runs are counted from now on where what they were counted by is no longer so.
     let anchor = match &status.counted_from {
-        Some(from) if !changed && !was_suspended => from.0,
+        Some(from) if !changed && !was_suspended && ahead.is_none() => from.0,
         Some(_) => whole(now),
         None => whole(created),
     };
     turn.status.counted_from = Some(MicroTime(anchor));
     turn.status.observed_generation = generation;
-    let last = status.last_due_time.as_ref().map_or(anchor, |time| time.0.max(anchor));
+    if let Some(ahead) = ahead {
+        turn.status.last_due_time = None;
+        let message =
+            format!("the clock was at {ahead}, and is at {} now: runs are counted from now on", whole(now));
+        turn.said.push(Said { warning: true, reason: "ClockPutBack", message });
+    }
+    let last = turn.status.last_due_time.as_ref().map_or(anchor, |time| time.0.max(anchor));
 
     let mut active: Vec<&Child> =
         children.iter().filter(|child| !child.completed && !child.deleting).collect();
