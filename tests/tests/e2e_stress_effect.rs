@@ -48,8 +48,13 @@ fn file(id: &str, names: &[&str]) -> Result<PathBuf> {
     let init = *containers_processes(id)?.first().context("it has no process")?;
     let text = fs::read_to_string(format!("/proc/{init}/cgroup"))?;
     let bare = id.rsplit('/').next().unwrap_or(id);
-    let paths = text.lines().filter_map(|line| line.splitn(3, ':').nth(2)).filter(|path| path.contains(bare));
-    let path = paths.into_iter().next().context("it has no cgroup")?.trim_start_matches('/').to_owned();
+    let path = text
+        .lines()
+        .filter_map(|line| line.splitn(3, ':').nth(2))
+        .find(|path| path.contains(bare))
+        .context("it has no cgroup")?
+        .trim_start_matches('/')
+        .to_owned();
     let top = Path::new("/sys/fs/cgroup");
     let mounts = fs::read_dir(top)?.flatten().map(|entry| entry.path()).chain([top.to_owned()]);
     let mut files =
