@@ -14,6 +14,7 @@ mod marks;
 mod modes;
 mod namespace;
 mod pods;
+mod policy;
 mod residue;
 mod system;
 mod wait;
@@ -30,6 +31,7 @@ pub use marks::{Cgroups, changed};
 pub use modes::{OF, in_each_mode};
 pub use namespace::{Ns, OptIn, with_ns};
 pub use pods::PodExt;
+pub use policy::{Policy, hit, refusal, says};
 pub use system::{
     Disruption, delete_lease, leader, patch_daemon_set, pods_of_component, restart_now, scale, settled,
     sigkill, silence_the_api_server,

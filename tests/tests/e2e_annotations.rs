@@ -8,11 +8,11 @@ use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::ResourceExt as _;
 use kube::api::ListParams;
 use serde_json::json;
-use squall_api::names;
 use squall_api::podchaos::{Action, PodChaos};
+use squall_api::{StressChaos, names};
 use squall_tests::{
-    ExperimentExt as _, Ns, OptIn, PodExt as _, Ran, client_as, deployment, holds_for, kubectl, pod,
-    stateful_set, unschedulable, until, with_ns,
+    ExperimentExt as _, Ns, OptIn, PodExt as _, Policy, Ran, client_as, containers_processes, deployment,
+    holds_for, kubectl, pod, stateful_set, unschedulable, until, with_ns,
 };
 
 fn annotate(ns: &Ns, object: &str, what: &str) -> Result<Ran> {
@@ -327,6 +327,71 @@ fn container_kill_names_container_and_signal() {
                 && !pod.annotations().contains_key(names::ASK_CONTAINER_KILL)
         })
         .await?;
+        Ok(())
+    });
+}
+
+/// Stress by annotation is an experiment of the other kind; how many containers it has hit.
+async fn stressed(ns: &Ns) -> Result<Vec<StressChaos>> {
+    Ok(ns.api::<StressChaos>().list(&ListParams::default()).await?.items)
+}
+
+#[test]
+fn stress_lasts_as_long_as_its_annotation() {
+    with_ns("annotate-stress", OptIn::Yes, async |ns| {
+        ns.create(&deployment("web", 1, false)).await?;
+        let pod = ns.ready_pods("web", 1).await?.remove(0);
+        let id = pod.container("app").and_then(|one| one.container_id).context("it does not run")?;
+        let own = containers_processes(&id)?.len();
+        for (annotation, shown) in
+            [("squall.dev/stress-cpu=one", "cpu"), ("squall.dev/stress-memory=16Mi,4m", "memory")]
+        {
+            annotate(ns, "deployment/web", annotation)?.ok()?;
+            let chaos = until("it is injected", async || {
+                let all = stressed(ns).await?;
+                let there = all.iter().find(|chaos| chaos.is("Injected")).cloned();
+                Ok(there.ok_or_else(|| format!("{all:?}")))
+            })
+            .await?;
+            let told = chaos.told();
+            assert!(told.stressors.clone().unwrap_or_default().contains(shown), "{}", chaos.shown());
+            assert!(chaos.annotations()[names::REQUESTED_BY].contains("username"), "{}", chaos.shown());
+            assert!(containers_processes(&id)?.len() > own, "{}", chaos.shown());
+            let (key, _) = annotation.split_once('=').context("key and value")?;
+            annotate(ns, "deployment/web", &format!("{key}-"))?.ok()?;
+            until("nothing of it is left", async || {
+                let (left, processes) = (stressed(ns).await?, containers_processes(&id)?.len());
+                let fits = left.is_empty() && processes == own;
+                Ok(if fits { Ok(()) } else { Err(format!("{processes} processes, {own} before; {left:?}")) })
+            })
+            .await?;
+        }
+        bare(ns, "web").await?;
+        assert_eq!(ns.pod(&pod.name()).await?.restarts("app"), 0);
+        Ok(())
+    });
+}
+
+#[test]
+fn what_a_policy_forbids_is_refused_when_it_is_annotated() {
+    with_ns("annotate-policy", OptIn::Yes, async |ns| {
+        ns.create(&deployment("web", 3, true)).await?;
+        ns.pods_until("web", "there are three", |pods| pods.len() == 3).await?;
+        let rules = json!({
+            "allow": { "actions": ["pod-failure", "stress"] }, "limits": { "maxDuration": "10m", "maxTargets": 1 },
+        });
+        let policy = Policy::make(ns, rules).await?;
+        for (annotation, parts) in [
+            ("squall.dev/pod-kill=one", ["allow.actions", "found pod-kill", "pod-failure, stress"]),
+            ("squall.dev/pod-failure=one,1h", ["limits.maxDuration", "found 1h", "at most 10m"]),
+            ("squall.dev/stress-cpu=2,5m", ["limits.maxTargets", "found 2", "allowed: 1"]),
+        ] {
+            let said = annotate(ns, "deployment/web", annotation)?.refused()?;
+            squall_tests::says(&said, &parts)?;
+            squall_tests::says(&said, &[&policy.name])?;
+        }
+        assert!(deployment_annotations(ns, "web").await?.is_empty());
+        assert!(experiments(ns).await?.is_empty() && stressed(ns).await?.is_empty());
         Ok(())
     });
 }

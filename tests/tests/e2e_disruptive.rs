@@ -138,6 +138,13 @@ fn without_all_of_squall_nobodys_pods_are_held_up() {
         let pods = ns.ready_pods("web", 3).await?;
         assert!(began.elapsed() < Duration::from_secs(30), "it took {:?}", began.elapsed());
         assert!(pods.iter().all(|pod| pod.substituted().is_empty()));
+        // That the switch does nothing is said by the API server itself.
+        let out = ns.another("down-out", OptIn::No).await?;
+        out.create(&unschedulable("web", "web")).await?;
+        let label = ["-n", &out.name, "label", "pod", "web", "squall.dev/fault=pod-failure"];
+        let said = kubectl(&label)?.ok()?;
+        assert!(said.contains("Warning:") && said.contains("does nothing here"), "{said}");
+        out.label::<Pod>("web", names::FAULT, None).await?;
         // Whoever labels a failed pod otherwise, annotates or deletes it is not held up either.
         ns.label::<Pod>("hit", "team", Some("blue")).await?;
         ns.annotate::<PodChaos>("down", names::PAUSE, Some("true")).await?;

@@ -8,16 +8,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::Event;
-use kube::Api;
 use kube::api::{ListParams, PostParams};
 use serde_json::{Value, json};
 use squall_api::chaospolicy::PolicyState;
+use squall_api::names;
 use squall_api::podchaos::{Action, Mode, Phase, PodChaos, PodChaosSpec};
 use squall_api::probe::OnHalt;
-use squall_api::{ChaosPolicy, names};
 use squall_tests::{
-    ExperimentExt as _, Ns, OptIn, PAUSE, PodExt as _, Ran, deployment, experiment, holds_for, kubectl,
-    kubectl_stdin, pod, stateful_set, unschedulable, until, with_ns,
+    ExperimentExt as _, Ns, OptIn, PAUSE, PodExt as _, Policy, Ran, deployment, experiment, hit, holds_for,
+    kubectl, kubectl_stdin, pod, refusal, says, stateful_set, unschedulable, until, with_ns,
 };
 
 /// What the order gives a halt, from its write to the last image that is back.
@@ -25,92 +24,12 @@ const HALTED_WITHIN: Duration = Duration::from_secs(2);
 /// What it gives the withdrawal of an opt-in.
 const WITHDRAWN_WITHIN: Duration = Duration::from_secs(5);
 
-/// A policy for one namespace, of the same name.
-struct Policy {
-    name: String,
-}
-
-impl Policy {
-    async fn make(ns: &Ns, rules: Value) -> Result<Self> {
-        Self::make_that_is(ns, rules, PolicyState::Open).await
-    }
-
-    /// Applies it as an administrator does, and waits until the controller has read it.
-    async fn make_that_is(ns: &Ns, rules: Value, state: PolicyState) -> Result<Self> {
-        let made = Self { name: ns.name.clone() };
-        let mut spec = rules;
-        spec["namespaceSelector"] = json!({ "matchLabels": { "kubernetes.io/metadata.name": ns.name } });
-        let object = json!({
-            "apiVersion": "squall.dev/v1alpha1", "kind": "ChaosPolicy",
-            "metadata": { "name": made.name }, "spec": spec,
-        });
-        kubectl_stdin(&["create", "-f", "-"], &object.to_string())?.ok()?;
-        made.state(ns, state).await?;
-        Ok(made)
-    }
-
-    async fn now(&self, ns: &Ns) -> Result<ChaosPolicy> {
-        Ok(Api::all(ns.client.clone()).get(&self.name).await?)
-    }
-
-    async fn state(&self, ns: &Ns, wanted: PolicyState) -> Result<ChaosPolicy> {
-        until(&format!("the policy is {wanted:?}"), async || {
-            let now = self.now(ns).await?;
-            let status = now.status.clone().unwrap_or_default();
-            let fits = status.state == Some(wanted) && status.observed_generation == now.metadata.generation;
-            Ok(if fits { Ok(now) } else { Err(format!("{status:?}")) })
-        })
-        .await
-    }
-
-    fn patch(&self, patch: &str) -> Result<String> {
-        kubectl(&["patch", "chaospolicy", &self.name, "--type=merge", "-p", patch])?.ok()
-    }
-}
-
-impl Drop for Policy {
-    /// Also when an assertion fails.
-    fn drop(&mut self) {
-        let _ = kubectl(&["delete", "chaospolicy", &self.name, "--ignore-not-found", "--wait=false"]);
-    }
-}
-
 fn failure(name: &str, change: impl FnOnce(&mut PodChaosSpec)) -> PodChaos {
     experiment(name, Action::PodFailure, Mode::All, change)
 }
 
 fn fixed(name: &str, count: usize) -> PodChaos {
     experiment(name, Action::PodFailure, Mode::Fixed, |spec| spec.value = Some(count.to_string()))
-}
-
-/// Why an experiment may not be: from admission, or from its status where admission, which only advises, let it in.
-async fn refusal(ns: &Ns, chaos: &PodChaos) -> Result<String> {
-    match ns.api::<PodChaos>().create(&PostParams::default(), chaos).await {
-        Err(kube::Error::Api(status)) => Ok(status.message.clone()),
-        Err(error) => Err(error.into()),
-        Ok(made) => {
-            let name = made.metadata.name.context("it has no name")?;
-            let ended = ns.completed(&name).await?;
-            ensure!(matches!(ended.phase(), Phase::Failed | Phase::Halted), "{}", ended.shown());
-            Ok(ended.told().message.unwrap_or_default())
-        }
-    }
-}
-
-fn says(text: &str, parts: &[&str]) -> Result<()> {
-    for part in parts {
-        ensure!(text.contains(part), "{part:?} is missing in: {text}");
-    }
-    Ok(())
-}
-
-/// Names of the pods with this label that are hit: by their image, or by what says that they shall be.
-async fn hit(ns: &Ns, app: &str) -> Result<BTreeSet<String>> {
-    let pods = ns.pods(app).await?;
-    let hit = pods.iter().filter(|pod| {
-        pod.label(names::FAULT).is_some() || !pod.holders().is_empty() || !pod.substituted().is_empty()
-    });
-    Ok(hit.map(|pod| pod.name()).collect())
 }
 
 async fn nothing_is_hit(ns: &Ns, app: &str) -> Result<()> {
@@ -525,5 +444,121 @@ fn the_switch_outside_of_the_opt_in_is_warned_of_and_does_nothing() {
         let said = kubectl(&["-n", &ns.name, "label", "pod", "web", "example.org/a=b"])?.ok()?;
         ensure!(!said.contains("Warning"), "{said}");
         Ok(())
+    });
+}
+
+#[test]
+fn where_the_switch_works_nothing_is_warned_of_and_protected_namespaces_say_that_no_label_opens_them() {
+    with_ns("policy-warnings", OptIn::Yes, async |ns| {
+        const NOTHING: &str = "does nothing";
+        // Born with it, where it works, where it doesn't, and where it never will.
+        let born = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "name": "born", "labels": { names::FAULT: names::POD_FAILURE } },
+            "spec": pod("born").spec,
+        });
+        let create = |namespace: &str| {
+            kubectl_stdin(&["-n", namespace, "create", "--dry-run=server", "-f", "-"], &born.to_string())
+        };
+        let said = create(&ns.name)?.ok()?;
+        ensure!(!said.contains(NOTHING), "{said}");
+        let other = ns.another("policy-out", OptIn::No).await?;
+        let opens = format!("kubectl label namespace {} squall.dev/inject=enabled", other.name);
+        says(&create(&other.name)?.ok()?, &["Warning:", NOTHING, &opens])?;
+        for namespace in ["kube-system", "kube-public", names::NAMESPACE] {
+            let said = create(namespace)?.ok()?;
+            says(&said, &["Warning:", NOTHING, namespace, "it is protected, no label opens it"])?;
+        }
+        // Added to a live pod, changed, taken away.
+        ns.create(&unschedulable("web", "web")).await?;
+        let said = switch(ns, "web", &[])?.ok()?;
+        ensure!(!said.contains(NOTHING), "{said}");
+        kubectl(&["-n", &ns.name, "label", "pod", "web", "squall.dev/fault-"])?.ok()?;
+        ns.whole("web").await?;
+        other.create(&unschedulable("web", "web")).await?;
+        says(&switch(&other, "web", &[])?.ok()?, &["Warning:", NOTHING])?;
+        for what in ["squall.dev/fault=other", "squall.dev/fault-"] {
+            let said = kubectl(&["-n", &other.name, "label", "pod", "web", "--overwrite", what])?.ok()?;
+            ensure!(!said.contains("Warning"), "{what}: {said}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn what_a_workload_says_protects_its_pods_and_said_during_a_fault_it_recovers_them() {
+    with_ns("protect-workload", OptIn::Yes, async |ns| {
+        for name in ["safe", "web"] {
+            ns.create(&deployment(name, 2, true)).await?;
+            ns.pods_until(name, "there are two", |pods| pods.len() == 2).await?;
+        }
+        let protect = |name: &str, verb: &str, what: &str| {
+            kubectl(&["-n", &ns.name, verb, "deployment", name, what])?.ok()
+        };
+        protect("safe", "label", "squall.dev/protect=true")?;
+        // Each replica of the webhook learns of it by its own watch.
+        let safe = ns.pods("safe").await?.remove(0).name();
+        until("the hand may not fail its pods", async || {
+            let ran = switch(ns, &safe, &["--dry-run=server"])?;
+            let refused = !ran.success && ran.text.contains("the pod's workload is protected");
+            Ok(if refused { Ok(()) } else { Err(ran.text) })
+        })
+        .await?;
+        let said = kubectl(&["-n", &ns.name, "annotate", "deployment", "safe", "squall.dev/pod-kill=one"])?;
+        says(
+            &said.refused()?,
+            &["squall.dev/pod-kill", "the Deployment is protected", "squall.dev/protect"],
+        )?;
+        ns.create(&failure("all", |_| ())).await?;
+        let injected = ns.phase("all", Phase::Injected).await?;
+        assert_eq!(hit(ns, "web").await?.len(), 2, "{}", injected.shown());
+        assert!(hit(ns, "safe").await?.is_empty(), "{}", injected.shown());
+        let skipped = injected
+            .told()
+            .targets
+            .into_iter()
+            .filter(|target| target.reason.as_deref() == Some("Protected"));
+        assert_eq!(skipped.count(), 2);
+        // An annotation says the same.
+        protect("web", "annotate", "squall.dev/protect=true")?;
+        let took = images_are_back(ns, "web", Instant::now()).await?;
+        in_time("recovered by protecting the workload", took, WITHDRAWN_WITHIN)?;
+        let ended = ns.completed("all").await?;
+        assert_eq!(ended.reason("Completed"), "Aborted", "{}", ended.shown());
+        ns.all_whole("web").await?;
+        // And what is not protected any more may be hit again.
+        protect("web", "annotate", "squall.dev/protect-")?;
+        ns.create(&failure("again", |_| ())).await?;
+        ns.phase("again", Phase::Injected).await?;
+        assert_eq!(hit(ns, "web").await?.len(), 2);
+        ns.end_chaos("again").await
+    });
+}
+
+#[test]
+fn policies_that_contradict_each_other_leave_nothing_and_the_one_that_refuses_is_named() {
+    with_ns("policy-contradict", OptIn::Yes, async |ns| {
+        ns.create(&unschedulable("web", "web")).await?;
+        let _kills = Policy::make(ns, json!({ "allow": { "actions": ["pod-kill"] } })).await?;
+        let other = ns.another("policy-contradict", OptIn::No).await?;
+        // Of the same namespace, under another name.
+        let stress = json!({
+            "apiVersion": "squall.dev/v1alpha1", "kind": "ChaosPolicy", "metadata": { "name": other.name },
+            "spec": {
+                "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": ns.name } },
+                "allow": { "actions": ["stress"] },
+            },
+        });
+        kubectl_stdin(&["create", "-f", "-"], &stress.to_string())?.ok()?;
+        let second = Policy { name: other.name.clone() };
+        second.state(ns, PolicyState::Open).await?;
+        let kill = experiment("kill", Action::PodKill, Mode::One, |_| ());
+        says(
+            &refusal(ns, &kill).await?,
+            &[&second.name, "allow.actions", "found pod-kill", "allowed: stress"],
+        )?;
+        let why = refusal(ns, &failure("fail", |_| ())).await?;
+        says(&why, &["allow.actions", "found pod-failure"])?;
+        nothing_is_hit(ns, "web").await
     });
 }

@@ -6,12 +6,12 @@ use anyhow::Result;
 use kube::ResourceExt as _;
 use kube::api::{DeleteParams, ListParams, PostParams};
 use serde_json::{Value, json};
-use squall_api::names;
 use squall_api::podchaos::{Phase, PodChaos};
 use squall_api::schedule::Schedule;
+use squall_api::{StressChaos, names};
 use squall_tests::{
-    Disruption, ExperimentExt as _, Ns, OptIn, PodExt as _, from_json, holds_for, kubectl, kubectl_stdin,
-    leader, restart_now, settled, unschedulable, until, until_within, with_ns,
+    Disruption, ExperimentExt as _, Ns, OptIn, PodExt as _, Policy, from_json, holds_for, kubectl,
+    kubectl_stdin, leader, pod, restart_now, says, settled, unschedulable, until, until_within, with_ns,
 };
 
 fn schedule(name: &str, change: Value) -> Schedule {
@@ -262,5 +262,51 @@ fn a_controller_that_dies_begins_nothing_twice() {
         end(ns, "storm").await?;
         ns.whole("web").await?;
         Ok(())
+    });
+}
+
+#[test]
+fn stress_comes_by_schedule_too_and_goes_with_it() {
+    with_ns("sched-stress", OptIn::Yes, async |ns| {
+        ns.ready_pod(&pod("web")).await?;
+        let stress = json!({
+            "mode": "one", "duration": "5m", "selector": {"labelSelectors": {"app": "web"}},
+            "stressors": {"cpu": {"workers": 1, "load": 10}},
+        });
+        let change = json!({"type": "StressChaos", "stressChaos": stress, "podChaos": null});
+        ns.create(&schedule("storm", change)).await?;
+        let all = async || {
+            Ok::<_, anyhow::Error>(ns.api::<StressChaos>().list(&ListParams::default()).await?.items)
+        };
+        let child = until("the first is injected, and no other begins", async || {
+            let all = all().await?;
+            Ok(match all.as_slice() {
+                [one] if one.is("Injected") => Ok(one.clone()),
+                other => Err(format!("{other:?}")),
+            })
+        })
+        .await?;
+        assert_eq!(child.owner_references()[0].name, "storm");
+        assert!(child.annotations()[names::REQUESTED_BY].contains("username"));
+        ns.api::<Schedule>().delete("storm", &DeleteParams::default()).await?;
+        until("its experiment is gone", async || {
+            let left = all().await?;
+            Ok(if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) })
+        })
+        .await?;
+        ns.whole("web").await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn what_a_policy_forbids_is_refused_when_it_is_scheduled() {
+    with_ns("sched-policy", OptIn::Yes, async |ns| {
+        let rules = json!({"allow": {"actions": ["pod-kill"]}});
+        let policy = Policy::make(ns, rules).await?;
+        let refused =
+            ns.api::<Schedule>().create(&PostParams::default(), &schedule("storm", json!({}))).await;
+        let Err(kube::Error::Api(status)) = refused else { panic!("it was not refused: {refused:?}") };
+        says(&status.message, &[&policy.name, "allow.actions", "found pod-failure", "allowed: pod-kill"])
     });
 }

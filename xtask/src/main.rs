@@ -15,6 +15,7 @@ mod kernels;
 mod kubectl;
 mod kwok;
 mod progress;
+mod prometheus;
 mod sh;
 mod test;
 mod undeploy;

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{build, cluster, cluster::prereq, deploy, kubectl::Kubectl, sh};
+use crate::{build, cluster, cluster::prereq, deploy, kubectl::Kubectl, prometheus, sh};
 
 /// The crate whose tests need Squall installed.
 const END_TO_END: &str = "squall-tests";
@@ -121,6 +121,7 @@ fn units(kubectl: Option<&Kubectl>, filter: Option<&str>) -> Result<Count> {
 
 /// The end-to-end tests, with Squall installed.
 fn end_to_end(kubectl: &Kubectl, filter: Option<&str>) -> Result<Count> {
+    prometheus::provide()?;
     let mut command = cargo_test(&["-p", END_TO_END], filter, &["--include-ignored"])?;
     // They wait for the cluster far more than they use the processor; those that take Squall apart lock each other out.
     command.env("RUST_TEST_THREADS", std::env::var("RUST_TEST_THREADS").unwrap_or_else(|_| "6".to_owned()));

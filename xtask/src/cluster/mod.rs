@@ -30,7 +30,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::fs::FlockOperation;
 
-use crate::{build, image, sh};
+use crate::{build, image, prometheus, sh};
 
 /// The environment variable that names another cluster than the checkout's own.
 pub const NAME_VARIABLE: &str = "SQUALL_CLUSTER";
@@ -219,6 +219,9 @@ impl Cluster {
             .env("SQUALL_CONTAINERD_SOCKET", self.containerd_socket())
             .env("SQUALL_STATE", &self.state)
             .env("KUBECACHEDIR", self.state.join("kubectl"));
+        if let Some(program) = prometheus::program(&self.checkout) {
+            command.env(prometheus::VARIABLE, program);
+        }
         if let Some(pid) = self.namespace_pid() {
             command.env("SQUALL_NODE_PID", pid.to_string());
         }
