@@ -60,10 +60,11 @@ fn all_frozen(dir: &Path) -> bool {
 #[async_trait]
 impl Lasting for Freezing {
     fn intend(&mut self, container: &Container) -> Result<Vec<Wanted>, LastingError> {
-        let v2 = container.target.v2.as_ref().map(|cgroup| cgroup.dir.join("cgroup.freeze"));
-        let setting = match v2.filter(|file| file.exists()) {
-            Some(file) => {
-                self.site = Some(Site::V2(file.with_file_name("cgroup.events")));
+        let v2 =
+            container.target.v2.as_ref().map(|cgroup| (cgroup.dir.clone(), cgroup.dir.join("cgroup.freeze")));
+        let setting = match v2.filter(|(_, file)| file.exists()) {
+            Some((dir, file)) => {
+                self.site = Some(Site::V2(dir));
                 Setting::new(file, Value::CgroupFreeze)
             }
             None => {

@@ -15,8 +15,8 @@ use serde_json::json;
 use squall_api::names;
 use squall_api::podchaos::{Action, Mode, Phase, PodChaos, PodChaosSpec, TargetPhase};
 use squall_tests::{
-    ExperimentExt as _, Ns, PodExt as _, containers_processes, delete_lease, deployment, disrupt, experiment,
-    holds_for, kubectl, kubectl_stdin, leader, nowhere, patch_daemon_set, pod, pods_of_component,
+    ExperimentExt as _, Ns, OptIn, PodExt as _, containers_processes, delete_lease, deployment, disrupt,
+    experiment, holds_for, kubectl, kubectl_stdin, leader, nowhere, patch_daemon_set, pod, pods_of_component,
     restart_now, restore, scale, settled, sigkill, silence_the_api_server, target_of, unschedulable, until,
     until_within,
 };
