@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use futures::{StreamExt, TryStreamExt};
+use futures::{Stream, StreamExt};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Namespace, Secret};
@@ -27,35 +27,17 @@ pub async fn world(client: Client, world: Arc<World>) {
     let experiments = async {
         let api: Api<PodChaos> = Api::all(client.clone());
         let events = watch(api, Config::default().page_size(PAGE)).default_backoff();
-        let mut events = std::pin::pin!(events);
-        while let Some(event) = events.next().await {
-            match event {
-                Ok(event) => world.experiment(event),
-                Err(error) => complain("experiments", &error),
-            }
-        }
+        each("experiments", events, |event| world.experiment(event)).await;
     };
     let namespaces = async {
         let api: Api<PartialObjectMeta<Namespace>> = Api::all(client.clone());
         let events = watch(api, Config::default().page_size(500)).default_backoff();
-        let mut events = std::pin::pin!(events.map_ok(|event| seen(event, view)));
-        while let Some(event) = events.next().await {
-            match event {
-                Ok(event) => world.namespace_event(event),
-                Err(error) => complain("namespaces", &error),
-            }
-        }
+        each("namespaces", events, |event| world.namespace_event(seen(event, view))).await;
     };
     let policies = async {
         let api: Api<ChaosPolicy> = Api::all(client.clone());
         let events = watch(api, Config::default().page_size(100)).default_backoff();
-        let mut events = std::pin::pin!(events);
-        while let Some(event) = events.next().await {
-            match event {
-                Ok(event) => world.policy_event(event),
-                Err(error) => complain("policies", &error),
-            }
-        }
+        each("policies", events, |event| world.policy_event(event)).await;
     };
     futures::join!(
         experiments,
@@ -81,13 +63,8 @@ where
 {
     let api: Api<PartialObjectMeta<K>> = Api::all(client.clone());
     let events = watch(api, Config::default().page_size(500)).default_backoff();
-    let mut events = std::pin::pin!(events);
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(event) => world.workload_event(kind, seen(event, |object| object.metadata)),
-            Err(error) => complain("workloads", &error),
-        }
-    }
+    each("workloads", events, |event| world.workload_event(kind, seen(event, |object| object.metadata)))
+        .await;
 }
 
 /// Follow the Secret with our pair in `namespace`, for ever. If it goes, the pair that we have still serves.
@@ -95,13 +72,7 @@ pub async fn certificate(client: Client, namespace: &str, certificates: Arc<Cert
     let api: Api<Secret> = Api::namespaced(client, namespace);
     let by_name = Config::default().fields(&format!("metadata.name={}", names::WEBHOOK_TLS_SECRET));
     let events = watch(api, by_name).default_backoff().applied_objects();
-    let mut events = std::pin::pin!(events);
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(secret) => load(&secret, &certificates),
-            Err(error) => complain("the certificate", &error),
-        }
-    }
+    each("the certificate", events, |secret| load(&secret, &certificates)).await;
 }
 
 fn load(secret: &Secret, certificates: &Certificates) {
@@ -132,6 +103,13 @@ fn seen<A, B>(event: Event<A>, with: impl Fn(A) -> B) -> Event<B> {
     }
 }
 
-fn complain(what: &str, error: &watcher::Error) {
-    tracing::warn!(%error, "can't follow {what}; trying again");
+/// Hands on everything that is seen, for ever; what breaks is told.
+async fn each<T>(what: &str, events: impl Stream<Item = Result<T, watcher::Error>>, mut take: impl FnMut(T)) {
+    let mut events = std::pin::pin!(events);
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(event) => take(event),
+            Err(error) => tracing::warn!(%error, "can't follow {what}; trying again"),
+        }
+    }
 }
