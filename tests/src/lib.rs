@@ -10,6 +10,7 @@ mod cluster;
 mod disrupt;
 mod dump;
 mod experiment;
+pub mod figures;
 mod marks;
 mod modes;
 mod namespace;

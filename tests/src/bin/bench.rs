@@ -3,17 +3,16 @@
 //! What is measured includes the bench's own watch, so a figure is an upper bound. It prints median, p90 and n of
 //! each, and exits with 1 when one is above its limit times `--slack`. Run by `cargo xtask bench`.
 
-use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use futures::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::Api;
-use kube::api::{DeleteParams, PostParams, WatchEvent, WatchParams};
+use kube::api::{DeleteParams, PostParams};
 use squall_api::podchaos::{Action, Mode, Phase, PodChaos};
+use squall_tests::figures::{Arguments, nth, quantile, resident, watch};
 use squall_tests::{
     ExperimentExt as _, Ns, OptIn, PodExt as _, containers_processes, deployment, experiment,
     pods_of_component, runtime, with_ns,
@@ -29,18 +28,7 @@ const MANY: usize = 30;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> Result<()> {
-    let mut slack = 1.0;
-    let (mut rounds, mut only) = (10, String::new());
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        let value = arguments.next().with_context(|| format!("{argument} needs a value"))?;
-        match argument.as_str() {
-            "--slack" => slack = value.parse().context("--slack takes a number")?,
-            "--rounds" => rounds = value.parse().context("--rounds takes a whole number")?,
-            "--only" => only = value,
-            other => bail!("unknown argument {other}; there are --slack, --rounds and --only FAULT"),
-        }
-    }
+    let Arguments { slack, rounds, only } = Arguments::read(true)?;
     let wanted = |fault: &str| fault.starts_with(&only);
     let mut table = Table { slack, missed: 0 };
     println!(
@@ -121,16 +109,13 @@ struct Table {
 
 impl Table {
     fn row(&mut self, what: &str, times: &[Duration], limit: f64, p90_limit: Option<f64>) {
-        let mut sorted: Vec<f64> = times.iter().map(|time| time.as_secs_f64() * 1000.0).collect();
-        sorted.sort_by(f64::total_cmp);
-        let at = |part: usize| sorted[(sorted.len() * part / 100).min(sorted.len() - 1)];
-        let (median, p90) = (at(50), at(90));
+        let (median, p90) = (quantile(times, 50), quantile(times, 90));
         let missed = median > limit * self.slack || p90_limit.is_some_and(|limit| p90 > limit * self.slack);
         self.missed += usize::from(missed);
         let limit = if limit.is_finite() { format!("{limit:.0} ms") } else { "-".to_owned() };
         println!(
             "{what:<44} {median:>6.1} ms {p90:>6.1} ms {limit:>9} {:>4}{}",
-            sorted.len(),
+            times.len(),
             if missed { "  MISSED" } else { "" }
         );
     }
@@ -169,52 +154,6 @@ impl Table {
     }
 }
 
-fn resident(process: i32) -> Result<f64> {
-    let status =
-        std::fs::read_to_string(format!("/proc/{process}/status")).context("reading a process's status")?;
-    let line =
-        status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("a process without VmRSS")?;
-    let kibibytes: f64 = line.trim().trim_end_matches(" kB").parse().context("VmRSS isn't a number")?;
-    Ok(kibibytes / 1024.0)
-}
-
-/// The pods of the namespace as they change, from now on.
-async fn watch(ns: &Ns) -> Result<mpsc::UnboundedReceiver<(Instant, Pod)>> {
-    let api: Api<Pod> = ns.api();
-    let version = api.list(&Default::default()).await?.metadata.resource_version.unwrap_or_default();
-    let (sender, receiver) = mpsc::unbounded_channel();
-    let mut events = api.watch(&WatchParams::default().timeout(200), &version).await?.boxed();
-    tokio::spawn(async move {
-        while let Some(Ok(event)) = events.next().await {
-            if let WatchEvent::Added(pod) | WatchEvent::Modified(pod) | WatchEvent::Deleted(pod) = event
-                && sender.send((Instant::now(), pod)).is_err()
-            {
-                return;
-            }
-        }
-    });
-    Ok(receiver)
-}
-
-/// When `count` different pods had come to `wanted`, counted from `since`.
-async fn nth(
-    events: &mut mpsc::UnboundedReceiver<(Instant, Pod)>,
-    since: Instant,
-    count: usize,
-    wanted: impl Fn(&Pod) -> bool,
-) -> Result<Duration> {
-    let mut seen = HashSet::new();
-    let all = async {
-        while let Some((at, pod)) = events.recv().await {
-            if wanted(&pod) && seen.insert(pod.metadata.uid.unwrap_or_default()) && seen.len() == count {
-                return Ok(at.saturating_duration_since(since));
-            }
-        }
-        bail!("the watch ended")
-    };
-    tokio::time::timeout(PATIENCE, all).await.context("it did not happen within a minute")?
-}
-
 async fn create(ns: &Ns, chaos: &PodChaos) -> Result<(String, Instant)> {
     let made = ns.api::<PodChaos>().create(&PostParams::default(), chaos).await?;
     Ok((made.metadata.name.unwrap_or_default(), Instant::now()))
@@ -233,9 +172,10 @@ fn hit(mode: Mode) -> usize {
 
 async fn pod_kill(ns: &Ns, mode: Mode, pods: usize) -> Result<Duration> {
     quiet().await?;
-    let mut events = watch(ns).await?;
+    let mut events = watch::<Pod>(&ns.api(), "").await?;
     let (name, made) = create(ns, &fault(Action::PodKill, mode)).await?;
-    let took = nth(&mut events, made, hit(mode), |pod| pod.metadata.deletion_timestamp.is_some()).await?;
+    let took =
+        nth(&mut events, made, hit(mode), PATIENCE, |pod| pod.metadata.deletion_timestamp.is_some()).await?;
     ns.completed(&name).await?;
     ns.end_chaos(&name).await?;
     ns.ready_pods("web", pods).await?;
@@ -245,15 +185,15 @@ async fn pod_kill(ns: &Ns, mode: Mode, pods: usize) -> Result<Duration> {
 async fn pod_failure(ns: &Ns, mode: Mode, pods: usize) -> Result<(Duration, Duration)> {
     let foreign = |pod: &Pod| pod.image("app") != squall_tests::BUSYBOX;
     quiet().await?;
-    let mut events = watch(ns).await?;
+    let mut events = watch::<Pod>(&ns.api(), "").await?;
     let (name, made) = create(ns, &fault(Action::PodFailure, mode)).await?;
-    let there = nth(&mut events, made, hit(mode), foreign).await?;
+    let there = nth(&mut events, made, hit(mode), PATIENCE, foreign).await?;
     ns.phase(&name, Phase::Injected).await?;
     quiet().await?;
-    let mut events = watch(ns).await?;
+    let mut events = watch::<Pod>(&ns.api(), "").await?;
     ns.api::<PodChaos>().delete(&name, &DeleteParams::default()).await?;
     let deleted = Instant::now();
-    let back = nth(&mut events, deleted, hit(mode), |pod| !foreign(pod)).await?;
+    let back = nth(&mut events, deleted, hit(mode), PATIENCE, |pod| !foreign(pod)).await?;
     ns.chaos_gone(&name).await?;
     fresh(ns, pods).await?;
     Ok((there, back))

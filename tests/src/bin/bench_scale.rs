@@ -5,22 +5,22 @@
 //! It prints each figure with its n, and exits with 1 when one is above its limit times `--slack`. What it made it
 //! takes away again.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use squall_api::podchaos::{Action, Mode, PodChaos};
 use squall_api::{ChaosPolicy, names};
+use squall_tests::figures::{Arguments, nth, quantile, resident, watch};
 use squall_tests::{
     BUSYBOX, ExperimentExt as _, PodExt as _, containers_processes, delete_lease, experiment, from_json,
     leader, patch_daemon_set, pods_of_component, restart_now, runtime, settled, sigkill, until_within,
 };
-use tokio::sync::mpsc;
 
 const NODES: usize = 100;
 const POLICIES: usize = 50;
@@ -36,16 +36,7 @@ const AT_ONCE: usize = 32;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn main() -> Result<()> {
-    let (mut slack, mut rounds) = (1.0, 10_u32);
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        let value = arguments.next().with_context(|| format!("{argument} needs a value"))?;
-        match argument.as_str() {
-            "--slack" => slack = value.parse().context("--slack takes a number")?,
-            "--rounds" => rounds = value.parse().context("--rounds takes a whole number")?,
-            other => bail!("unknown argument {other}; there are --slack and --rounds"),
-        }
-    }
+    let Arguments { slack, rounds, only: _ } = Arguments::read(false)?;
     let mut figures = Figures { slack, missed: 0, resident: 0.0 };
     runtime().block_on(async {
         let client = squall_tests::client().await?;
@@ -81,24 +72,12 @@ impl Figures {
         for pod in pods_of_component(client, names::CONTROLLER).await? {
             let Some(id) = pod.container("controller").and_then(|one| one.container_id) else { continue };
             for process in containers_processes(&id)? {
-                let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
-                let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB");
-                let kibibytes: f64 = line.trim().trim_end_matches(" kB").parse().unwrap_or(0.0);
-                self.resident = self.resident.max(kibibytes / 1024.0);
+                // One that has just been killed has none.
+                self.resident = self.resident.max(resident(process).unwrap_or_default());
             }
         }
         Ok(())
     }
-}
-
-/// The part of `times` below which `percent` of them are, in milliseconds.
-fn quantile(times: &[Duration], percent: usize) -> f64 {
-    let mut sorted: Vec<f64> = times.iter().map(|time| time.as_secs_f64() * 1000.0).collect();
-    sorted.sort_by(f64::total_cmp);
-    sorted
-        .get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1)))
-        .copied()
-        .unwrap_or(f64::NAN)
 }
 
 /// What is built up, by its name.
@@ -293,7 +272,7 @@ impl Stage {
             let chosen = |chaos: &PodChaos| {
                 chaos.metadata.name.as_ref() == Some(&name) && chaos.told().selected_at.is_some()
             };
-            let took = nth(&mut events, began, 1, chosen).await?;
+            let took = nth(&mut events, began, 1, PATIENCE, chosen).await?;
             let told = self.chaos().get(&name).await?;
             let hit = told.told().drawn;
             ensure!(hit == Some(10), "{}", told.shown());
@@ -312,12 +291,16 @@ impl Stage {
             let mut events = watch(&self.pods(), "app=web").await?;
             self.chaos().create(&PostParams::default(), &all_of_web(&name)).await?;
             let began = Instant::now();
-            there.push(nth(&mut events, began, MANY, |pod: &Pod| !pod.substituted().is_empty()).await?);
+            there.push(
+                nth(&mut events, began, MANY, PATIENCE, |pod: &Pod| !pod.substituted().is_empty()).await?,
+            );
             figures.look_at_memory(&self.client).await?;
             let mut events = watch(&self.pods(), "app=web").await?;
             self.chaos().delete(&name, &DeleteParams::default()).await?;
             let began = Instant::now();
-            back.push(nth(&mut events, began, MANY, |pod: &Pod| pod.substituted().is_empty()).await?);
+            back.push(
+                nth(&mut events, began, MANY, PATIENCE, |pod: &Pod| pod.substituted().is_empty()).await?,
+            );
             self.gone(&name).await?;
             figures.look_at_memory(&self.client).await?;
         }
@@ -445,47 +428,4 @@ where
         .try_collect::<()>()
         .await?;
     Ok(())
-}
-
-/// The objects as they change, from now on.
-async fn watch<K>(api: &Api<K>, labels: &str) -> Result<mpsc::UnboundedReceiver<(Instant, K)>>
-where
-    K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
-{
-    let first = ListParams::default().limit(1);
-    let version = api.list_metadata(&first).await?.metadata.resource_version.unwrap_or_default();
-    let params = WatchParams::default().labels(labels).timeout(280);
-    let (sender, receiver) = mpsc::unbounded_channel();
-    let mut events = api.watch(&params, &version).await?.boxed();
-    tokio::spawn(async move {
-        while let Some(Ok(event)) = events.next().await {
-            if let WatchEvent::Added(object) | WatchEvent::Modified(object) | WatchEvent::Deleted(object) =
-                event
-                && sender.send((Instant::now(), object)).is_err()
-            {
-                return;
-            }
-        }
-    });
-    Ok(receiver)
-}
-
-/// When `count` different objects had come to be as `wanted`, counted from `since`.
-async fn nth<K: kube::Resource>(
-    events: &mut mpsc::UnboundedReceiver<(Instant, K)>,
-    since: Instant,
-    count: usize,
-    wanted: impl Fn(&K) -> bool,
-) -> Result<Duration> {
-    let mut seen = HashSet::new();
-    let all = async {
-        while let Some((at, object)) = events.recv().await {
-            let uid = object.meta().uid.clone().unwrap_or_default();
-            if wanted(&object) && seen.insert(uid) && seen.len() == count {
-                return Ok(at.saturating_duration_since(since));
-            }
-        }
-        bail!("the watch ended")
-    };
-    tokio::time::timeout(PATIENCE, all).await.with_context(|| format!("not {count} within {PATIENCE:?}"))?
 }

@@ -17,6 +17,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, PostParams};
 use serde_json::json;
 use squall_api::{names, stresschaos::StressChaos};
+use squall_tests::figures::{Arguments, quantile, resident};
 use squall_tests::{
     Ns, OptIn, containers_processes, deployment, from_json, pods_of_component, until, with_ns,
 };
@@ -31,16 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const MANY: usize = 50;
 
 fn main() -> Result<()> {
-    let (mut slack, mut rounds) = (1.0, 10_u32);
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        let value = arguments.next().with_context(|| format!("{argument} needs a value"))?;
-        match argument.as_str() {
-            "--slack" => slack = value.parse().context("--slack takes a number")?,
-            "--rounds" => rounds = value.parse().context("--rounds takes a whole number")?,
-            other => bail!("unknown argument {other}; there are --slack and --rounds"),
-        }
-    }
+    let Arguments { slack, rounds, only: _ } = Arguments::read(false)?;
     let mut missed = 0;
     let mut check = |value: f64, limit: f64| {
         let above = value > limit * slack;
@@ -62,7 +54,7 @@ fn main() -> Result<()> {
         for (what, times, limit) in
             [("stress: more than half a core", there, 45.0), ("stress: gone after deletion", gone, 40.0)]
         {
-            let (median, p90) = quantiles(&times);
+            let (median, p90) = (quantile(&times, 50), quantile(&times, 90));
             let verdict = check(median, limit);
             println!("{what:<44} {median:>6.1} ms {p90:>6.1} ms {limit:>6.0} ms {:>4}{verdict}", times.len());
         }
@@ -79,10 +71,10 @@ fn main() -> Result<()> {
             })
             .await?;
         }
-        let resident = daemon_resident().await?;
-        let verdict = check(resident, 30.0);
+        let used = daemon_resident().await?;
+        let verdict = check(used, 30.0);
         println!(
-            "{:<44} {resident:>6.1} MiB {:>9} {:>6} MiB {MANY:>3}{verdict}",
+            "{:<44} {used:>6.1} MiB {:>9} {:>6} MiB {MANY:>3}{verdict}",
             "memory, 50 stressed containers: daemon", "", 30
         );
         delete(ns, &name).await?;
@@ -90,13 +82,6 @@ fn main() -> Result<()> {
     });
     ensure!(missed == 0, "{missed} figures are above {slack} times their limit");
     Ok(())
-}
-
-fn quantiles(times: &[Duration]) -> (f64, f64) {
-    let mut sorted: Vec<f64> = times.iter().map(|time| time.as_secs_f64() * 1000.0).collect();
-    sorted.sort_by(f64::total_cmp);
-    let at = |part: usize| sorted[(sorted.len() * part / 100).min(sorted.len() - 1)];
-    (at(50), at(90))
 }
 
 /// Where one container is on this machine.
@@ -219,7 +204,5 @@ async fn daemon_resident() -> Result<f64> {
     let status = pod.status.unwrap_or_default().container_statuses.unwrap_or_default();
     let id = status.into_iter().find_map(|container| container.container_id).context("no container ID")?;
     let init = *containers_processes(&id)?.first().context("no process of the daemon")?;
-    let text = fs::read_to_string(format!("/proc/{init}/status"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
+    resident(init)
 }

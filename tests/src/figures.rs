@@ -1,0 +1,103 @@
+//! What the benches share: their arguments, quantiles, and when something was seen to happen.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use futures::StreamExt as _;
+use kube::Api;
+use kube::api::{ListParams, WatchEvent, WatchParams};
+use tokio::sync::mpsc;
+
+/// The arguments of a bench.
+pub struct Arguments {
+    /// A figure is missed when it is above so many times its limit.
+    pub slack: f64,
+    /// How often the small cases are measured.
+    pub rounds: u32,
+    /// The fault that alone is measured; empty: all.
+    pub only: String,
+}
+
+impl Arguments {
+    /// Those of this process; `with_only`: one of the faults may be asked for.
+    pub fn read(with_only: bool) -> Result<Self> {
+        let mut read = Self { slack: 1.0, rounds: 10, only: String::new() };
+        let mut arguments = std::env::args().skip(1);
+        while let Some(argument) = arguments.next() {
+            let value = arguments.next().with_context(|| format!("{argument} needs a value"))?;
+            match argument.as_str() {
+                "--slack" => read.slack = value.parse().context("--slack takes a number")?,
+                "--rounds" => read.rounds = value.parse().context("--rounds takes a whole number")?,
+                "--only" if with_only => read.only = value,
+                other if with_only => {
+                    bail!("unknown argument {other}; there are --slack, --rounds and --only FAULT")
+                }
+                other => bail!("unknown argument {other}; there are --slack and --rounds"),
+            }
+        }
+        Ok(read)
+    }
+}
+
+/// The part of `times` below which `percent` of them are, in milliseconds.
+pub fn quantile(times: &[Duration], percent: usize) -> f64 {
+    let mut sorted: Vec<f64> = times.iter().map(|time| time.as_secs_f64() * 1000.0).collect();
+    sorted.sort_by(f64::total_cmp);
+    let at = (sorted.len() * percent / 100).min(sorted.len().saturating_sub(1));
+    sorted.get(at).copied().unwrap_or(f64::NAN)
+}
+
+/// The resident memory of a process, in MiB.
+pub fn resident(process: i32) -> Result<f64> {
+    let status =
+        std::fs::read_to_string(format!("/proc/{process}/status")).context("reading a process's status")?;
+    let line =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("a process without VmRSS")?;
+    let kibibytes: f64 = line.trim().trim_end_matches(" kB").parse().context("VmRSS isn't a number")?;
+    Ok(kibibytes / 1024.0)
+}
+
+/// The objects with these labels as they change, from now on.
+pub async fn watch<K>(api: &Api<K>, labels: &str) -> Result<mpsc::UnboundedReceiver<(Instant, K)>>
+where
+    K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
+{
+    let first = ListParams::default().limit(1);
+    let version = api.list_metadata(&first).await?.metadata.resource_version.unwrap_or_default();
+    let params = WatchParams::default().labels(labels).timeout(280);
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let mut events = api.watch(&params, &version).await?.boxed();
+    tokio::spawn(async move {
+        while let Some(Ok(event)) = events.next().await {
+            if let WatchEvent::Added(object) | WatchEvent::Modified(object) | WatchEvent::Deleted(object) =
+                event
+                && sender.send((Instant::now(), object)).is_err()
+            {
+                return;
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+/// When `count` different objects had come to be as `wanted`, counted from `since`.
+pub async fn nth<K: kube::Resource>(
+    events: &mut mpsc::UnboundedReceiver<(Instant, K)>,
+    since: Instant,
+    count: usize,
+    patience: Duration,
+    wanted: impl Fn(&K) -> bool,
+) -> Result<Duration> {
+    let mut seen = HashSet::new();
+    let all = async {
+        while let Some((at, object)) = events.recv().await {
+            let uid = object.meta().uid.clone().unwrap_or_default();
+            if wanted(&object) && seen.insert(uid) && seen.len() == count {
+                return Ok(at.saturating_duration_since(since));
+            }
+        }
+        bail!("the watch ended")
+    };
+    tokio::time::timeout(patience, all).await.with_context(|| format!("not {count} within {patience:?}"))?
+}
