@@ -83,8 +83,14 @@ impl Router {
     pub fn change(&self, change: Change) {
         self.with(|routes| match change {
             Change::Pod { old, new } => {
-                for pod in old.iter().chain(&new) {
-                    routes.wake(routes.interests.of_pod(pod));
+                let views = || old.iter().chain(&new).map(|pod| &**pod);
+                routes.wake(routes.interests.of_pod(views()));
+                // What is hit by hand counts for policies, as what experiments hold does.
+                let by_hand = |pod: &&PodView| pod.held_by.iter().any(|holder| holder.uid == MANUAL);
+                if old.as_deref().is_some_and(|pod| by_hand(&pod)) != new.as_deref().is_some_and(|pod| by_hand(&pod)) {
+                    routes.guard.notify();
+                }
+                for pod in views() {
                     if let Some(wake) = annotate::of_pod(pod) {
                         // The receiver goes only with the term.
                         let _ = routes.wakes.send(wake);
@@ -119,7 +125,7 @@ impl Router {
                     let _ = routes.wakes.send(wake);
                 }
                 for pod in &pods {
-                    routes.wake(routes.interests.of_pod(pod));
+                    routes.wake(routes.interests.of_pod([pod].into_iter()));
                     routes.pod(pod);
                 }
             }

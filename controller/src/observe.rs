@@ -432,9 +432,10 @@ impl Index {
         Kind {
             put: |index, policy| {
                 let name = policy.metadata.name.clone().unwrap_or_default();
+                let changed = index.rules.put(Policy::of(&policy));
                 index.policies.insert(name.clone(), policy);
-                index.rule();
-                Some(Change::Policy(name))
+                // That its usage was written is no news: we wrote it.
+                changed.then_some(Change::Policy(name))
             },
             remove: |index, policy| {
                 let name = policy.metadata.name.clone().unwrap_or_default();

@@ -441,7 +441,6 @@ fn interest(experiment: Named, spec: Option<&Spec>, status: &ExperimentStatus) -
     let looking =
         |spec: &&Spec| status.completed_at.is_none() && (status.selected_at.is_none() || spec.lasting());
     let looking = spec.filter(looking);
-    let namespaces = looking.map(|spec| spec.selector.namespaces.clone()).unwrap_or_default();
     // After the end only what comes back is followed, and only for a while.
     let followed = |target: &&Target| match &status.completed_at {
         None => true,
@@ -459,6 +458,6 @@ fn interest(experiment: Named, spec: Option<&Spec>, status: &ExperimentStatus) -
         nodes: targets().filter_map(|target| target.node.clone()).collect(),
         node_labels: looking.is_some_and(|spec| spec.selector.asks_for_node_labels()),
         opt_ins: targets().map(|target| target.namespace.clone()).collect(),
-        namespaces,
+        looking: looking.map(|spec| spec.selector.clone()),
     }
 }

@@ -32,6 +32,8 @@ use crate::{
 const BACKLOG: usize = 4096;
 /// Outcomes that would be found out again after a restart are written together.
 const WRITTEN_WITHIN: Duration = Duration::from_millis(5);
+/// How long those that are ordered to fire together wait for each other's containers to be found.
+const TOGETHER_WITHIN: Duration = Duration::from_millis(50);
 /// The kubelet kills a daemon that takes longer than 30 s to end.
 const PUT_BACK_WITHIN: Duration = Duration::from_secs(20);
 
@@ -78,6 +80,8 @@ struct Command {
 struct Running {
     command: watch::Sender<Command>,
     task: AbortHandle,
+    /// Closed as soon as its container is found, or won't be.
+    finding: watch::Receiver<()>,
     /// Whether something may stand: then it is told to recover, and never dropped.
     lasting: bool,
 }
@@ -198,10 +202,12 @@ impl Node {
         });
         let Inner { running, kinds, .. } = &mut *inner;
         kinds.retain(|id, _| running.contains_key(id));
+        let mut volley = Vec::new();
         for fault in faults {
             inner.kinds.insert(fault.id.clone(), Kind::of(fault.action.as_ref()));
-            self.order(&mut inner, fault, came);
+            volley.extend(self.order(&mut inner, fault, came));
         }
+        fire(volley, came.0);
         Ok(generation)
     }
 
@@ -279,15 +285,26 @@ impl Node {
         }
     }
 
-    fn order(self: &Arc<Self>, inner: &mut Inner, fault: Order, (ordered, now): (SystemTime, Instant)) {
+    /// Brings an order to its fault's task, which is started if there is none. What is to be fired now is handed back.
+    fn order(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        fault: Order,
+        (ordered, now): (SystemTime, Instant),
+    ) -> Option<Shot> {
         let expires = now + fault.ttl;
         let lasting = match &fault.action {
             Some(Action::Freeze | Action::Stress(_)) => true,
             Some(Action::Kill(_)) | None => false,
         };
         if let Some(running) = inner.running.get(&fault.id) {
+            let mut shot = None;
             running.command.send_modify(|command| {
                 let on = match (command.stage, fault.stage) {
+                    (Stage::Arm, Stage::Fire) if !lasting => {
+                        shot = Some(Shot { command: running.command.clone(), finding: running.finding.clone() });
+                        false
+                    }
                     (Stage::Arm, Stage::Fire) => true,
                     (Stage::Arm | Stage::Fire, Stage::Recover) | (Stage::Recover, Stage::Fire) => lasting,
                     (_, Stage::Arm) | (Stage::Fire, Stage::Fire) | (Stage::Recover, Stage::Recover) => false,
@@ -297,28 +314,34 @@ impl Node {
                 }
                 (command.expires, command.listed) = (expires, true);
             });
-            return;
+            return shot;
         }
         let progress = inner.journal.progress(&fault.id).cloned();
         // What has an outcome is never done again; but what was put back as ordered may be ordered again.
         if let Some(Progress::Final(report)) = &progress
             && (report.state != State::Recovered || fault.stage != Stage::Fire)
         {
-            return;
+            return None;
         }
         tracing::info!(
             fault = fault.id, experiment = fault.experiment, pod_uid = fault.container.pod_uid,
             container = fault.container.id, stage = ?fault.stage, "ordered"
         );
-        let command = Command { stage: fault.stage, ordered, expires, listed: true, ending: false };
+        // A kill that nobody has prepared for is fired together with the others, too.
+        let stage = if lasting || progress.is_some() { fault.stage } else { Stage::Arm };
+        let fires = stage != fault.stage;
+        let command = Command { stage, ordered, expires, listed: true, ending: false };
         let (command, commands) = watch::channel(command);
+        let (found, finding) = watch::channel(());
         let (id, node) = (fault.id.clone(), Arc::clone(self));
         let task = if lasting {
             tokio::spawn(lasting::run(node, fault, commands, progress))
         } else {
-            tokio::spawn(fault::run(node, fault, commands, progress))
+            tokio::spawn(fault::run(node, fault, commands, progress, found))
         };
-        inner.running.insert(id, Running { command, task: task.abort_handle(), lasting });
+        let shot = fires.then(|| Shot { command: command.clone(), finding: finding.clone() });
+        inner.running.insert(id, Running { command, task: task.abort_handle(), finding, lasting });
+        shot
     }
 
     /// Tells what has become of a fault; with `target`, the process that it was fired at.
@@ -371,6 +394,45 @@ impl Node {
         // The journal is replaced as a whole: a panic in between leaves nothing half-done.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A kill that is ordered to be fired.
+struct Shot {
+    command: watch::Sender<Command>,
+    finding: watch::Receiver<()>,
+}
+
+impl Shot {
+    fn fire(&self, ordered: SystemTime) {
+        self.command.send_modify(|command| {
+            // It may have been fired by a later state, which says the same.
+            if command.stage == Stage::Arm {
+                (command.stage, command.ordered) = (Stage::Fire, ordered);
+            }
+        });
+    }
+}
+
+/// Fires all of them at once, when the container of each is found. One that was killed before the others would be taken
+/// down by its runtime meanwhile, and that takes the processor from whoever looks for theirs.
+fn fire(volley: Vec<Shot>, ordered: SystemTime) {
+    if let [shot] = volley.as_slice() {
+        return shot.fire(ordered);
+    }
+    tokio::spawn(async move {
+        let mut volley = volley;
+        let all = async {
+            for shot in &mut volley {
+                // Nothing is ever sent: it ends.
+                let _ = shot.finding.changed().await;
+            }
+        };
+        // Who isn't found in time is fired at when he is.
+        let _ = tokio::time::timeout(TOGETHER_WITHIN, all).await;
+        for shot in volley {
+            shot.fire(ordered);
+        }
+    });
 }
 
 #[cfg(test)]

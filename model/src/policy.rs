@@ -245,6 +245,20 @@ impl Policies {
         Self(all)
     }
 
+    /// `policy` in the place of the one of its name, if there is one. Whether anything but what is hit under it changed.
+    pub fn put(&mut self, policy: Policy) -> bool {
+        match self.0.binary_search_by(|known| known.name.cmp(&policy.name)) {
+            Ok(at) => {
+                let known = std::mem::replace(&mut self.0[at], policy);
+                Policy { hit: self.0[at].hit, ..known } != self.0[at]
+            }
+            Err(at) => {
+                self.0.insert(at, policy);
+                true
+            }
+        }
+    }
+
     /// Every one.
     pub fn iter(&self) -> impl Iterator<Item = &Policy> {
         self.0.iter()

@@ -24,12 +24,13 @@ use crate::{
     report::{Evidence, FaultReport, Reason, Receipt, State},
 };
 
-/// Sees `order` through.
+/// Sees `order` through; lets go of `found` when the container is found, or won't be.
 pub(super) async fn run(
     node: Arc<Node>,
     order: Order,
     mut commands: watch::Receiver<Command>,
     progress: Option<Progress>,
+    found: watch::Sender<()>,
 ) {
     let Order { id, experiment: _, container, stage: _, ttl: _, action } = order;
     let report =
@@ -64,7 +65,7 @@ pub(super) async fn run(
     }
     let mut renewals = commands.clone();
     let prepared = tokio::select! {
-        prepared = until_fired(&node, &id, &container, kill, &mut commands) => prepared,
+        prepared = until_fired(&node, &id, &container, kill, &mut commands, found) => prepared,
         () = expiry(&mut renewals) => {
             let message = "the order was not renewed in time; nothing was signalled".to_owned();
             Err((State::Failed(Reason::Expired), message, None))
@@ -137,8 +138,10 @@ async fn until_fired(
     container: &ContainerRef,
     kill: Kill,
     commands: &mut watch::Receiver<Command>,
+    found: watch::Sender<()>,
 ) -> Result<(Prepared, SystemTime), Ended> {
     let mut prepared = prepare(node.tools(), container, kill).await.map_err(refused)?;
+    drop(found);
     if commands.borrow().stage == Stage::Arm {
         // Who orders to fire meanwhile does not wait for what is still missing.
         let problem = tokio::select! {

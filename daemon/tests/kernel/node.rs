@@ -31,6 +31,7 @@ crate::cases![
     an_order_that_is_renewed_stays,
     thirty_containers_die_together,
     two_hundred_containers_die_together,
+    kills_that_are_ordered_together_are_sent_together,
     a_protected_namespace_is_refused,
     a_trigger_is_armed_fires_and_is_done,
     a_trigger_that_does_not_fire_in_time_says_so,
@@ -45,7 +46,11 @@ crate::cases![
 
 /// Knows the sandboxes as a runtime knows its containers.
 #[derive(Default)]
-struct Sandboxes(Mutex<BTreeMap<String, ContainerInfo>>);
+struct Sandboxes {
+    known: Mutex<BTreeMap<String, ContainerInfo>>,
+    /// How long it takes to tell of a container; unset: no time.
+    takes: BTreeMap<String, Duration>,
+}
 
 #[async_trait::async_trait]
 impl Runtime for Sandboxes {
@@ -62,7 +67,10 @@ impl Runtime for Sandboxes {
     }
 
     async fn container(&self, id: &str) -> Result<ContainerInfo, RuntimeError> {
-        let known = self.0.lock().expect("the sandboxes").get(id).cloned();
+        if let Some(takes) = self.takes.get(id) {
+            tokio::time::sleep(*takes).await;
+        }
+        let known = self.known.lock().expect("the sandboxes").get(id).cloned();
         known.ok_or_else(|| RuntimeError::Gone { id: id.to_owned(), why: "unknown".into() })
     }
 
@@ -88,7 +96,11 @@ impl Rig {
 
     /// For containers that are known by their first processes.
     pub fn of(targets: &[(ContainerRef, i32)]) -> Self {
-        let sandboxes = Sandboxes::default();
+        Self::with(targets, BTreeMap::new())
+    }
+
+    fn with(targets: &[(ContainerRef, i32)], takes: BTreeMap<String, Duration>) -> Self {
+        let sandboxes = Sandboxes { takes, ..Sandboxes::default() };
         for (order, init_pid) in targets.iter().cloned() {
             let info = ContainerInfo {
                 init_pid,
@@ -98,7 +110,7 @@ impl Rig {
                 name: Some(order.name),
                 by_cgroup: false,
             };
-            sandboxes.0.lock().expect("the sandboxes").insert(order.id, info);
+            sandboxes.known.lock().expect("the sandboxes").insert(order.id, info);
         }
         let tools = Tools { runtimes: Runtimes::new(vec![Arc::new(sandboxes)]), ..tools() };
         let dir = tempfile::tempdir().expect("a directory");
@@ -278,6 +290,31 @@ async fn thirty_containers_die_together() {
 
 async fn two_hundred_containers_die_together() {
     containers_die_together(200, Duration::from_secs(20)).await;
+}
+
+async fn kills_that_are_ordered_together_are_sent_together() {
+    let mut sandboxes: Vec<Sandbox> = (0..4).map(|_| Sandbox::new()).collect();
+    let targets: Vec<Target> = sandboxes.iter_mut().map(|sandbox| sandbox.start("sleep")).collect();
+    let known: Vec<_> =
+        sandboxes.iter().zip(&targets).map(|(sandbox, target)| (sandbox.order(), target.pid())).collect();
+    // One is found a little later, and is waited for; one much later, and isn't.
+    let (late, lost) = (Duration::from_millis(30), slack(Duration::from_secs(1)));
+    let takes = BTreeMap::from([(sandboxes[2].id.clone(), late), (sandboxes[3].id.clone(), lost)]);
+    let mut rig = Rig::with(&known, takes);
+    let before = SystemTime::now();
+    rig.order(sandboxes.iter().map(|sandbox| fault(sandbox, Stage::Fire, libc::SIGKILL)).collect());
+    let mut fired = BTreeMap::new();
+    for _ in 0..4 {
+        let done = rig.outcome().await;
+        assert_eq!(done.state, State::Done, "{done:?}");
+        fired.insert(done.id, done.receipt.and_then(|receipt| receipt.fired).expect("fired"));
+    }
+    let after = |index: usize| fired[&sandboxes[index].id].duration_since(before).expect("in order");
+    assert!((0..3).all(|index| after(index) >= late && after(index) < lost), "{fired:?}");
+    assert!(after(3) >= lost, "{fired:?}");
+    for target in targets {
+        target.wait().await;
+    }
 }
 
 fn fired(sandbox: &Sandbox) -> FaultReport {
