@@ -325,9 +325,19 @@ fn the_webhooks_are_registered_as_the_design_says() {
 fn the_switch_is_warned_about_where_it_does_nothing_and_never_denied() {
     let all = rendered();
     let policy = find(&all, "ValidatingAdmissionPolicy", "squall-switch");
-    let binding = find(&all, "ValidatingAdmissionPolicyBinding", "squall-switch");
-    assert_eq!(strings(&binding["spec"]["validationActions"]), ["Warn", "Audit"]);
-    assert_eq!(binding["spec"]["policyName"], policy["metadata"]["name"]);
+    let bindings = ["squall-switch", "squall-switch-protected"]
+        .map(|name| find(&all, "ValidatingAdmissionPolicyBinding", name));
+    for binding in &bindings {
+        assert_eq!(strings(&binding["spec"]["validationActions"]), ["Warn", "Audit"]);
+        assert_eq!(binding["spec"]["policyName"], policy["metadata"]["name"]);
+    }
+    // Together they are for every namespace in which the switch does nothing, and for no other.
+    let [closed, protected] = bindings.map(|binding| &binding["spec"]["matchResources"]["namespaceSelector"]);
+    let opted_in = json!({"key": names::INJECT, "operator": "NotIn", "values": [names::INJECT_ENABLED]});
+    assert_eq!(*closed, json!({"matchExpressions": [opted_in]}));
+    assert_eq!(protected["matchLabels"], json!({names::INJECT: names::INJECT_ENABLED}));
+    assert_eq!(protected["matchExpressions"][0]["operator"], "In");
+    assert_eq!(strings(&protected["matchExpressions"][0]["values"]), names::PROTECTED_NAMESPACES);
     assert_eq!(policy["spec"]["failurePolicy"], "Ignore");
     let text = policy.to_string();
     for name in
