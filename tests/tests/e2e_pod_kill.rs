@@ -112,13 +112,21 @@ fn the_grace_period_is_really_waited_for() {
         let deaf =
             json!({ "terminationGracePeriodSeconds": 600, "containers": [container("app", STUBBORN)] });
         ns.create(&pod_of("tidy", spec)).await?;
-        ns.create(&pod_of("deaf", deaf)).await?;
-        ns.pod_until("tidy", "it is Ready", |pod| pod.is_ready()).await?;
-        ns.pod_until("deaf", "it is Ready", |pod| pod.is_ready()).await?;
+        ns.create(&pod_of("deaf", deaf.clone())).await?;
+        ns.create(&pod_of("evicted", deaf)).await?;
+        for name in ["tidy", "deaf", "evicted"] {
+            ns.pod_until(name, "it is Ready", |pod| pod.is_ready()).await?;
+        }
         ns.create(&experiment("own", Action::PodKill, Mode::All, |spec| app(spec, "tidy"))).await?;
         ns.create(&experiment("given", Action::PodKill, Mode::All, |spec| {
             app(spec, "deaf");
             spec.grace_period = Some(2);
+        }))
+        .await?;
+        ns.create(&experiment("evict", Action::PodKill, Mode::All, |spec| {
+            app(spec, "evicted");
+            spec.grace_period = Some(2);
+            spec.evict = Some(true);
         }))
         .await?;
         // Marked first, gone later: in between the experiment isn't over.
@@ -126,7 +134,9 @@ fn the_grace_period_is_really_waited_for() {
         assert!(!marked.is("Completed"), "{}", marked.shown());
         assert!(ns.pod("tidy").await?.is_terminating());
 
-        for (name, pod, least, most) in [("own", "tidy", 2.9, 12.0), ("given", "deaf", 1.9, 12.0)] {
+        let cases =
+            [("own", "tidy", 2.9, 12.0), ("given", "deaf", 1.9, 12.0), ("evict", "evicted", 1.9, 12.0)];
+        for (name, pod, least, most) in cases {
             let chaos = ns.completed(name).await?;
             let target = target_of(&chaos, pod).context("no such target")?.clone();
             let took = seconds_between(target.ordered_at.map(|at| at.0), target.gone_at.map(|at| at.0))?;
