@@ -5,16 +5,16 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use futures::future::try_join_all;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::{DeleteParams, ListParams};
+use kube::api::DeleteParams;
 use serde_json::json;
 use squall_api::names;
 use squall_api::podchaos::{Action, Mode, Phase, PodChaos, TargetPhase};
 use squall_tests::{
-    ExperimentExt as _, Ns, OF, OptIn, PodExt as _, STUBBORN, container, deployment, experiment, from_json,
-    holds_for, in_each_mode, kubectl, pod, pod_of, spawn_kubectl, stateful_set, target_of, unschedulable,
-    until, with_ns,
+    ExperimentExt as _, Ns, OF, OptIn, PodExt as _, STUBBORN, container, deployment, event_on, experiment,
+    from_json, holds_for, in_each_mode, kubectl, pod, pod_of, spawn_kubectl, stateful_set, target_of,
+    unschedulable, until, with_ns,
 };
 
 fn app(chaos: &mut squall_api::podchaos::PodChaosSpec, app: &str) {
@@ -63,22 +63,10 @@ fn one_of_three_is_killed_replaced_and_told_of() {
         assert_eq!(told.as_deref(), Some(newcomer.as_str()), "{}", chaos.shown());
 
         // On the pod that was hit, and on the experiment.
-        until("the Events are there", async || {
-            let events = ns.api::<Event>().list(&ListParams::default()).await?.items;
-            let seen = |kind: &str, reason: &str| {
-                events.iter().any(|event| {
-                    event.involved_object.kind.as_deref() == Some(kind)
-                        && event.reason.as_deref() == Some(reason)
-                })
-            };
-            let there = seen("Pod", "Killed") && seen("PodChaos", "Completed");
-            Ok(if there {
-                Ok(())
-            } else {
-                Err(format!("{:?}", events.iter().map(|event| &event.reason).collect::<Vec<_>>()))
-            })
-        })
-        .await
+        let said = event_on(ns, "Pod", &target.pod, "Killed").await?;
+        assert!(said.contains(&format!("{}/kill", ns.name)), "{said:?} does not say by whom");
+        event_on(ns, "PodChaos", "kill", "Completed").await?;
+        Ok(())
     });
 }
 
