@@ -79,6 +79,11 @@ impl Cluster {
         self.command(args).output().expect("xtask")
     }
 
+    fn undeploy(&self) -> Output {
+        let mut xtask = Command::new(env!("CARGO_BIN_EXE_xtask"));
+        xtask.arg("undeploy").env("SQUALL_CLUSTER", &self.name).output().expect("xtask")
+    }
+
     #[track_caller]
     fn succeeds(&self, args: &[&str]) -> Duration {
         let began = Instant::now();
@@ -200,6 +205,9 @@ fn up_is_idempotent_repairs_what_died_and_down_leaves_nothing() {
     let cluster = Cluster::new("a");
     let before = Host::look();
     assert!(!cluster.run(&["status"]).status.success(), "a cluster that is not there has no good status");
+    let none = cluster.undeploy();
+    assert!(none.status.success() && text(&none).contains("nothing to remove"), "{}", text(&none));
+    assert_eq!(cluster.leftovers(), Vec::<String>::new(), "asking makes nothing");
     cluster.succeeds(&["up"]);
     cluster.succeeds(&["status"]);
     let printed = cluster.run(&["kubeconfig"]);
@@ -223,6 +231,9 @@ fn up_is_idempotent_repairs_what_died_and_down_leaves_nothing() {
             cluster.kill(victim);
         }
         assert!(!cluster.run(&["status"]).status.success(), "with {victims:?} dead the status can't be good");
+        let undeploy = cluster.undeploy();
+        let said = text(&undeploy);
+        assert!(!undeploy.status.success() && said.contains("is not up"), "with {victims:?} dead: {said}");
         let repair = cluster.succeeds(&["up"]);
         assert!(repair < Duration::from_secs(40), "the repair of {victims:?} took {repair:?}");
         cluster.succeeds(&["status"]);
