@@ -17,6 +17,8 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
+use crate::debian::{self, Suite};
+
 const LINKER: &str = "bpf-linker";
 const LINKER_VERSION: &str = "0.10.3";
 const TOOLCHAIN: &str = "nightly";
@@ -151,32 +153,11 @@ fn ensure_rust_src() -> Result<()> {
 }
 
 fn rust_src_from_debian(library: &Path) -> Result<()> {
-    let (mirror, keyring) = debian_mirror().context(
-        "rust-src can't be had: no Debian mirror in this machine's apt sources (rustup component add rust-src)",
-    )?;
+    let why = "rust-src can't be had (rustup component add rust-src)";
     let work = root().join("target/rust-src");
-    let lists = work.join("lists");
-    fs::create_dir_all(lists.join("partial"))?;
-    let signed = keyring.map(|path| format!("[signed-by={path}] ")).unwrap_or_default();
-    let list = work.join("suite.list");
-    fs::write(&list, format!("deb {signed}{mirror} {DEBIAN_SUITE} main\n"))?;
-    let apt = || {
-        let mut command = Command::new("apt-get");
-        command
-            .arg("-o")
-            .arg(format!("Dir::Etc::sourcelist={}", list.display()))
-            .args(["-o", "Dir::Etc::sourceparts=/dev/null", "-o"])
-            .arg(format!("Dir::State::lists={}", lists.display()))
-            .current_dir(&work);
-        command
-    };
-    run(apt().arg("update"))?;
-    run(apt().args(["download", "rust-src"]))?;
-    let package = find(&work, |name| name.starts_with("rust-src_") && name.ends_with(".deb"))
-        .context("apt-get download left no rust-src package")?;
-    let unpacked = work.join("unpacked");
-    run(Command::new("dpkg").arg("-x").arg(&package).arg(&unpacked))?;
-    let source = find(&unpacked.join("usr/src"), |name| name.starts_with("rustc-"))
+    let debian = Suite::open(DEBIAN_SUITE, &debian::mirror().context(why)?, &work)?;
+    let tree = debian.fetch(&["rust-src".to_owned()]).context(why)?;
+    let source = find(&tree.join("usr/src"), |name| name.starts_with("rustc-"))
         .map(|dir| dir.join("library"))
         .filter(|dir| dir.is_dir())
         .context("the package rust-src has no usr/src/rustc-*/library")?;
@@ -185,34 +166,6 @@ fn rust_src_from_debian(library: &Path) -> Result<()> {
     }
     run(Command::new("cp").arg("-r").arg(&source).arg(library))?;
     fs::remove_dir_all(&work).context("removing the unpacked package")
-}
-
-/// The mirror that this machine itself uses, with its keyring: from `sources.list` or a deb822 file.
-fn debian_mirror() -> Option<(String, Option<String>)> {
-    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
-    if let Ok(dir) = fs::read_dir("/etc/apt/sources.list.d") {
-        files.extend(dir.filter_map(|entry| Some(entry.ok()?.path())));
-    }
-    files.sort();
-    files.iter().find_map(|file| mirror_in(&fs::read_to_string(file).ok()?))
-}
-
-fn mirror_in(text: &str) -> Option<(String, Option<String>)> {
-    // Only an archive that has a suite called main and is no security archive can be asked for another suite.
-    let fits = |uri: &str| uri.trim_end_matches('/').ends_with("/debian");
-    for stanza in text.split("\n\n") {
-        let field = |key: &str| {
-            stanza.lines().find_map(|line| line.strip_prefix(key)).map(|value| value.trim().to_owned())
-        };
-        if let Some(uri) = field("URIs:").filter(|uri| fits(uri)) {
-            return Some((uri, field("Signed-By:")));
-        }
-    }
-    text.lines().filter(|line| line.starts_with("deb ")).find_map(|line| {
-        let uri = line.split_whitespace().find(|word| fits(word))?;
-        let keyring = line.split(['[', ']', ' ']).find_map(|word| word.strip_prefix("signed-by="));
-        Some((uri.to_owned(), keyring.map(str::to_owned)))
-    })
 }
 
 fn llvm_strip() -> Option<PathBuf> {
@@ -251,19 +204,4 @@ fn output(command: &mut Command) -> Result<String> {
         bail!("{command:?} failed: {}", String::from_utf8_lossy(&out.stderr).trim());
     }
     Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::mirror_in;
-
-    #[test]
-    fn the_mirror_is_read_from_both_formats() {
-        let deb822 = "Types: deb\nURIs: http://mirror.example/debian-security\nSuites: s\n\nTypes: deb\n\
-                      URIs: http://mirror.example/debian\nSuites: stable\nSigned-By: /k.gpg\n";
-        assert_eq!(mirror_in(deb822), Some(("http://mirror.example/debian".into(), Some("/k.gpg".into()))));
-        let plain = "# x\ndeb [signed-by=/k.gpg] http://mirror.example/debian/ stable main\n";
-        assert_eq!(mirror_in(plain), Some(("http://mirror.example/debian/".into(), Some("/k.gpg".into()))));
-        assert_eq!(mirror_in("deb http://mirror.example/other stable main\n"), None);
-    }
 }
