@@ -1,9 +1,9 @@
 //! Builds the eBPF object from `daemon-ebpf/` and keeps the checked-in copy fresh.
 //!
 //! The object is checked in like generated code, so that nobody needs a nightly toolchain to build the daemon. Beside
-//! it lies what it was built from: a hash of each source and the versions of the tools. The programs are built with
-//! nightly, `rust-src` and `bpf-linker`; what is missing is fetched where that is safe to do (`rust-src` by rustup, or
-//! from a Debian suite that has it; `bpf-linker` by cargo) and named before it is.
+//! it lies what it was built from: a hash of each source and of the object, and the versions of the tools. The programs
+//! are built with nightly, `rust-src` and `bpf-linker`; what is missing is fetched where that is safe to do (`rust-src`
+//! by rustup, or from a Debian suite that has it; `bpf-linker` by cargo) and named before it is.
 //! Refuses to check in an object that could not be stripped, or that names a path of the machine it was built on.
 
 use std::{
@@ -26,8 +26,11 @@ const TOOLCHAIN: &str = "nightly";
 const DEBIAN_SUITE: &str = "forky";
 const OBJECT: &str = "daemon-ebpf/squall.bpf.o";
 const SOURCES: &str = "daemon-ebpf/squall.bpf.o.sources";
-/// What the object is made of; a test of the daemon reads the same list from the file beside the object.
-const INPUTS: [&str; 3] = ["daemon-ebpf/Cargo.toml", "daemon-ebpf/src/lib.rs", "daemon-ebpf/src/main.rs"];
+/// What the object is made of, and the object; a test of the daemon reads the same list from the file beside it.
+const HASHED: [&str; 4] =
+    ["daemon-ebpf/Cargo.toml", "daemon-ebpf/src/lib.rs", "daemon-ebpf/src/main.rs", OBJECT];
+/// Another object than the checked-in one, for the build of the daemon.
+pub const OBJECT_VARIABLE: &str = "SQUALL_BPF_OBJECT";
 
 /// Builds the object from source, stripped of debug information but with its BTF, and says where it is.
 pub fn build() -> Result<PathBuf> {
@@ -67,7 +70,7 @@ pub fn build() -> Result<PathBuf> {
     run(&mut command)?;
 
     let built = target.join("bpfel-unknown-none/release/squall-bpf");
-    let stripped = target.join("squall.bpf.o");
+    let stripped = self::built();
     let strip = llvm_strip().context(
         "no llvm-strip found: install it (apt-get install llvm, or rustup component add llvm-tools)",
     )?;
@@ -83,16 +86,26 @@ pub fn build() -> Result<PathBuf> {
     Ok(stripped)
 }
 
-/// Writes the checked-in object and the list of its sources; with `check_only` says whether the sources are those that
-/// it was built from, and writes nothing.
+/// Where [`build`] puts it.
+pub fn built() -> PathBuf {
+    root().join("target/ebpf/squall.bpf.o")
+}
+
+/// Whether it can be built with what is here, so that nothing has to be fetched.
+pub fn can_build() -> bool {
+    library().is_ok_and(|library| has_core(&library)) && has_linker() && llvm_strip().is_some()
+}
+
+/// Writes the checked-in object and the list of its sources; with `check_only` says whether sources and object are those
+/// of the list, and writes nothing.
 pub fn refresh(check_only: bool) -> Result<()> {
     let root = root();
     let recorded = fs::read_to_string(root.join(SOURCES)).unwrap_or_default();
-    let fresh = hashes(&root)?;
-    if recorded.lines().filter(|line| line.starts_with("sha256 ")).eq(fresh.lines()) {
+    let recorded = recorded.lines().filter(|line| line.starts_with("sha256 "));
+    if hashes(&root).is_ok_and(|now| recorded.eq(now.lines())) {
         return Ok(());
     }
-    ensure!(!check_only, "{OBJECT} was built from other sources: run `cargo xtask gen`");
+    ensure!(!check_only, "{OBJECT} is not what was built, or not from these sources: run `cargo xtask gen`");
     let object = build()?;
     fs::copy(&object, root.join(OBJECT))
         .with_context(|| format!("copying {} to {OBJECT}", object.display()))?;
@@ -100,7 +113,8 @@ pub fn refresh(check_only: bool) -> Result<()> {
         "{}\n{LINKER} {LINKER_VERSION}\n",
         output(Command::new("rustc").args([&format!("+{TOOLCHAIN}"), "--version"]))?
     );
-    fs::write(root.join(SOURCES), format!("{fresh}{tools}")).with_context(|| format!("writing {SOURCES}"))
+    fs::write(root.join(SOURCES), format!("{}{tools}", hashes(&root)?))
+        .with_context(|| format!("writing {SOURCES}"))
 }
 
 fn root() -> PathBuf {
@@ -109,7 +123,7 @@ fn root() -> PathBuf {
 
 fn hashes(root: &Path) -> Result<String> {
     let mut text = String::new();
-    for input in INPUTS {
+    for input in HASHED {
         let bytes = fs::read(root.join(input)).with_context(|| format!("reading {input}"))?;
         let mut hex = String::new();
         for byte in Sha256::digest(&bytes) {
@@ -126,10 +140,12 @@ fn sysroot() -> Result<PathBuf> {
     Ok(PathBuf::from(out))
 }
 
+fn has_linker() -> bool {
+    output(Command::new(LINKER).arg("--version")).is_ok_and(|version| version.contains(LINKER_VERSION))
+}
+
 fn ensure_linker() -> Result<()> {
-    if let Ok(version) = output(Command::new(LINKER).arg("--version"))
-        && version.contains(LINKER_VERSION)
-    {
+    if has_linker() {
         return Ok(());
     }
     eprintln!("installing {LINKER} {LINKER_VERSION} by cargo (a minute and a half)");
@@ -137,15 +153,23 @@ fn ensure_linker() -> Result<()> {
 }
 
 /// Core has to be built for the eBPF target, which takes the sources of the standard library.
+fn library() -> Result<PathBuf> {
+    Ok(sysroot()?.join("lib/rustlib/src/rust/library"))
+}
+
+fn has_core(library: &Path) -> bool {
+    library.join("core/src/lib.rs").exists()
+}
+
 fn ensure_rust_src() -> Result<()> {
-    let library = sysroot()?.join("lib/rustlib/src/rust/library");
-    if library.join("core/src/lib.rs").exists() {
+    let library = library()?;
+    if has_core(&library) {
         return Ok(());
     }
     eprintln!("adding rust-src to the {TOOLCHAIN} toolchain");
     let by_rustup =
         Command::new("rustup").args(["component", "add", "rust-src", "--toolchain", TOOLCHAIN]).status();
-    if by_rustup.is_ok_and(|status| status.success()) && library.join("core/src/lib.rs").exists() {
+    if by_rustup.is_ok_and(|status| status.success()) && has_core(&library) {
         return Ok(());
     }
     eprintln!("rustup could not add it: taking the package rust-src of Debian {DEBIAN_SUITE}");
