@@ -85,10 +85,16 @@ fn delete(cluster: &Cluster, what: &[&str]) -> bool {
     done.status.success()
 }
 
-/// Takes every program of Squall away; the webhooks' registration, the rights and the CRD stay.
-fn kill_squall(cluster: &Cluster) {
-    let workloads = ["-n", names::NAMESPACE, "delete", "deployment,daemonset", "--all"];
-    cluster.kubectl(&[&workloads[..], &["--cascade=foreground", "--timeout=120s"]].concat());
+/// Stops every program of Squall; all that is applied stays.
+fn stop_squall(cluster: &Cluster) {
+    let ours = |words: &[&str]| cluster.kubectl(&[&["-n", names::NAMESPACE], words].concat());
+    ours(&["scale", "deployment", "--all", "--replicas=0"]);
+    let nowhere = json!({"spec": {"template": {"spec": {"nodeSelector": {"squall-test/nowhere": "true"}}}}});
+    ours(&["patch", "daemonset", names::DAEMON, "-p", &nowhere.to_string()]);
+    cluster.until("stopped", || {
+        let left = ours(&["get", "pods", "-o", "name"]);
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    });
 }
 
 fn set_finalizers(cluster: &Cluster, experiment: &str, list: &[&str]) {
@@ -204,7 +210,7 @@ fn our_namespace_that_goes_alone_ends_every_fault() {
 fn a_dead_squall_is_removed_and_its_faults_are_ended_from_their_records() {
     with_squall(|cluster| {
         let pods = make_faults(cluster);
-        kill_squall(cluster);
+        stop_squall(cluster);
         undeploy(cluster);
         cluster.is_clean(&pods);
     });
@@ -244,7 +250,7 @@ fn undeploy_lets_nothing_in_meanwhile_and_names_what_others_hold() {
 fn what_delete_k_leaves_of_a_dead_squall_is_for_the_break_glass_script() {
     with_squall(|cluster| {
         let pods = make_faults(cluster);
-        kill_squall(cluster);
+        stop_squall(cluster);
         set_finalizers(cluster, "lasting", &[THEIRS, names::FINALIZER]);
         let base = root().join("deploy");
         assert!(!delete(cluster, &["-k", base.to_str().unwrap()]), "nobody can have let the experiments go");
