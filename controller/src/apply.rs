@@ -5,7 +5,8 @@ use jiff::Timestamp;
 use json_patch::jsonptr::PointerBuf;
 use json_patch::{Patch as JsonPatch, PatchOperation, TestOperation};
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{DeleteParams, EvictParams, Patch, PatchParams, Preconditions};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::Status;
 use kube::{Api, Client};
 use squall_api::names;
 use squall_model::plan::{Effect, Outcome, PodRef};
@@ -117,9 +118,16 @@ impl Applier {
     }
 
     async fn evict(&self, pod: &PodRef, grace: Option<u32>) -> Result<Outcome, ApplyError> {
-        let params =
-            EvictParams { delete_options: Some(delete_params(pod, grace)), ..EvictParams::default() };
-        match self.pods(pod).evict(&pod.name, &params).await {
+        // Not kube's own `evict`: it sends `delete_options`, which the API server drops without a word, UID and all.
+        let eviction = serde_json::json!({
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": { "name": pod.name },
+            "deleteOptions": delete_params(pod, grace),
+        });
+        let params = PostParams::default();
+        let pods = self.pods(pod);
+        match pods.create_subresource::<_, Status>("eviction", &pod.name, &params, &eviction).await {
             Ok(_) => Ok(done(None)),
             Err(error) if is_gone(&error) || is_conflict(&error) => Ok(done(None)),
             Err(error) => Err(failed("evict", pod, error)),
@@ -291,33 +299,4 @@ fn is_failed_test(error: &kube::Error) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_holder_is_recorded_once() {
-        let holder = Holder { kind: "PodChaos".into(), uid: "x".into(), ..Holder::default() };
-        let once = with_holder(None, &holder).expect("valid");
-        let twice = with_holder(Some(&once), &holder).expect("valid");
-        assert_eq!(once, twice);
-        assert!(with_holder(Some("junk"), &holder).is_err());
-        let more =
-            with_holder(Some(r#"[{"kind":"Manual","uid":"manual","standIns":{}}]"#), &holder).expect("valid");
-        assert_eq!(more, r#"[{"kind":"Manual","standIns":{},"uid":"manual"},{"kind":"PodChaos","uid":"x"}]"#);
-    }
-
-    #[test]
-    fn a_patch_tests_incarnation_and_version_first() {
-        let pod = PodRef { namespace: "n".into(), name: "p".into(), uid: "u".into() };
-        let mut live = Pod::default();
-        live.metadata.uid = Some("u".into());
-        live.metadata.resource_version = Some("7".into());
-        let mut wanted = live.clone();
-        wanted.metadata.name = Some("x".into());
-        let patch = difference(&pod, &live, &wanted).expect("pods are JSON");
-        assert!(
-            matches!(patch.0[0], PatchOperation::Test(_)) && matches!(patch.0[1], PatchOperation::Test(_))
-        );
-        assert_eq!(patch.0.len(), 3);
-    }
-}
+mod tests;

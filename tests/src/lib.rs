@@ -9,6 +9,7 @@ mod builders;
 mod cluster;
 mod disrupt;
 mod dump;
+mod events;
 mod experiment;
 pub mod figures;
 mod marks;
@@ -27,6 +28,7 @@ pub use cluster::{
     Ran, client, client_as, containers_processes, kubectl, kubectl_stdin, runtime, spawn_kubectl,
 };
 pub use disrupt::{disrupt, nowhere, restore};
+pub use events::event_on;
 pub use experiment::{ExperimentExt, experiment, target_of};
 pub use marks::{Cgroups, changed};
 pub use modes::{OF, in_each_mode};

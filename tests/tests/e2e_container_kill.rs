@@ -12,7 +12,7 @@ use squall_api::podchaos::{
 };
 use squall_tests::{
     ExperimentExt as _, Ns, OptIn, PodExt as _, SLEEPER, container, containers_processes, deployment,
-    experiment, holds_for, pod, pod_of, target_of, unschedulable, until, with_ns,
+    event_on, experiment, holds_for, pod, pod_of, target_of, unschedulable, until, with_ns,
 };
 
 fn kill(name: &str, mode: Mode, change: impl FnOnce(&mut PodChaosSpec)) -> PodChaos {
@@ -82,6 +82,8 @@ fn the_first_container_dies_of_sigkill_and_the_receipt_says_so() {
         assert_eq!(ended.map(|ended| ended.exit_code), Some(137), "the kubelet saw something else");
         assert_eq!(after.restarts("helper"), 0, "its neighbour was hit");
         assert_eq!(container_id(&after, "helper"), container_id(&before, "helper"));
+        let said = event_on(ns, "Pod", "web", "Killed").await?;
+        assert!(said.contains("container app") && said.contains(&format!("{}/kill", ns.name)), "{said}");
         Ok(())
     });
 }

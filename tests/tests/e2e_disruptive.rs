@@ -277,6 +277,13 @@ fn a_node_without_a_daemon_is_named_within_ten_seconds() {
         assert!(target.message.as_deref().unwrap_or_default().contains(&node), "{}", chaos.shown());
         assert_eq!(ns.pod("web").await?.restarts("app"), 0);
         ns.end_chaos("down").await?;
+        ns.ready_pod(&pod("gone")).await?;
+        ns.create(&experiment("delete", Action::PodKill, Mode::One, |spec| {
+            spec.selector.label_selectors.insert("app".into(), "gone".into());
+        }))
+        .await?;
+        let chaos = ns.completed("delete").await?;
+        assert_eq!(chaos.in_phase(TargetPhase::Killed).len(), 1, "{}", chaos.shown());
         // A daemon that comes later does not make up for it.
         patch_daemon_set(&ns.client, nowhere(None)).await?;
         settled(&ns.client).await?;

@@ -5,16 +5,16 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use futures::future::try_join_all;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::{DeleteParams, ListParams};
+use kube::api::DeleteParams;
 use serde_json::json;
 use squall_api::names;
 use squall_api::podchaos::{Action, Mode, Phase, PodChaos, TargetPhase};
 use squall_tests::{
-    ExperimentExt as _, Ns, OF, OptIn, PodExt as _, STUBBORN, container, deployment, experiment, from_json,
-    holds_for, in_each_mode, kubectl, pod, pod_of, spawn_kubectl, stateful_set, target_of, unschedulable,
-    until, with_ns,
+    ExperimentExt as _, Ns, OF, OptIn, PodExt as _, STUBBORN, container, deployment, event_on, experiment,
+    from_json, holds_for, in_each_mode, kubectl, pod, pod_of, spawn_kubectl, stateful_set, target_of,
+    unschedulable, until, with_ns,
 };
 
 fn app(chaos: &mut squall_api::podchaos::PodChaosSpec, app: &str) {
@@ -63,22 +63,10 @@ fn one_of_three_is_killed_replaced_and_told_of() {
         assert_eq!(told.as_deref(), Some(newcomer.as_str()), "{}", chaos.shown());
 
         // On the pod that was hit, and on the experiment.
-        until("the Events are there", async || {
-            let events = ns.api::<Event>().list(&ListParams::default()).await?.items;
-            let seen = |kind: &str, reason: &str| {
-                events.iter().any(|event| {
-                    event.involved_object.kind.as_deref() == Some(kind)
-                        && event.reason.as_deref() == Some(reason)
-                })
-            };
-            let there = seen("Pod", "Killed") && seen("PodChaos", "Completed");
-            Ok(if there {
-                Ok(())
-            } else {
-                Err(format!("{:?}", events.iter().map(|event| &event.reason).collect::<Vec<_>>()))
-            })
-        })
-        .await
+        let said = event_on(ns, "Pod", &target.pod, "Killed").await?;
+        assert!(said.contains(&format!("{}/kill", ns.name)), "{said:?} does not say by whom");
+        event_on(ns, "PodChaos", "kill", "Completed").await?;
+        Ok(())
     });
 }
 
@@ -112,13 +100,21 @@ fn the_grace_period_is_really_waited_for() {
         let deaf =
             json!({ "terminationGracePeriodSeconds": 600, "containers": [container("app", STUBBORN)] });
         ns.create(&pod_of("tidy", spec)).await?;
-        ns.create(&pod_of("deaf", deaf)).await?;
-        ns.pod_until("tidy", "it is Ready", |pod| pod.is_ready()).await?;
-        ns.pod_until("deaf", "it is Ready", |pod| pod.is_ready()).await?;
+        ns.create(&pod_of("deaf", deaf.clone())).await?;
+        ns.create(&pod_of("evicted", deaf)).await?;
+        for name in ["tidy", "deaf", "evicted"] {
+            ns.pod_until(name, "it is Ready", |pod| pod.is_ready()).await?;
+        }
         ns.create(&experiment("own", Action::PodKill, Mode::All, |spec| app(spec, "tidy"))).await?;
         ns.create(&experiment("given", Action::PodKill, Mode::All, |spec| {
             app(spec, "deaf");
             spec.grace_period = Some(2);
+        }))
+        .await?;
+        ns.create(&experiment("evict", Action::PodKill, Mode::All, |spec| {
+            app(spec, "evicted");
+            spec.grace_period = Some(2);
+            spec.evict = Some(true);
         }))
         .await?;
         // Marked first, gone later: in between the experiment isn't over.
@@ -126,7 +122,9 @@ fn the_grace_period_is_really_waited_for() {
         assert!(!marked.is("Completed"), "{}", marked.shown());
         assert!(ns.pod("tidy").await?.is_terminating());
 
-        for (name, pod, least, most) in [("own", "tidy", 2.9, 12.0), ("given", "deaf", 1.9, 12.0)] {
+        let cases =
+            [("own", "tidy", 2.9, 12.0), ("given", "deaf", 1.9, 12.0), ("evict", "evicted", 1.9, 12.0)];
+        for (name, pod, least, most) in cases {
             let chaos = ns.completed(name).await?;
             let target = target_of(&chaos, pod).context("no such target")?.clone();
             let took = seconds_between(target.ordered_at.map(|at| at.0), target.gone_at.map(|at| at.0))?;

@@ -2,11 +2,11 @@
 //!
 //! Each step runs as its own command, shown as one would type it; the first that fails ends it.
 
-use std::{env, process::Command, time::Instant};
+use std::{env, ffi::OsStr, process::Command, time::Instant};
 
 use anyhow::{Context as _, Result};
 
-use crate::{build, cluster::prereq, sh};
+use crate::{build, cluster::prereq, gen_ebpf, sh};
 
 /// Arguments of `cargo xtask ci`.
 #[derive(clap::Args)]
@@ -63,6 +63,19 @@ fn steps(args: &Args) -> Result<Vec<Command>> {
     } else {
         println!(
             "cargo-deny is not installed: licences are not looked at (cargo install cargo-deny, or --full)"
+        );
+    }
+    // That the checked-in object is of these sources says a hash; that they make programs that work, only this.
+    if args.full || gen_ebpf::can_build() {
+        steps.push(xtask(&["gen", "--fresh-ebpf"])?);
+        let object = format!("{}={}", gen_ebpf::OBJECT_VARIABLE, gen_ebpf::built().display());
+        let tests = cargo(&["test", "-p", "squall-daemon", "--test", "kernel"]);
+        let mut on_it = sh::command("env", [OsStr::new(&object), tests.get_program()]);
+        on_it.args(tests.get_args()).current_dir(&root);
+        steps.push(on_it);
+    } else {
+        println!(
+            "no nightly with rust-src, or no bpf-linker: the eBPF object is not built anew (--full fetches them)"
         );
     }
     if args.lint {

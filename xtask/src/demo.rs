@@ -19,6 +19,12 @@ use crate::{cluster::BUSYBOX_IMAGE, deploy, kubectl, kubectl::Kubectl, progress:
 const NAMESPACE: &str = "squall-demo";
 /// busybox where images can be pulled.
 const PUBLIC_BUSYBOX: &str = "busybox:1.37";
+/// The demo's own pods: somebody may have put others beside them.
+const PODS: &str = "app in (web, db, solo)";
+/// The one container of each.
+const CONTAINER: &str = "app";
+/// What a container's first process exits with when SIGKILL ends it.
+const KILLED: i32 = 137;
 /// How long the pods may take to be Ready, at first and again.
 const READY: Duration = Duration::from_secs(90);
 /// How long one experiment may take.
@@ -73,7 +79,8 @@ pub fn run(args: Args) -> Result<()> {
     let kubectl = Kubectl::up(args.context.as_deref())?;
     deploy::install(&kubectl, args.registry.as_deref())?;
     let usual = if kubectl.cluster().is_some() { BUSYBOX_IMAGE } else { PUBLIC_BUSYBOX };
-    prepare(&kubectl, args.image.as_deref().unwrap_or(usual))?;
+    let image = args.image.as_deref().unwrap_or(usual);
+    prepare(&kubectl, image)?;
     for (number, show) in shows().iter().enumerate() {
         println!("\n{}. {}", number + 1, show.title);
         let object = perform(&kubectl, show).with_context(|| format!("the demo of {} failed", show.name))?;
@@ -82,7 +89,7 @@ pub fn run(args: Args) -> Result<()> {
         }
         all_ready(&kubectl)?;
     }
-    nothing_left(&kubectl)?;
+    all_as_before(&kubectl, image)?;
     let k = kubectl.shown();
     let context = args.context.map(|name| format!(" --context {name}")).unwrap_or_default();
     println!(
@@ -137,7 +144,7 @@ fn workloads(image: &str) -> Value {
         json!({"metadata": {"labels": {"app": app}}, "spec": {
             "terminationGracePeriodSeconds": 5,
             "containers": [{
-                "name": "app", "image": image, "imagePullPolicy": "IfNotPresent",
+                "name": CONTAINER, "image": image, "imagePullPolicy": "IfNotPresent",
                 "command": ["sh", "-c", "trap 'exit 0' TERM; mkdir -p /tmp/www; httpd -f -p 8080 -h /tmp/www & wait"],
                 "readinessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1},
                 "resources": {"requests": {"cpu": "5m", "memory": "8Mi"}},
@@ -159,7 +166,7 @@ fn workloads(image: &str) -> Value {
 fn all_ready(kubectl: &Kubectl) -> Result<()> {
     let mut missing = String::new();
     let done = kubectl::wait(READY, || {
-        let pods = kubectl.items(&["pods", "-n", NAMESPACE, "-l", "app in (web, db, solo)"])?;
+        let pods = kubectl.items(&["pods", "-n", NAMESPACE, "-l", PODS])?;
         let ready = pods.iter().filter(|pod| is_ready(pod)).count();
         missing = format!("{ready} of {} Ready", pods.len());
         Ok((ready == 5 && pods.len() == 5).then_some(()))
@@ -189,13 +196,29 @@ fn perform(kubectl: &Kubectl, show: &Show) -> Result<PodChaos> {
         last = Some(now);
         Ok(over.then_some(()))
     })?;
-    let last = last.context("it was never seen")?;
-    let said = || describe(&last);
-    ensure!(ended.is_some(), "it is not over after {} s: {}", EXPERIMENT.as_secs(), said());
-    ensure!(!condition(&last, "Failed"), "it ended without success: {}", said());
-    let targets = last.status.as_ref().map(|status| status.targets.as_slice()).unwrap_or_default();
+    let mut last = last.context("it was never seen")?;
+    ensure!(ended.is_some(), "it is not over after {} s: {}", EXPERIMENT.as_secs(), describe(&last));
+    // The last times of a one-shot may come after its end.
+    kubectl::wait(LATE, || {
+        let now: PodChaos = kubectl.get(&["podchaos", show.name, "-n", NAMESPACE])?;
+        let targets = now.status.iter().flat_map(|status| &status.targets);
+        let back = targets.clone().count() > 0 && targets.clone().all(|target| target.ready_at.is_some());
+        let settled = back || condition(&now, "Failed");
+        last = now;
+        Ok(settled.then_some(()))
+    })?;
+    did_what_it_says(&last)?;
+    Ok(last)
+}
+
+/// Whether each target was hit as the action says, by what the status tells of it.
+fn did_what_it_says(object: &PodChaos) -> Result<()> {
+    let said = || describe(object);
+    ensure!(!condition(object, "Failed"), "it ended without success: {}", said());
+    let targets = object.status.as_ref().map(|status| status.targets.as_slice()).unwrap_or_default();
     ensure!(!targets.is_empty(), "it hit nothing: {}", said());
-    let wanted = match last.spec.action {
+    let action = object.spec.action;
+    let wanted = match action {
         Action::PodFailure | Action::ContainerFreeze => TargetPhase::Recovered,
         Action::PodKill | Action::ContainerKill => TargetPhase::Killed,
     };
@@ -204,14 +227,17 @@ fn perform(kubectl: &Kubectl, show: &Show) -> Result<PodChaos> {
         "not every target is {wanted:?}: {}",
         said()
     );
-    // The last times of a one-shot may come after its end.
-    let settled = kubectl::wait(LATE, || {
-        let now: PodChaos = kubectl.get(&["podchaos", show.name, "-n", NAMESPACE])?;
-        let targets = now.status.iter().flat_map(|status| &status.targets);
-        let back = targets.clone().count() > 0 && targets.clone().all(|target| target.ready_at.is_some());
-        Ok(back.then_some(now))
-    })?;
-    Ok(settled.unwrap_or(last))
+    for target in targets.iter().filter(|_| action == Action::ContainerKill) {
+        let pod = &target.pod;
+        let receipt = target.receipt.as_ref().with_context(|| format!("{pod}: there is no receipt"))?;
+        ensure!(!receipt.processes.is_empty(), "{pod}: the receipt names no process");
+        ensure!(
+            target.exit_code == Some(KILLED),
+            "{pod}: the exit code is {:?} and not {KILLED}",
+            target.exit_code
+        );
+    }
+    Ok(())
 }
 
 fn condition(object: &PodChaos, kind: &str) -> bool {
@@ -308,19 +334,23 @@ fn clock(time: Timestamp) -> String {
     time.strftime("%H:%M:%S%.3f UTC").to_string()
 }
 
-/// No label, annotation or image of ours is left on the demo's pods.
-fn nothing_left(kubectl: &Kubectl) -> Result<()> {
-    for pod in kubectl.items(&["pods", "-n", NAMESPACE])? {
-        let name = &pod["metadata"]["name"];
-        for keys in [&pod["metadata"]["labels"], &pod["metadata"]["annotations"]] {
-            let ours = keys
-                .as_object()
-                .into_iter()
-                .flat_map(|map| map.keys())
-                .find(|key| key.starts_with(names::GROUP));
-            if let Some(key) = ours {
-                bail!("pod {name} still carries {key}");
-            }
+/// Every pod of the demo is as it was applied.
+fn all_as_before(kubectl: &Kubectl, image: &str) -> Result<()> {
+    kubectl.items(&["pods", "-n", NAMESPACE, "-l", PODS])?.iter().try_for_each(|pod| as_before(pod, image))
+}
+
+/// The pod's own container has the image that was applied, and the pod no label or annotation of ours. Containers that
+/// others put beside it are theirs.
+fn as_before(pod: &Value, image: &str) -> Result<()> {
+    let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+    let containers = pod["spec"]["containers"].as_array();
+    let own = containers.into_iter().flatten().find(|container| container["name"] == CONTAINER);
+    let now = own.map(|container| &container["image"]).unwrap_or(&Value::Null);
+    ensure!(now == image, "pod {name} has the image {now} and not {image}");
+    for keys in [&pod["metadata"]["labels"], &pod["metadata"]["annotations"]] {
+        let keys = keys.as_object().into_iter().flat_map(|map| map.keys());
+        if let Some(key) = keys.into_iter().find(|key| key.starts_with(names::GROUP)) {
+            bail!("pod {name} still carries {key}");
         }
     }
     Ok(())
@@ -354,6 +384,48 @@ mod tests {
                 "   +1500 ms  p: Ready",
             ]
         );
+    }
+
+    #[test]
+    fn a_pod_is_as_before_with_its_own_image_and_no_key_of_ours() {
+        let pod = |image: &str, labels: Value, annotations: Value| {
+            json!({"metadata": {"name": "p", "labels": labels, "annotations": annotations},
+                "spec": {"containers": [{"name": "app", "image": image}]}})
+        };
+        as_before(&pod("own", json!({"app": "web"}), Value::Null), "own").unwrap();
+        let why = |pod: Value| as_before(&pod, "own").unwrap_err().to_string();
+        let left = why(pod("localhost/squall-pause:dev", Value::Null, Value::Null));
+        assert_eq!(left, "pod p has the image \"localhost/squall-pause:dev\" and not own");
+        assert!(why(pod("own", json!({names::FAULT: "pod-failure"}), Value::Null)).contains(names::FAULT));
+        assert!(why(pod("own", Value::Null, json!({names::HELD_BY: "[]"}))).contains(names::HELD_BY));
+        assert!(why(json!({"metadata": {"name": "p"}, "spec": {}})).contains("the image null"));
+    }
+
+    #[test]
+    fn a_kill_without_receipt_or_exit_code_is_none() {
+        let judged = |target: Value| {
+            let object: PodChaos = serde_json::from_value(json!({
+                "apiVersion": "squall.dev/v1alpha1", "kind": "PodChaos", "metadata": {"name": "x"},
+                "spec": {"action": "container-kill", "mode": "one"}, "status": {"targets": [target]}
+            }))
+            .unwrap();
+            did_what_it_says(&object).map_err(|error| error.to_string())
+        };
+        let mut target = json!({"namespace": "n", "pod": "p", "uid": "u", "phase": "Killed", "exitCode": 137,
+            "receipt": {"evidence": "ebpf", "signal": 9, "total": 1, "processes": [{"pid": 7, "comm": "sh"}]}});
+        judged(target.clone()).unwrap();
+        let mut without = |key: &str, value: Value| {
+            let was = std::mem::replace(&mut target[key], value);
+            let why = judged(target.clone()).unwrap_err();
+            target[key] = was;
+            why
+        };
+        assert!(without("exitCode", Value::Null).contains("exit code"));
+        assert!(without("exitCode", json!(143)).contains("143"));
+        assert!(without("receipt", Value::Null).contains("no receipt"));
+        let empty = json!({"evidence": "pidfd", "signal": 9, "total": 0});
+        assert!(without("receipt", empty).contains("names no process"));
+        assert!(without("phase", json!("Skipped")).contains("not every target is Killed"));
     }
 
     #[test]

@@ -206,6 +206,7 @@ fn last_words(kubectl: &Kubectl) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sh;
 
     #[test]
     fn only_what_changed_gets_another_template() {
@@ -220,6 +221,26 @@ mod tests {
             "newTag": "dev-def"});
         assert_eq!(overlay["images"][0], pause);
         assert_eq!(super::overlay(None, &hashes)["images"], json!([]));
+    }
+
+    /// Rendering takes kubectl, as in `tests/manifests.rs`.
+    #[test]
+    fn with_a_registry_what_is_applied_names_the_tags_that_were_pushed() {
+        let registry = "registry.example/team";
+        let images = ["squall-controller", "squall-webhook", "squall-daemon", "squall-pause", "squall-crash"];
+        let hashes: Hashes =
+            images.into_iter().map(|image| (image, format!("0123{}", image.len()))).collect();
+        let directory = build::checkout().unwrap().join(format!("target/deploy-{}", std::process::id()));
+        write_overlay(&directory, Some(registry), &hashes).unwrap();
+        let kubectl = std::env::var_os("SQUALL_KUBECTL").unwrap_or_else(|| "kubectl".into());
+        let text = sh::output(sh::command(kubectl, ["kustomize"]).arg(&directory));
+        fs::remove_dir_all(&directory).unwrap();
+        let text = text.unwrap();
+        for (image, hash) in &hashes {
+            let pushed = format!("{}:{}", images::repository(registry, image), images::tag(hash));
+            assert!(text.contains(&pushed), "{pushed} is not named");
+        }
+        assert!(!text.contains("localhost/"), "an image of the local cluster is named");
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Builds the eBPF object from `daemon-ebpf/` and keeps the checked-in copy fresh.
 //!
 //! The object is checked in like generated code, so that nobody needs a nightly toolchain to build the daemon. Beside
-//! it lies what it was built from: a hash of each source and the versions of the tools. The programs are built with
-//! nightly, `rust-src` and `bpf-linker`; what is missing is fetched where that is safe to do (`rust-src` by rustup, or
-//! from a Debian suite that has it; `bpf-linker` by cargo) and named before it is.
+//! it lies what it was built from: a hash of each source and of the object, and the versions of the tools. The programs
+//! are built with nightly, `rust-src` and `bpf-linker`; what is missing is fetched where that is safe to do (`rust-src`
+//! by rustup, or from a Debian suite that has it; `bpf-linker` by cargo) and named before it is.
 //! Refuses to check in an object that could not be stripped, or that names a path of the machine it was built on.
 
 use std::{
@@ -17,6 +17,8 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
+use crate::debian::{self, Suite};
+
 const LINKER: &str = "bpf-linker";
 const LINKER_VERSION: &str = "0.10.3";
 const TOOLCHAIN: &str = "nightly";
@@ -24,8 +26,11 @@ const TOOLCHAIN: &str = "nightly";
 const DEBIAN_SUITE: &str = "forky";
 const OBJECT: &str = "daemon-ebpf/squall.bpf.o";
 const SOURCES: &str = "daemon-ebpf/squall.bpf.o.sources";
-/// What the object is made of; a test of the daemon reads the same list from the file beside the object.
-const INPUTS: [&str; 3] = ["daemon-ebpf/Cargo.toml", "daemon-ebpf/src/lib.rs", "daemon-ebpf/src/main.rs"];
+/// What the object is made of, and the object; a test of the daemon reads the same list from the file beside it.
+const HASHED: [&str; 4] =
+    ["daemon-ebpf/Cargo.toml", "daemon-ebpf/src/lib.rs", "daemon-ebpf/src/main.rs", OBJECT];
+/// Another object than the checked-in one, for the build of the daemon.
+pub const OBJECT_VARIABLE: &str = "SQUALL_BPF_OBJECT";
 
 /// Builds the object from source, stripped of debug information but with its BTF, and says where it is.
 pub fn build() -> Result<PathBuf> {
@@ -65,7 +70,7 @@ pub fn build() -> Result<PathBuf> {
     run(&mut command)?;
 
     let built = target.join("bpfel-unknown-none/release/squall-bpf");
-    let stripped = target.join("squall.bpf.o");
+    let stripped = self::built();
     let strip = llvm_strip().context(
         "no llvm-strip found: install it (apt-get install llvm, or rustup component add llvm-tools)",
     )?;
@@ -81,16 +86,26 @@ pub fn build() -> Result<PathBuf> {
     Ok(stripped)
 }
 
-/// Writes the checked-in object and the list of its sources; with `check_only` says whether the sources are those that
-/// it was built from, and writes nothing.
+/// Where [`build`] puts it.
+pub fn built() -> PathBuf {
+    root().join("target/ebpf/squall.bpf.o")
+}
+
+/// Whether it can be built with what is here, so that nothing has to be fetched.
+pub fn can_build() -> bool {
+    library().is_ok_and(|library| has_core(&library)) && has_linker() && llvm_strip().is_some()
+}
+
+/// Writes the checked-in object and the list of its sources; with `check_only` says whether sources and object are those
+/// of the list, and writes nothing.
 pub fn refresh(check_only: bool) -> Result<()> {
     let root = root();
     let recorded = fs::read_to_string(root.join(SOURCES)).unwrap_or_default();
-    let fresh = hashes(&root)?;
-    if recorded.lines().filter(|line| line.starts_with("sha256 ")).eq(fresh.lines()) {
+    let recorded = recorded.lines().filter(|line| line.starts_with("sha256 "));
+    if hashes(&root).is_ok_and(|now| recorded.eq(now.lines())) {
         return Ok(());
     }
-    ensure!(!check_only, "{OBJECT} was built from other sources: run `cargo xtask gen`");
+    ensure!(!check_only, "{OBJECT} is not what was built, or not from these sources: run `cargo xtask gen`");
     let object = build()?;
     fs::copy(&object, root.join(OBJECT))
         .with_context(|| format!("copying {} to {OBJECT}", object.display()))?;
@@ -98,7 +113,8 @@ pub fn refresh(check_only: bool) -> Result<()> {
         "{}\n{LINKER} {LINKER_VERSION}\n",
         output(Command::new("rustc").args([&format!("+{TOOLCHAIN}"), "--version"]))?
     );
-    fs::write(root.join(SOURCES), format!("{fresh}{tools}")).with_context(|| format!("writing {SOURCES}"))
+    fs::write(root.join(SOURCES), format!("{}{tools}", hashes(&root)?))
+        .with_context(|| format!("writing {SOURCES}"))
 }
 
 fn root() -> PathBuf {
@@ -107,7 +123,7 @@ fn root() -> PathBuf {
 
 fn hashes(root: &Path) -> Result<String> {
     let mut text = String::new();
-    for input in INPUTS {
+    for input in HASHED {
         let bytes = fs::read(root.join(input)).with_context(|| format!("reading {input}"))?;
         let mut hex = String::new();
         for byte in Sha256::digest(&bytes) {
@@ -124,10 +140,12 @@ fn sysroot() -> Result<PathBuf> {
     Ok(PathBuf::from(out))
 }
 
+fn has_linker() -> bool {
+    output(Command::new(LINKER).arg("--version")).is_ok_and(|version| version.contains(LINKER_VERSION))
+}
+
 fn ensure_linker() -> Result<()> {
-    if let Ok(version) = output(Command::new(LINKER).arg("--version"))
-        && version.contains(LINKER_VERSION)
-    {
+    if has_linker() {
         return Ok(());
     }
     eprintln!("installing {LINKER} {LINKER_VERSION} by cargo (a minute and a half)");
@@ -135,15 +153,23 @@ fn ensure_linker() -> Result<()> {
 }
 
 /// Core has to be built for the eBPF target, which takes the sources of the standard library.
+fn library() -> Result<PathBuf> {
+    Ok(sysroot()?.join("lib/rustlib/src/rust/library"))
+}
+
+fn has_core(library: &Path) -> bool {
+    library.join("core/src/lib.rs").exists()
+}
+
 fn ensure_rust_src() -> Result<()> {
-    let library = sysroot()?.join("lib/rustlib/src/rust/library");
-    if library.join("core/src/lib.rs").exists() {
+    let library = library()?;
+    if has_core(&library) {
         return Ok(());
     }
     eprintln!("adding rust-src to the {TOOLCHAIN} toolchain");
     let by_rustup =
         Command::new("rustup").args(["component", "add", "rust-src", "--toolchain", TOOLCHAIN]).status();
-    if by_rustup.is_ok_and(|status| status.success()) && library.join("core/src/lib.rs").exists() {
+    if by_rustup.is_ok_and(|status| status.success()) && has_core(&library) {
         return Ok(());
     }
     eprintln!("rustup could not add it: taking the package rust-src of Debian {DEBIAN_SUITE}");
@@ -151,32 +177,11 @@ fn ensure_rust_src() -> Result<()> {
 }
 
 fn rust_src_from_debian(library: &Path) -> Result<()> {
-    let (mirror, keyring) = debian_mirror().context(
-        "rust-src can't be had: no Debian mirror in this machine's apt sources (rustup component add rust-src)",
-    )?;
+    let why = "rust-src can't be had (rustup component add rust-src)";
     let work = root().join("target/rust-src");
-    let lists = work.join("lists");
-    fs::create_dir_all(lists.join("partial"))?;
-    let signed = keyring.map(|path| format!("[signed-by={path}] ")).unwrap_or_default();
-    let list = work.join("suite.list");
-    fs::write(&list, format!("deb {signed}{mirror} {DEBIAN_SUITE} main\n"))?;
-    let apt = || {
-        let mut command = Command::new("apt-get");
-        command
-            .arg("-o")
-            .arg(format!("Dir::Etc::sourcelist={}", list.display()))
-            .args(["-o", "Dir::Etc::sourceparts=/dev/null", "-o"])
-            .arg(format!("Dir::State::lists={}", lists.display()))
-            .current_dir(&work);
-        command
-    };
-    run(apt().arg("update"))?;
-    run(apt().args(["download", "rust-src"]))?;
-    let package = find(&work, |name| name.starts_with("rust-src_") && name.ends_with(".deb"))
-        .context("apt-get download left no rust-src package")?;
-    let unpacked = work.join("unpacked");
-    run(Command::new("dpkg").arg("-x").arg(&package).arg(&unpacked))?;
-    let source = find(&unpacked.join("usr/src"), |name| name.starts_with("rustc-"))
+    let debian = Suite::open(DEBIAN_SUITE, &debian::mirror().context(why)?, &work)?;
+    let tree = debian.fetch(&["rust-src".to_owned()]).context(why)?;
+    let source = find(&tree.join("usr/src"), |name| name.starts_with("rustc-"))
         .map(|dir| dir.join("library"))
         .filter(|dir| dir.is_dir())
         .context("the package rust-src has no usr/src/rustc-*/library")?;
@@ -185,34 +190,6 @@ fn rust_src_from_debian(library: &Path) -> Result<()> {
     }
     run(Command::new("cp").arg("-r").arg(&source).arg(library))?;
     fs::remove_dir_all(&work).context("removing the unpacked package")
-}
-
-/// The mirror that this machine itself uses, with its keyring: from `sources.list` or a deb822 file.
-fn debian_mirror() -> Option<(String, Option<String>)> {
-    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
-    if let Ok(dir) = fs::read_dir("/etc/apt/sources.list.d") {
-        files.extend(dir.filter_map(|entry| Some(entry.ok()?.path())));
-    }
-    files.sort();
-    files.iter().find_map(|file| mirror_in(&fs::read_to_string(file).ok()?))
-}
-
-fn mirror_in(text: &str) -> Option<(String, Option<String>)> {
-    // Only an archive that has a suite called main and is no security archive can be asked for another suite.
-    let fits = |uri: &str| uri.trim_end_matches('/').ends_with("/debian");
-    for stanza in text.split("\n\n") {
-        let field = |key: &str| {
-            stanza.lines().find_map(|line| line.strip_prefix(key)).map(|value| value.trim().to_owned())
-        };
-        if let Some(uri) = field("URIs:").filter(|uri| fits(uri)) {
-            return Some((uri, field("Signed-By:")));
-        }
-    }
-    text.lines().filter(|line| line.starts_with("deb ")).find_map(|line| {
-        let uri = line.split_whitespace().find(|word| fits(word))?;
-        let keyring = line.split(['[', ']', ' ']).find_map(|word| word.strip_prefix("signed-by="));
-        Some((uri.to_owned(), keyring.map(str::to_owned)))
-    })
 }
 
 fn llvm_strip() -> Option<PathBuf> {
@@ -251,19 +228,4 @@ fn output(command: &mut Command) -> Result<String> {
         bail!("{command:?} failed: {}", String::from_utf8_lossy(&out.stderr).trim());
     }
     Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::mirror_in;
-
-    #[test]
-    fn the_mirror_is_read_from_both_formats() {
-        let deb822 = "Types: deb\nURIs: http://mirror.example/debian-security\nSuites: s\n\nTypes: deb\n\
-                      URIs: http://mirror.example/debian\nSuites: stable\nSigned-By: /k.gpg\n";
-        assert_eq!(mirror_in(deb822), Some(("http://mirror.example/debian".into(), Some("/k.gpg".into()))));
-        let plain = "# x\ndeb [signed-by=/k.gpg] http://mirror.example/debian/ stable main\n";
-        assert_eq!(mirror_in(plain), Some(("http://mirror.example/debian/".into(), Some("/k.gpg".into()))));
-        assert_eq!(mirror_in("deb http://mirror.example/other stable main\n"), None);
-    }
 }

@@ -24,10 +24,17 @@ pub struct Args {
     /// Only compare, and fail when something is out of date.
     #[arg(long)]
     pub check: bool,
+    /// Only build the eBPF object anew, whatever is checked in, and leave that alone.
+    #[arg(long, conflicts_with = "check")]
+    pub fresh_ebpf: bool,
 }
 
 /// Does it.
 pub fn run(args: Args) -> Result<()> {
+    if args.fresh_ebpf {
+        println!("{}", gen_ebpf::build()?.display());
+        return Ok(());
+    }
     let root = build::checkout()?;
     let mut stale = Vec::new();
     for (path, fresh) in texts(&root)? {

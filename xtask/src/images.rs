@@ -10,7 +10,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     build,
@@ -221,45 +221,48 @@ fn loading(kind: Kind, cluster: Option<&str>, archive: &Path) -> Command {
     command
 }
 
-/// A program that can push an archive.
-enum Pusher {
+/// Programs that can push an archive.
+#[derive(Clone, Copy)]
+enum Tool {
     Skopeo,
     Crane,
     Docker,
 }
 
+/// One of them, and where it is.
+struct Pusher {
+    tool: Tool,
+    program: PathBuf,
+}
+
 impl Pusher {
     /// Whichever is there; Docker comes last, as it needs a daemon.
     fn find() -> Result<Self> {
-        let works = |program: &str, word: &str| sh::succeeds(&mut sh::command(program, [word]));
-        if works("skopeo", "--version") {
-            Ok(Self::Skopeo)
-        } else if works("crane", "version") {
-            Ok(Self::Crane)
-        } else if works("docker", "info") {
-            Ok(Self::Docker)
-        } else {
-            bail!("pushing needs skopeo, crane, or docker with its daemon; there is none of them")
-        }
+        [
+            (Tool::Skopeo, "skopeo", "--version"),
+            (Tool::Crane, "crane", "version"),
+            (Tool::Docker, "docker", "info"),
+        ]
+        .into_iter()
+        .find(|(_, program, word)| sh::succeeds(&mut sh::command(program, [word])))
+        .map(|(tool, program, _)| Self { tool, program: program.into() })
+        .context("pushing needs skopeo, crane, or docker with its daemon; there is none of them")
     }
 
     fn push(&self, archive: &Path, local: &str, target: &str) -> Result<()> {
+        let run = |words: &[&str]| sh::output(&mut sh::command(&self.program, words)).map(drop);
         let archive = archive.display().to_string();
-        match self {
-            Self::Skopeo => {
-                let from = format!("docker-archive:{archive}");
-                sh::output(&mut sh::command("skopeo", ["copy", &from, &format!("docker://{target}")]))?;
+        match self.tool {
+            Tool::Skopeo => {
+                run(&["copy", &format!("docker-archive:{archive}"), &format!("docker://{target}")])
             }
-            Self::Crane => {
-                sh::output(&mut sh::command("crane", ["push", &archive, target]))?;
-            }
-            Self::Docker => {
-                for words in [&["load", "-i", &archive][..], &["tag", local, target], &["push", target]] {
-                    sh::output(&mut sh::command("docker", words))?;
-                }
+            Tool::Crane => run(&["push", &archive, target]),
+            Tool::Docker => {
+                run(&["load", "-i", &archive])?;
+                run(&["tag", local, target])?;
+                run(&["push", target])
             }
         }
-        Ok(())
     }
 }
 
@@ -279,6 +282,8 @@ fn pushed(registry: &str, name: &str, hash: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::{env, os::unix::fs::PermissionsExt as _};
+
     use super::*;
 
     #[test]
@@ -314,6 +319,35 @@ mod tests {
             pushed("registry.example/team/", "squall-pause", "00ff"),
             "registry.example/team/squall-pause:dev-00ff"
         );
+    }
+
+    /// What is pushed is what `deploy --registry` names, see there.
+    #[test]
+    fn each_tool_is_told_to_push_the_archive_to_the_tag_of_its_content() {
+        let directory = env::temp_dir().join(format!("squall-push-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        let (program, log) = (directory.join("tool"), directory.join("log"));
+        fs::write(&program, format!("#!/bin/sh\necho \"$*\" >> {}\n", log.display())).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let digest = "0123456789abcdef0123".to_owned();
+        let image = Built { name: "squall-pause", archive: "a.tar".into(), digest };
+        let images = std::slice::from_ref(&image);
+        let pushed = |tool| {
+            push_all(images, "registry.example/team/", &Pusher { tool, program: program.clone() }).unwrap();
+            let lines = fs::read_to_string(&log).unwrap();
+            fs::remove_file(&log).unwrap();
+            lines
+        };
+        let target = "registry.example/team/squall-pause:dev-0123456789abcdef";
+        assert_eq!(pushed(Tool::Skopeo), format!("copy docker-archive:a.tar docker://{target}\n"));
+        assert_eq!(pushed(Tool::Crane), format!("push a.tar {target}\n"));
+        assert_eq!(
+            pushed(Tool::Docker),
+            format!("load -i a.tar\ntag localhost/squall-pause:dev {target}\npush {target}\n")
+        );
+        let gone = Pusher { tool: Tool::Skopeo, program: directory.join("no-such-tool") };
+        assert!(push_all(images, "registry.example", &gone).is_err());
+        fs::remove_dir_all(&directory).unwrap();
     }
 
     #[test]

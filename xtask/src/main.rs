@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod ci;
 mod cluster;
+mod debian;
 mod demo;
 mod deploy;
 mod gen_ebpf;

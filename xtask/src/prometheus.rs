@@ -4,12 +4,11 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{build, sh};
+use crate::{build, debian};
 
 /// Where tests learn of it.
 pub const VARIABLE: &str = "SQUALL_PROMETHEUS";
@@ -28,25 +27,8 @@ pub fn provide() -> Result<()> {
         return Ok(());
     }
     let work = checkout.join("target/prometheus.new");
-    if work.exists() {
-        fs::remove_dir_all(&work).with_context(|| format!("can't remove {}", work.display()))?;
-    }
-    fs::create_dir_all(&work).with_context(|| format!("can't make {}", work.display()))?;
-    let download = || {
-        let mut command = Command::new("apt-get");
-        sh::output(command.args(["-qq", "download", PACKAGE]).current_dir(&work))
-    };
-    if download().is_err() {
-        sh::output(Command::new("apt-get").args(["-qq", "update"])).context("can't refresh apt's lists")?;
-        download().context("the tests of probes need Debian's package prometheus")?;
-    }
-    let tree = work.join("tree");
-    for entry in fs::read_dir(&work).context("can't look at what was fetched")? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "deb") {
-            sh::output(Command::new("dpkg-deb").arg("--extract").arg(&path).arg(&tree))?;
-        }
-    }
+    let tree =
+        debian::fetch(PACKAGE, &work).context("the tests of probes need Debian's package prometheus")?;
     fs::rename(&tree, checkout.join("target/prometheus")).context("can't put Prometheus into its place")?;
     fs::remove_dir_all(&work).with_context(|| format!("can't remove {}", work.display()))?;
     ensure!(program(&checkout).is_some(), "Debian's package prometheus has no usr/bin/prometheus");

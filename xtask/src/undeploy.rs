@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};
 use squall_api::names;
 
@@ -54,7 +54,13 @@ pub fn run(args: Args) -> Result<()> {
     if let Some(cluster) = kubectl.cluster()
         && !cluster.is_up()
     {
-        println!("the local cluster {} is not up: there is nothing to remove", cluster.name());
+        let name = cluster.name();
+        ensure!(
+            !cluster.state_dir().exists(),
+            "the local cluster {name} is not up, so nothing can be recovered: `cargo xtask cluster up` repairs it, \
+             `cargo xtask cluster down` removes it with all that is in it"
+        );
+        println!("there is no local cluster {name}: nothing to remove");
         return Ok(());
     }
     let step = Step::begin("keeping new experiments out");
@@ -124,7 +130,7 @@ fn end_experiments(kubectl: &Kubectl) -> Result<()> {
         if none_left(kubectl, kind, what, RECOVERY)? {
             continue;
         }
-        for (namespace, name) in ids(&kubectl.items(&[kind, "-A"])?) {
+        for (namespace, name) in held(kubectl, kind)?.iter().map(id) {
             println!("{kind} {namespace}/{name} is not recovered after {} s: forcing it", RECOVERY.as_secs());
             let forced = format!("{}={}", names::CLEANUP, names::CLEANUP_FORCED);
             kubectl.attempt(&["annotate", kind, &name, "-n", &namespace, &forced, "--overwrite"])?;
@@ -142,11 +148,27 @@ fn controller_runs(kubectl: &Kubectl) -> Result<bool> {
     Ok(deployment.is_some_and(|found| found["status"]["readyReplicas"].as_i64().unwrap_or(0) > 0))
 }
 
-/// Waits until there is no object of that kind.
+/// The objects of that kind that carry our finalizer. What others hold is not ours to wait for.
+fn held(kubectl: &Kubectl, kind: &str) -> Result<Vec<Value>> {
+    let mut all = kubectl.items(&[kind, "-A"])?;
+    all.retain(|object| ours(object).is_some());
+    Ok(all)
+}
+
+/// Where our finalizer stands among the others.
+fn ours(object: &Value) -> Option<usize> {
+    finalizers(object).iter().position(|finalizer| *finalizer == names::FINALIZER)
+}
+
+fn finalizers(object: &Value) -> Vec<&str> {
+    object["metadata"]["finalizers"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+}
+
+/// Waits until no object of that kind carries our finalizer.
 fn none_left(kubectl: &Kubectl, kind: &str, what: &str, limit: Duration) -> Result<bool> {
     let mut step = Step::begin(what);
     let gone = kubectl::wait(limit, || {
-        let left = ids(&kubectl.items(&[kind, "-A"])?);
+        let left = held(kubectl, kind)?;
         step.at(&format!("{} left", left.len()));
         Ok(left.is_empty().then_some(()))
     })?;
@@ -158,10 +180,7 @@ fn none_left(kubectl: &Kubectl, kind: &str, what: &str, limit: Duration) -> Resu
 fn drop_finalizers(kubectl: &Kubectl, kind: &str) -> Result<()> {
     for object in kubectl.items(&[kind, "-A"])? {
         let (namespace, name) = id(&object);
-        let finalizers = object["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
-        let Some(ours) = finalizers.iter().position(|finalizer| finalizer == names::FINALIZER) else {
-            continue;
-        };
+        let Some(ours) = ours(&object) else { continue };
         let path = format!("/metadata/finalizers/{ours}");
         let patch =
             json!([{"op": "test", "path": path, "value": names::FINALIZER}, {"op": "remove", "path": path}]);
@@ -291,6 +310,15 @@ fn left(kubectl: &Kubectl) -> Result<Vec<String>> {
         "crd,clusterrole,clusterrolebinding,mutatingwebhookconfiguration,validatingwebhookconfiguration";
     let ours = kubectl.output(&["get", kinds, "-l", "app.kubernetes.io/part-of=squall", "-o", "name"])?;
     left.extend(ours.lines().map(str::to_owned));
+    for kind in KINDS {
+        for object in kubectl.items(&[kind, "-A"])? {
+            let (namespace, name) = id(&object);
+            left.push(format!(
+                "{kind} {namespace}/{name}: its finalizers {}",
+                finalizers(&object).join(", ")
+            ));
+        }
+    }
     for pod in kubectl.items(&["pods", "-A"])? {
         if restoration(&pod).is_some() {
             let (namespace, name) = id(&pod);
@@ -298,10 +326,6 @@ fn left(kubectl: &Kubectl) -> Result<Vec<String>> {
         }
     }
     Ok(left)
-}
-
-fn ids(objects: &[Value]) -> Vec<(String, String)> {
-    objects.iter().map(id).collect()
 }
 
 fn id(object: &Value) -> (String, String) {

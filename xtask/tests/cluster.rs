@@ -79,6 +79,11 @@ impl Cluster {
         self.command(args).output().expect("xtask")
     }
 
+    fn undeploy(&self) -> Output {
+        let mut xtask = Command::new(env!("CARGO_BIN_EXE_xtask"));
+        xtask.arg("undeploy").env("SQUALL_CLUSTER", &self.name).output().expect("xtask")
+    }
+
     #[track_caller]
     fn succeeds(&self, args: &[&str]) -> Duration {
         let began = Instant::now();
@@ -128,6 +133,17 @@ impl Cluster {
         }
     }
 
+    /// The cgroups of all its pods, one in each hierarchy.
+    fn cgroup_roots(&self) -> BTreeSet<PathBuf> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let hierarchies = mounts.lines().filter(|line| line.contains(" - cgroup"));
+        let points = hierarchies.map(|line| line.split(' ').nth(4).unwrap());
+        points
+            .map(|point| Path::new(point).join(format!("kube-{}", self.name)))
+            .filter(|cgroup| cgroup.exists())
+            .collect()
+    }
+
     /// Everything of it that is still there.
     fn leftovers(&self) -> Vec<String> {
         let mut left = Vec::new();
@@ -149,13 +165,7 @@ impl Cluster {
                 }
             }
         }
-        for line in fs::read_to_string("/proc/self/mountinfo").unwrap().lines() {
-            let point = line.split(' ').nth(4).unwrap();
-            let cgroup = Path::new(point).join(format!("kube-{}", self.name));
-            if line.contains(" - cgroup") && cgroup.exists() {
-                left.push(cgroup.display().to_string());
-            }
-        }
+        left.extend(self.cgroup_roots().iter().map(|cgroup| cgroup.display().to_string()));
         if self.state().exists() {
             left.push(self.state().display().to_string());
         }
@@ -200,6 +210,9 @@ fn up_is_idempotent_repairs_what_died_and_down_leaves_nothing() {
     let cluster = Cluster::new("a");
     let before = Host::look();
     assert!(!cluster.run(&["status"]).status.success(), "a cluster that is not there has no good status");
+    let none = cluster.undeploy();
+    assert!(none.status.success() && text(&none).contains("nothing to remove"), "{}", text(&none));
+    assert_eq!(cluster.leftovers(), Vec::<String>::new(), "asking makes nothing");
     cluster.succeeds(&["up"]);
     cluster.succeeds(&["status"]);
     let printed = cluster.run(&["kubeconfig"]);
@@ -223,6 +236,9 @@ fn up_is_idempotent_repairs_what_died_and_down_leaves_nothing() {
             cluster.kill(victim);
         }
         assert!(!cluster.run(&["status"]).status.success(), "with {victims:?} dead the status can't be good");
+        let undeploy = cluster.undeploy();
+        let said = text(&undeploy);
+        assert!(!undeploy.status.success() && said.contains("is not up"), "with {victims:?} dead: {said}");
         let repair = cluster.succeeds(&["up"]);
         assert!(repair < Duration::from_secs(40), "the repair of {victims:?} took {repair:?}");
         cluster.succeeds(&["status"]);
@@ -232,6 +248,37 @@ fn up_is_idempotent_repairs_what_died_and_down_leaves_nothing() {
     cluster.goes_without_a_trace(&before);
     cluster.succeeds(&["down"]);
     assert_eq!(cluster.leftovers(), Vec::<String>::new(), "down of nothing leaves nothing");
+    // Kubernetes is built by now.
+    let later = cluster.succeeds(&["up"]);
+    assert!(later < Duration::from_secs(15), "from nothing a later up took {later:?}");
+    cluster.goes_without_a_trace(&before);
+}
+
+#[test]
+#[ignore = "starts two Kubernetes clusters on this machine; `cargo xtask test` runs it"]
+fn two_clusters_share_nothing_and_one_outlives_the_other() {
+    let (first, second) = (Cluster::new("d"), Cluster::new("e"));
+    let before = Host::look();
+    first.succeeds(&["up"]);
+    let first_alone = Host::look();
+    second.succeeds(&["up"]);
+    let server = |cluster: &Cluster| {
+        cluster.kubectl(&["config", "view", "--minify", "-o", "jsonpath={.clusters[0].cluster.server}"])
+    };
+    assert_ne!(server(&first), server(&second), "one port for both");
+    assert!(first.state().exists() && second.state().exists(), "one state directory for both");
+    let uid = |cluster: &Cluster| {
+        cluster.kubectl(&["get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}"])
+    };
+    assert_ne!(uid(&first), uid(&second), "both lead to one API server");
+    let roots = [&first, &second].map(Cluster::cgroup_roots);
+    assert!(roots.iter().all(|roots| !roots.is_empty()), "one cgroup for the pods of both: {roots:?}");
+    let holder = first.pid("node");
+    second.goes_without_a_trace(&first_alone);
+    first.succeeds(&["status"]);
+    assert_eq!(first.pid("node"), holder, "the first was not left alone");
+    first.kubectl(&["wait", "--for=condition=Ready", "node", "--all", "--timeout=10s"]);
+    first.goes_without_a_trace(&before);
 }
 
 #[test]

@@ -9,13 +9,13 @@ mod support;
 use std::{
     collections::BTreeMap,
     env,
-    process::Command,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use serde_json::json;
+use serde_json::{Value, json};
 use squall_api::names;
-use support::{Cluster, DELETE, Seen, faults_hold, make_faults, root, text};
+use support::{Cluster, DELETE, Seen, chaos, faults_hold, make_faults, root, text};
 
 /// The namespace of these tests alone.
 const NAMESPACE: &str = "squall-test-removal";
@@ -71,10 +71,10 @@ fn nobody_noticed(cluster: &Cluster, before: &BTreeMap<String, Seen>) {
     }
 }
 
-/// `kubectl delete` as a user does it, and how it went. It comes to an end.
+/// `kubectl delete … --timeout=60s`, as the README has it, and how it went. It comes to an end.
 fn delete(cluster: &Cluster, what: &[&str]) -> bool {
     let began = Instant::now();
-    let words = [&["delete"], what, &["--wait", "--timeout=60s"]].concat();
+    let words = [&["delete"], what, &["--timeout=60s"]].concat();
     let done = cluster.command(&words).output().unwrap();
     let said = String::from_utf8_lossy(&done.stderr);
     eprintln!("{}: {:?}, {}: {}", words.join(" "), began.elapsed(), done.status, said.trim());
@@ -85,10 +85,59 @@ fn delete(cluster: &Cluster, what: &[&str]) -> bool {
     done.status.success()
 }
 
-/// Takes every program of Squall away; the webhooks' registration, the rights and the CRD stay.
-fn kill_squall(cluster: &Cluster) {
-    let workloads = ["-n", names::NAMESPACE, "delete", "deployment,daemonset", "--all"];
-    cluster.kubectl(&[&workloads[..], &["--cascade=foreground", "--timeout=120s"]].concat());
+/// Stops every program of Squall; all that is applied stays.
+fn stop_squall(cluster: &Cluster) {
+    let ours = |words: &[&str]| cluster.kubectl(&[&["-n", names::NAMESPACE], words].concat());
+    ours(&["scale", "deployment", "--all", "--replicas=0"]);
+    let nowhere = json!({"spec": {"template": {"spec": {"nodeSelector": {"squall-test/nowhere": "true"}}}}});
+    ours(&["patch", "daemonset", names::DAEMON, "-p", &nowhere.to_string()]);
+    cluster.until("stopped", || {
+        let left = ours(&["get", "pods", "-o", "name"]);
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    });
+}
+
+fn set_finalizers(cluster: &Cluster, experiment: &str, list: &[&str]) {
+    let patch = json!({"metadata": {"finalizers": list}}).to_string();
+    cluster.kubectl(&["-n", NAMESPACE, "patch", "podchaos", experiment, "--type=merge", "-p", &patch]);
+}
+
+/// For as long as it lives the controller may change no pod of this test.
+struct Forbidden<'a>(&'a Cluster);
+
+impl<'a> Forbidden<'a> {
+    const NAME: &'static str = "removal-test-forbidden";
+
+    fn make(cluster: &'a Cluster) -> Self {
+        let controller = format!("system:serviceaccount:{}:{}", names::NAMESPACE, names::CONTROLLER);
+        let rules = json!([{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["pods"]}]);
+        let here = json!({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": NAMESPACE}}});
+        let object = |kind: &str, spec: Value| json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": {"name": Self::NAME}, "spec": spec});
+        let made = Self(cluster);
+        cluster.apply(&object(
+            "ValidatingAdmissionPolicy",
+            json!({"matchConstraints": {"resourceRules": rules},
+                "validations": [{"expression": format!("request.userInfo.username != '{controller}'")}]}),
+        ));
+        cluster.apply(&object(
+            "ValidatingAdmissionPolicyBinding",
+            json!({"policyName": Self::NAME, "validationActions": ["Deny"], "matchResources": here}),
+        ));
+        cluster.until("forbidden", || {
+            let tried =
+                ["-n", NAMESPACE, "label", "pod", "hand", "tried=1", "--dry-run=server", "--as", &controller];
+            let said = text(&cluster.command(&tried).output().unwrap());
+            if said.contains(Self::NAME) { Ok(()) } else { Err(said) }
+        });
+        made
+    }
+}
+
+impl Drop for Forbidden<'_> {
+    fn drop(&mut self) {
+        let both = "validatingadmissionpolicybinding,validatingadmissionpolicy";
+        let _ = self.0.command(&["delete", both, Self::NAME, "--ignore-not-found"]).output();
+    }
 }
 
 fn undeploy(cluster: &Cluster) {
@@ -161,8 +210,37 @@ fn our_namespace_that_goes_alone_ends_every_fault() {
 fn a_dead_squall_is_removed_and_its_faults_are_ended_from_their_records() {
     with_squall(|cluster| {
         let pods = make_faults(cluster);
-        kill_squall(cluster);
+        stop_squall(cluster);
         undeploy(cluster);
+        cluster.is_clean(&pods);
+    });
+}
+
+#[test]
+#[ignore = "takes Squall off the local cluster; `cargo xtask test` runs it"]
+fn undeploy_lets_nothing_in_meanwhile_and_names_what_others_hold() {
+    with_squall(|cluster| {
+        let pods = make_faults(cluster);
+        set_finalizers(cluster, "lasting", &[THEIRS, names::FINALIZER]);
+        // So it waits for as long as it ever does, and has to put the pods back itself.
+        let forbidden = Forbidden::make(cluster);
+        let mut undeploy = cluster.xtask_command("undeploy");
+        let undeploy = undeploy.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("xtask");
+        let late = chaos("late", json!({"action": "pod-kill", "mode": "one"})).to_string();
+        cluster.until("closed to new experiments", || {
+            let said = cluster.feed(&["-n", NAMESPACE, "create", "--dry-run=server", "-f", "-"], &late);
+            if text(&said).contains("Squall is being removed") { Ok(()) } else { Err(text(&said)) }
+        });
+        let done = undeploy.wait_with_output().expect("xtask");
+        let said = text(&done);
+        eprintln!("{said}");
+        assert!(!done.status.success(), "it says that nothing was left");
+        let left = said.split_once("left behind:").map(|(_, left)| left).unwrap_or_default();
+        assert!(left.contains(&format!("podchaos {NAMESPACE}/lasting")) && left.contains(THEIRS), "{said}");
+        assert!(!left.contains("pending") && !left.contains("pod "), "{said}");
+        cluster.are_whole(&pods);
+        drop(forbidden);
+        set_finalizers(cluster, "lasting", &[]);
         cluster.is_clean(&pods);
     });
 }
@@ -172,20 +250,16 @@ fn a_dead_squall_is_removed_and_its_faults_are_ended_from_their_records() {
 fn what_delete_k_leaves_of_a_dead_squall_is_for_the_break_glass_script() {
     with_squall(|cluster| {
         let pods = make_faults(cluster);
-        kill_squall(cluster);
-        let finalizers = |object: &str, list: &[&str]| {
-            let patch = json!({"metadata": {"finalizers": list}}).to_string();
-            cluster.kubectl(&["-n", NAMESPACE, "patch", "podchaos", object, "--type=merge", "-p", &patch]);
-        };
-        finalizers("lasting", &[THEIRS, names::FINALIZER]);
+        stop_squall(cluster);
+        set_finalizers(cluster, "lasting", &[THEIRS, names::FINALIZER]);
         let base = root().join("deploy");
-        cluster.kubectl(&["delete", "-k", base.to_str().unwrap(), "--ignore-not-found", "--wait=false"]);
+        assert!(!delete(cluster, &["-k", base.to_str().unwrap()]), "nobody can have let the experiments go");
         assert_eq!(cluster.pods(), pods, "nobody is there who could have put them back");
         cluster.break_glass();
         let path = "jsonpath={.metadata.finalizers[*]}";
         let kept = cluster.kubectl(&["-n", NAMESPACE, "get", "podchaos", "lasting", "-o", path]);
         assert_eq!(kept, THEIRS, "ours goes, also where it is not alone, and nobody else's");
-        finalizers("lasting", &[]);
+        set_finalizers(cluster, "lasting", &[]);
         cluster.is_clean(&pods);
         // And once more, with nothing to do.
         cluster.break_glass();

@@ -33,8 +33,7 @@ use super::{EbpfError, lock, misses, triggers::Triggers};
 const BPF_ANY: u64 = 0;
 pub(super) const BPF_NOEXIST: u64 = 1;
 
-static OBJECT: &[u8] =
-    aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../daemon-ebpf/squall.bpf.o"));
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SQUALL_BPF_OBJECT"));
 
 /// Records of one watch that may wait: more than the ring holds, and a megabyte.
 const WAITING: usize = 16384;

@@ -6,10 +6,14 @@ use anyhow::Result;
 use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::Api;
-use kube::api::DeleteParams;
+use kube::api::{DeleteParams, Patch, PatchParams};
+use serde_json::{Value, json};
 use squall_api::names;
 use squall_api::podchaos::{Mode, PodChaos, TargetPhase};
-use squall_tests::{Ns, OptIn, pod, target_of, unschedulable, until_within, with_ns};
+use squall_tests::{
+    ExperimentExt as _, Ns, OptIn, client_as, event_on, holds_for, kubectl, kubectl_stdin, pod, target_of,
+    unschedulable, until, until_within, with_ns,
+};
 
 use super::*;
 
@@ -75,14 +79,81 @@ async fn namespace_goes(ns: &Ns, name: &str) -> Result<()> {
     .await
 }
 
+/// For as long as it lives the controller may change no pod of the test.
+struct Forbidden<'a>(&'a Ns);
+
+impl<'a> Forbidden<'a> {
+    /// As soon as the API server goes by it, which is seen at `pod`.
+    async fn make(ns: &'a Ns, pod: &str) -> Result<Self> {
+        let controller = format!("system:serviceaccount:{}:{}", names::NAMESPACE, names::CONTROLLER);
+        let object = |kind: &str, spec: Value| {
+            let metadata = json!({ "name": ns.name });
+            json!({ "apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": metadata, "spec": spec })
+        };
+        let policy = json!({
+            "matchConstraints": { "resourceRules": [
+                { "apiGroups": [""], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["pods"] },
+            ] },
+            "validations": [{ "expression": format!("request.userInfo.username != '{controller}'") }],
+        });
+        let here = json!({ "matchLabels": { "kubernetes.io/metadata.name": ns.name } });
+        let binding = json!({
+            "policyName": ns.name, "validationActions": ["Deny"], "matchResources": { "namespaceSelector": here },
+        });
+        let made = Self(ns);
+        for (kind, spec) in
+            [("ValidatingAdmissionPolicy", policy), ("ValidatingAdmissionPolicyBinding", binding)]
+        {
+            kubectl_stdin(&["create", "-f", "-"], &object(kind, spec).to_string())?.ok()?;
+        }
+        let pods: Api<Pod> = Api::namespaced(client_as(&controller, &[]).await?, &ns.name);
+        let dry_run = PatchParams { dry_run: true, ..PatchParams::default() };
+        let tried = Patch::Merge(json!({ "metadata": { "labels": { "tried": "true" } } }));
+        until("the controller may change no pod", async || {
+            Ok(match pods.patch(pod, &dry_run, &tried).await {
+                Err(kube::Error::Api(status)) if status.message.contains("ValidatingAdmissionPolicy") => {
+                    Ok(())
+                }
+                other => Err(format!("{other:?}")),
+            })
+        })
+        .await?;
+        Ok(made)
+    }
+}
+
+impl Drop for Forbidden<'_> {
+    /// Also when an assertion fails.
+    fn drop(&mut self) {
+        let both = "validatingadmissionpolicybinding,validatingadmissionpolicy";
+        let _ = kubectl(&["delete", both, &self.0.name, "--ignore-not-found"]);
+    }
+}
+
 #[test]
-fn a_forced_clean_up_lets_the_object_go() {
+fn only_a_forced_clean_up_lets_an_object_go_whose_pod_is_not_restored() {
     with_ns("fail-forced", OptIn::Yes, async |ns| {
         ns.create(&unschedulable("web", "web")).await?;
         ns.create(&failure("down", Mode::All, |_| ())).await?;
         ns.condition("down", "Injected").await?;
+        let forbidden = Forbidden::make(ns, "web").await?;
+        ns.delete_chaos("down").await?;
+        ns.chaos_until("down", "it says what it waits for", |chaos| {
+            chaos.told().message.is_some_and(|message| message.contains("1 pods are still to be restored"))
+        })
+        .await?;
+        holds_for(Duration::from_secs(3), "the object stays", async || {
+            let there = ns.api::<PodChaos>().get_opt("down").await?.is_some();
+            Ok(if there { Ok(()) } else { Err("it is gone".to_owned()) })
+        })
+        .await?;
         ns.annotate::<PodChaos>("down", names::CLEANUP, Some(names::CLEANUP_FORCED)).await?;
-        ns.end_chaos("down").await?;
+        ns.chaos_gone("down").await?;
+        let said = event_on(ns, "PodChaos", "down", "ForcedCleanup").await?;
+        assert!(said.contains(&format!("{}/web", ns.name)), "{said:?} does not name the pod");
+        assert!(ns.pod("web").await?.is_failed(), "who restored it?");
+        // Nobody forgets it for that.
+        drop(forbidden);
         ns.whole("web").await?;
         Ok(())
     });

@@ -9,8 +9,8 @@ use serde_json::json;
 use squall_api::names;
 use squall_api::podchaos::{Action, FaultStyle, Mode, Phase, TargetPhase};
 use squall_tests::{
-    BUSYBOX, ExperimentExt as _, OF, OptIn, PodExt as _, SLEEPER, STUBBORN, container, deployment, from_json,
-    in_each_mode, pod, pod_of, target_of, unschedulable, with_ns,
+    BUSYBOX, ExperimentExt as _, OF, OptIn, PodExt as _, SLEEPER, STUBBORN, container, deployment, event_on,
+    from_json, in_each_mode, pod, pod_of, target_of, unschedulable, with_ns,
 };
 
 use super::*;
@@ -31,6 +31,8 @@ fn a_ready_pod_fails_and_is_ready_again() {
             assert!(pod.is_failed(), "{:?}", pod.images());
             assert_eq!(pod.holders(), [uid.as_str()]);
             assert!(before.iter().any(|old| old.uid() == pod.uid()), "the same pods, failed in place");
+            let said = event_on(ns, "Pod", &pod.name(), "Injected").await?;
+            assert!(said.contains(&format!("{}/down", ns.name)), "{said:?} does not say by whom");
         }
         ns.end_chaos("down").await?;
         for pod in &before {
@@ -80,6 +82,8 @@ fn a_duration_ends_the_fault() {
             target.recovered_at.clone().zip(target.ready_at.clone()).context("a time is missing")?;
         assert!(recovered.0 >= ends.0 && ready.0 >= recovered.0, "{}", chaos.shown());
         assert!(ns.whole("web").await?.is_ready(), "it is over only when the pod is Ready again");
+        let said = event_on(ns, "Pod", "web", "Recovered").await?;
+        assert!(said.contains(&format!("{}/down", ns.name)), "{said:?} does not say from what");
         Ok(())
     });
 }

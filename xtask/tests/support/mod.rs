@@ -81,20 +81,30 @@ impl Cluster {
     #[track_caller]
     pub fn apply(&self, object: &Value) {
         self.until("applied", || {
-            let mut command = self.command(&["-n", self.namespace, "apply", "-f", "-"]);
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-            let mut child = command.spawn().expect("kubectl");
-            child.stdin.take().unwrap().write_all(object.to_string().as_bytes()).unwrap();
-            let done = child.wait_with_output().unwrap();
+            let done = self.feed(&["-n", self.namespace, "apply", "-f", "-"], &object.to_string());
             if done.status.success() { Ok(()) } else { Err(text(&done)) }
         });
+    }
+
+    /// Runs kubectl with `input`, whatever comes of it.
+    pub fn feed(&self, args: &[&str], input: &str) -> Output {
+        let mut command = self.command(args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("kubectl");
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    }
+
+    pub fn xtask_command(&self, command: &str) -> Command {
+        let mut xtask = Command::new(env!("CARGO_BIN_EXE_xtask"));
+        xtask.args(command.split(' ')).env("SQUALL_CLUSTER", &self.name).stdin(Stdio::null());
+        xtask
     }
 
     #[track_caller]
     pub fn xtask(&self, command: &str) -> Duration {
         let began = Instant::now();
-        let mut xtask = Command::new(env!("CARGO_BIN_EXE_xtask"));
-        let done = xtask.args(command.split(' ')).env("SQUALL_CLUSTER", &self.name).output().expect("xtask");
+        let done = self.xtask_command(command).output().expect("xtask");
         assert!(
             done.status.success(),
             "`cargo xtask {command}` failed, and this test needs it: {}",
@@ -275,6 +285,10 @@ pub fn pod(name: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}}, "spec": spec()})
 }
 
+pub fn chaos(name: &str, spec: Value) -> Value {
+    json!({"apiVersion": "squall.dev/v1alpha1", "kind": "PodChaos", "metadata": {"name": name}, "spec": spec})
+}
+
 /// The pods that faults are tried on, and the budget that keeps one of the faults pending.
 pub fn make_pods(cluster: &Cluster) {
     cluster.kubectl(&["delete", "namespace", cluster.namespace, "--ignore-not-found", "--timeout=120s"]);
@@ -300,7 +314,6 @@ pub fn make_pods(cluster: &Cluster) {
 /// counted from new pods, so these are made anew.
 pub fn make_faults(cluster: &Cluster) -> BTreeMap<String, Seen> {
     make_pods(cluster);
-    let chaos = |name: &str, spec: Value| json!({"apiVersion": "squall.dev/v1alpha1", "kind": "PodChaos", "metadata": {"name": name}, "spec": spec});
     cluster.apply(&chaos(
         "lasting",
         json!({"action": "pod-failure", "mode": "all", "faultStyle": "pause",
