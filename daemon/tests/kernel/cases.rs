@@ -17,7 +17,10 @@ use squall_daemon::{
     report::{Evidence, Note, ProcessReceipt, Reason, State},
 };
 
-use super::sandbox::{Sandbox, Target, rounds, slack, stranger, struck, tools, until};
+use super::{
+    loaded::{nothing_is_loaded, programs_are},
+    sandbox::{Sandbox, Target, rounds, slack, stranger, struck, tools, until},
+};
 
 /// A case.
 pub type Case = fn() -> Pin<Box<dyn Future<Output = ()>>>;
@@ -75,38 +78,6 @@ pub fn one(outcome: &Outcome) -> &ProcessReceipt {
     &outcome.receipt.processes[0]
 }
 
-/// Programs of ours in the kernel: (name), by the loader's own list.
-pub fn programs() -> Vec<String> {
-    let ours = [
-        "signal_tasks",
-        "signal_forking",
-        "signal_generate",
-        "signal_deliver",
-        "sched_process_exit",
-        "trigger_syscall",
-        "trigger_connect",
-        "trigger_exec",
-    ];
-    let names = aya::programs::loaded_programs()
-        .flatten()
-        .filter_map(|program| Some(program.name_as_str()?.to_owned()));
-    names.filter(|name| ours.iter().any(|our| our.starts_with(name.as_str()) && !name.is_empty())).collect()
-}
-
-fn maps() -> Vec<String> {
-    let ours =
-        ["WATCHES", "LEVELS", "TRIGGERS", "EXECS", "FIRED", "SCRATCH", "CLAIMS", "RECORDS", "COUNTERS"];
-    let names = aya::maps::loaded_maps().flatten().filter_map(|map| Some(map.name_as_str()?.to_owned()));
-    names.filter(|name| ours.contains(&name.as_str())).collect()
-}
-
-pub async fn nothing_is_loaded() {
-    until(Duration::from_secs(2), "programs and maps are gone", || {
-        programs().is_empty() && maps().is_empty()
-    })
-    .await;
-}
-
 async fn every_program_loads_and_attaches_and_goes_with_the_last_watch() {
     nothing_is_loaded().await;
     let tools = tools();
@@ -120,11 +91,10 @@ async fn every_program_loads_and_attaches_and_goes_with_the_last_watch() {
     armed.armed().await.expect("arming");
     let mut also = second.prepare(&tools, other.pid(), libc::SIGKILL, Scope::All);
     also.armed().await.expect("arming");
-    let mut names = programs();
-    names.sort();
-    assert_eq!(names.len(), 4, "one object for all watches: {names:?}");
+    // One object for all watches.
+    programs_are(4).await;
     drop(armed);
-    assert_eq!(programs().len(), 4);
+    programs_are(4).await;
     drop(also);
     nothing_is_loaded().await;
 }
@@ -545,7 +515,8 @@ async fn arming_is_quick_up_to_the_perf_events() {
 async fn a_killed_daemon_leaves_nothing_in_the_kernel() {
     nothing_is_loaded().await;
     let mut holder = stranger("hold-a-watch");
-    assert_eq!(programs().len(), 4, "the other process has not armed");
+    // The other process has armed.
+    programs_are(4).await;
     holder.0.kill().expect("killing the holder");
     holder.wait().await;
     nothing_is_loaded().await;

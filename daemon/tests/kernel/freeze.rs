@@ -118,7 +118,8 @@ async fn sub_cgroups_and_what_is_forked_meanwhile_are_frozen_too() {
 async fn a_freeze_that_is_not_renewed_thaws_at_its_deadline() {
     let (sandbox, target, mut rig) = busy();
     let start = Instant::now();
-    let ttl = slack(Duration::from_millis(600));
+    // Long enough for the freezing and for the look at what stands still.
+    let ttl = slack(Duration::from_secs(2));
     rig.order(vec![Order { ttl, ..freeze(&sandbox, Stage::Fire) }]);
     injected(&mut rig).await;
     assert!(stands_still(target.pid()).await);

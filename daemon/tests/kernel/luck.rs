@@ -17,8 +17,10 @@ use squall_daemon::{
 };
 
 use super::{
-    cases::{end, nothing_is_loaded},
+    cases::end,
+    loaded::nothing_is_loaded,
     sandbox::{Sandbox, Target, slack, stranger, struck, tools, until},
+    target::SLEEPERS,
 };
 
 crate::cases![
@@ -230,16 +232,14 @@ async fn two_kills_of_one_container_each_signal_once() {
 async fn records_that_found_no_room_are_counted() {
     let engine = Arc::new(Engine::new(false).with_ring(4096));
     let (tools, mut sandbox) = (Tools { engine, ..tools() }, Sandbox::new());
-    sandbox.limit(300);
-    let mut outside = stranger("busy");
-    let target = sandbox.start("bomb");
-    until(Duration::from_secs(10), "the bomb has grown", || sandbox.population() >= 250).await;
+    let mut outside = stranger("sleep");
+    // None of them runs, so the daemon alone signals, and its thread is the only one that reads: before it first lets
+    // others have their turn, it has caused more records than the ring holds.
+    let target = sandbox.start("sleepers");
+    until(Duration::from_secs(10), "all are there", || sandbox.population() > SLEEPERS).await;
     let mut prepared = sandbox.prepare(&tools, target.pid(), libc::SIGKILL, Scope::All);
     prepared.armed().await.expect("arming");
-    let mut collector = struck(prepared).await;
-    // Nobody reads meanwhile: this thread is the only one that would.
-    std::thread::sleep(Duration::from_millis(100));
-    let outcome = collector.collect(std::future::ready(Some(137))).await;
+    let outcome = struck(prepared).await.collect(std::future::ready(Some(137))).await;
     assert_eq!(outcome.state, State::Done, "{outcome:?}");
     assert!(outcome.receipt.lost > 0, "nothing was lost: {outcome:?}");
     // What is lost is evidence, not work.

@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use tokio::sync::broadcast::Receiver;
 
 use super::{
-    sandbox::{Sandbox, Target, slack, tools, until},
+    sandbox::{Sandbox, Target, crowd, slack, tools, until},
     work::Place,
 };
 
@@ -277,7 +277,7 @@ async fn thirty_containers_die_together() {
 }
 
 async fn two_hundred_containers_die_together() {
-    containers_die_together(200, Duration::from_secs(20)).await;
+    containers_die_together(crowd(200, 60), Duration::from_secs(20)).await;
 }
 
 fn fired(sandbox: &Sandbox) -> FaultReport {

@@ -14,6 +14,9 @@ pub const DUTY: &str = "SQUALL_TEST_DUTY";
 /// The environment variable with the `cgroup.procs` files to enter first.
 pub const CGROUPS: &str = "SQUALL_TEST_CGROUPS";
 
+/// How many children `sleepers` has.
+pub const SLEEPERS: usize = 150;
+
 static TERMS: AtomicU32 = AtomicU32::new(0);
 
 /// The duty of being the tests themselves, in a cgroup namespace of their own: as the daemon is on most nodes.
@@ -76,6 +79,7 @@ pub fn run(duty: &str) -> ! {
             std::hint::spin_loop();
         },
         "bomb" => bomb(),
+        "sleepers" => sleepers(),
         "hungry" => hungry(),
         "count" => count_for_a_while(false),
         "count-busy" | "count-tree" => count_for_a_while(true),
@@ -181,6 +185,20 @@ fn bomb() -> ! {
             // SAFETY: no argument.
             unsafe { libc::sched_yield() };
         }
+    }
+}
+
+/// With many children, none of which runs.
+fn sleepers() -> ! {
+    for _ in 0..SLEEPERS {
+        // SAFETY: one thread; the child waits at once.
+        if unsafe { libc::fork() } == 0 {
+            break;
+        }
+    }
+    loop {
+        // SAFETY: no argument.
+        unsafe { libc::pause() };
     }
 }
 

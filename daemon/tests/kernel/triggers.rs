@@ -19,7 +19,8 @@ use squall_daemon::{
 };
 
 use super::{
-    cases::{nothing_is_loaded, one, programs},
+    cases::one,
+    loaded::{nothing_is_loaded, programs},
     sandbox::{Sandbox, Target, rounds, slack, stranger, tools, until},
     work::Place,
 };
@@ -276,13 +277,14 @@ async fn programs_are_loaded_only_while_they_are_needed() {
     let target = sandbox.start("sleep");
     let of_triggers =
         || programs().into_iter().filter(|name| name.starts_with("trigger")).collect::<Vec<_>>();
-    let held = sandbox.prepare(&tools, target.pid(), KILL, squall_daemon::order::Scope::Init);
-    assert!(of_triggers().is_empty());
+    let soon = Duration::from_secs(2);
+    let mut held = sandbox.prepare(&tools, target.pid(), KILL, squall_daemon::order::Scope::Init);
+    held.armed().await.expect("arming");
+    until(soon, "a kill needs none", || of_triggers().is_empty()).await;
     let one = arm(&tools, &sandbox, &target, fsync(9)).await;
     let other = arm(&tools, &sandbox, &target, Kill::when(KILL, On::Exec { path: "/x".into() })).await;
-    assert_eq!(of_triggers().len(), 2, "{:?}", of_triggers());
+    until(soon, "one program a trigger", || of_triggers().len() == 2).await;
     // The kernel frees a program a moment after its last use.
-    let soon = Duration::from_secs(2);
     drop(one);
     until(soon, "one program is left", || of_triggers().len() == 1).await;
     drop(other);
