@@ -8,6 +8,7 @@
 pub mod btf;
 mod loaded;
 mod misses;
+pub mod opener;
 mod perf;
 pub mod syscalls;
 mod triggers;
@@ -311,7 +312,7 @@ impl Armed {
                     let dir = perf_dir.as_deref().ok_or(EbpfError::NoCgroupId)?;
                     match perf::attach(dir, self.lease.loaded.signal_program()) {
                         Ok(opened) => lock(events).extend(opened),
-                        // Debian's kernels want SYS_ADMIN for a perf event, unless they are told otherwise.
+                        // Some kernels want SYS_ADMIN for a perf event, and the daemon was not given it.
                         Err(EbpfError::Perf { source, .. })
                             if source.kind() == io::ErrorKind::PermissionDenied =>
                         {

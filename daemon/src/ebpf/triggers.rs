@@ -11,10 +11,7 @@ use std::{
 use aya::{
     Ebpf,
     maps::{HashMap, MapData},
-    programs::{
-        ProgramFd, RawTracePoint, TracePoint, links::Link as _, raw_trace_point::RawTracePointLink,
-        trace_point::TracePointLink,
-    },
+    programs::{ProgramFd, RawTracePoint, TracePoint, links::Link as _, raw_trace_point::RawTracePointLink},
 };
 use squall_daemon_ebpf::{
     ExecKey, MAP_EXECS, MAP_FIRED, MAP_TRIGGERS, PATH_BYTES, PROGRAM_SIGNAL_FORKING, PROGRAM_TRIGGER_CONNECT,
@@ -24,8 +21,8 @@ use squall_daemon_ebpf::{
 use super::{
     EbpfError,
     loaded::{BPF_NOEXIST, exists, map_error, program, take},
-    misses,
-    syscalls::Syscall,
+    misses, perf,
+    syscalls::{self, Syscall},
 };
 
 /// What a trigger waits for, as the kernel knows it.
@@ -81,7 +78,8 @@ impl Place {
 
 /// What keeps a program at its place.
 enum Link {
-    Tracepoint(TracePointLink),
+    /// A perf event.
+    Tracepoint(OwnedFd),
     Raw(RawTracePointLink),
 }
 
@@ -253,7 +251,10 @@ fn exec_keys(cgroup: u64, event: &Event) -> Vec<ExecKey> {
 impl Link {
     fn detach(self) -> Result<(), aya::programs::ProgramError> {
         match self {
-            Self::Tracepoint(link) => link.detach(),
+            Self::Tracepoint(event) => {
+                drop(event);
+                Ok(())
+            }
             Self::Raw(link) => link.detach(),
         }
     }
@@ -272,9 +273,10 @@ fn attach(object: &mut Ebpf, place: &Place) -> Result<(Link, OwnedFd), EbpfError
             if program.fd().is_err() {
                 program.load().map_err(refused)?;
             }
-            let id = program.attach("syscalls", tracepoint).map_err(failed)?;
             let fd = kept(program.fd().map_err(refused)?)?;
-            Ok((program.take_link(id).map(Link::Tracepoint).map_err(failed)?, fd))
+            let event = perf::attach_to_tracepoint(syscalls::number_of(tracepoint)?, fd.as_fd())
+                .map_err(|error| EbpfError::Attach { program: name, source: error.into() })?;
+            Ok((Link::Tracepoint(event), fd))
         }
         Place::Exec | Place::Fork => {
             let program: &mut RawTracePoint = program(object, name)?;

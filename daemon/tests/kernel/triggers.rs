@@ -102,7 +102,7 @@ async fn a_process_dies_inside_the_nth_fsync_fifty_times_of_fifty() {
 }
 
 /// This program under another path, on the same file system.
-fn program(name: &str) -> (tempfile::TempDir, PathBuf) {
+pub fn program(name: &str) -> (tempfile::TempDir, PathBuf) {
     let own = std::env::current_exe().expect("own path");
     let dir = tempfile::tempdir_in(own.parent().expect("a directory")).expect("a directory");
     let path = dir.path().join(name);

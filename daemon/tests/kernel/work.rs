@@ -31,7 +31,17 @@ impl Place {
 
     /// Lets the target begin.
     pub fn go(&self) {
-        fs::write(self.0.path().join("go"), "").expect("letting it go");
+        Self::go_in(self.path());
+    }
+
+    /// The same, for who knows only the directory.
+    pub fn go_in(dir: &Path) {
+        fs::write(dir.join("go"), "").expect("letting it go");
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        self.0.path()
     }
 
     /// What it has reported so far.
