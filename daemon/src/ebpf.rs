@@ -31,6 +31,7 @@ use crate::{
     cgroup::{Target, V2Cgroup},
     clock::BootClock,
 };
+pub use loaded::Claimed;
 use loaded::{Loaded, Loader};
 pub use triggers::Event;
 use triggers::Triggers;
@@ -358,8 +359,9 @@ impl Armed {
         }
     }
 
-    /// Claims a process for the daemon; `false`: the program was there first, and has sent the signal.
-    pub fn claim(&self, pid: i32, start: u64) -> Result<bool, EbpfError> {
+    /// Claims a process for the daemon. If it was claimed before, the program has sent the signal; if by another, nobody
+    /// has sent this one, and the program will not.
+    pub fn claim(&self, pid: i32, start: u64) -> Result<Claimed, EbpfError> {
         let Lease { slot, signal, .. } = self.lease;
         self.lease.loaded.claim(key(pid, start), Claim { slot, signal, by: BY_PIDFD, flags: 0 })
     }

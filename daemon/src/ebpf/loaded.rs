@@ -50,6 +50,17 @@ struct Route {
 
 type Routes = Arc<Mutex<StdHashMap<u32, Route>>>;
 
+/// Whose a process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claimed {
+    /// Whoever asked has it now.
+    Now,
+    /// The programs have it, for the same watch.
+    Before,
+    /// Another watch or trigger has it, with a signal of its own.
+    ByAnother,
+}
+
 /// The records of one watch, and how many of them found no room.
 pub type Entered = (Receiver<Record>, Arc<AtomicU64>);
 
@@ -246,12 +257,22 @@ impl Loaded {
         work(&mut lock(&self.triggers), &mut object)
     }
 
-    /// Claims a process; `false` when somebody else was first.
-    pub fn claim(&self, key: ProcessKey, claim: Claim) -> Result<bool, EbpfError> {
-        match lock(&self.claims).insert(key, claim, BPF_NOEXIST) {
-            Ok(()) => Ok(true),
-            Err(error) if exists(&error) => Ok(false),
-            Err(error) => Err(map_error(MAP_CLAIMS)(error)),
+    /// Claims a process, unless somebody has.
+    pub fn claim(&self, key: ProcessKey, claim: Claim) -> Result<Claimed, EbpfError> {
+        let mut claims = lock(&self.claims);
+        loop {
+            match claims.insert(key, claim, BPF_NOEXIST) {
+                Ok(()) => return Ok(Claimed::Now),
+                Err(error) if exists(&error) => {}
+                Err(error) => return Err(map_error(MAP_CLAIMS)(error)),
+            }
+            match claims.get(&key, 0) {
+                Ok(found) if found.slot == claim.slot => return Ok(Claimed::Before),
+                Ok(_) => return Ok(Claimed::ByAnother),
+                // It has ended in between, or could not be signalled.
+                Err(MapError::KeyNotFound) => {}
+                Err(error) => return Err(map_error(MAP_CLAIMS)(error)),
+            }
         }
     }
 

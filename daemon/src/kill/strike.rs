@@ -1,6 +1,6 @@
 //! The daemon's half of the signalling: each process is opened, checked, claimed, and then signalled.
 //!
-//! Refuses to signal a process that the program has claimed, or that is not in the container's cgroup at that moment.
+//! Refuses to signal a process that the program has claimed for the same kill, or that is not in the container's cgroup at that moment.
 
 use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
@@ -9,7 +9,7 @@ use squall_daemon_ebpf::Record;
 use super::receipt::NAMED;
 use crate::{
     cgroup::Target,
-    ebpf::{Armed, EbpfError},
+    ebpf::{Armed, Claimed, EbpfError},
     order::{Kill, Processes, Scope, Whom},
     process::{Disposition, Process},
     report::{Evidence, Note, ProcessReceipt},
@@ -159,10 +159,11 @@ impl Striker {
                 }
             }
         }
-        match self.armed.as_deref().map(|armed| armed.claim(key.0, key.1)) {
-            // Without the programs there is nobody to share with.
-            None | Some(Ok(true)) => {}
-            Some(Ok(false)) => {
+        let claimed = self.armed.as_deref().map(|armed| armed.claim(key.0, key.1));
+        match &claimed {
+            // Without the programs there is nobody to share with; another fault's claim keeps them off.
+            None | Some(Ok(Claimed::Now | Claimed::ByAnother)) => {}
+            Some(Ok(Claimed::Before)) => {
                 // The program has sent, or is about to; its record will tell the exact time.
                 self.add(key, process.comm(), Evidence::Ebpf, SystemTime::now(), None);
                 self.opened.push(process);
@@ -177,7 +178,7 @@ impl Striker {
         let sent = SystemTime::now();
         if let Err(error) = process.send(self.kill.signal) {
             tracing::debug!(pid = key.0, %error, "not signalled");
-            if let Some(armed) = &self.armed {
+            if let (Some(armed), Some(Ok(Claimed::Now))) = (&self.armed, &claimed) {
                 armed.unclaim(key.0, key.1);
             }
             return false;

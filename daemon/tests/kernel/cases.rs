@@ -10,7 +10,7 @@ use std::{
 use squall_daemon::{
     cgroup::Layout,
     container::ContainerError,
-    ebpf::{Scope as Programs, WatchSpec},
+    ebpf::{Claimed, Scope as Programs, WatchSpec},
     kill::{KillError, Tools, prepare_process, receipt::Outcome},
     order::{Kill, Scope},
     process::{Process, ProcessError, start_time},
@@ -190,7 +190,7 @@ async fn each_process_gets_the_signal_exactly_once_however_both_sides_race() {
         while start.elapsed() < delay {
             std::hint::spin_loop();
         }
-        if armed.claim(process.pid(), process.start()).expect("claiming") {
+        if armed.claim(process.pid(), process.start()).expect("claiming") == Claimed::Now {
             process.send(libc::SIGTERM).expect("sending");
             by_pidfd += 1;
         } else {
@@ -261,7 +261,7 @@ async fn only_the_ends_of_those_who_were_signalled_are_recorded() {
     armed.fire().expect("firing");
     other.0.kill().expect("killing the other");
     other.wait().await;
-    assert!(armed.claim(process.pid(), process.start()).expect("claiming"));
+    assert_eq!(armed.claim(process.pid(), process.start()).expect("claiming"), Claimed::Now);
     signalled.0.kill().expect("killing the target");
     signalled.wait().await;
     let mut ended = Vec::new();

@@ -14,8 +14,8 @@ use squall_daemon::{
         receipt::{Collector, Outcome},
         trigger::{Triggered, Waiting},
     },
-    order::{Comm, Kill, On, Trigger, Whom},
-    report::{Reason, State},
+    order::{Comm, Kill, On, Scope, Trigger, Whom},
+    report::{Evidence, Reason, State},
 };
 
 use super::{
@@ -37,6 +37,7 @@ crate::cases![
     a_trigger_that_is_only_armed_has_no_effect,
     an_unknown_system_call_is_refused_with_what_is_like_it,
     two_triggers_and_a_kill_on_one_container,
+    a_kill_after_a_trigger_has_fired_is_sent,
     programs_are_loaded_only_while_they_are_needed,
 ];
 
@@ -262,7 +263,7 @@ async fn two_triggers_and_a_kill_on_one_container() {
     let same = same.fire(SystemTime::now(), |_, _| Ok(())).await.map(|_| ()).expect_err("the same twice");
     assert!(same.to_string().contains("waits for the same"), "{same}");
     // A signal meanwhile has a receipt of its own.
-    let mut kill = sandbox.prepare(&tools, target.pid(), libc::SIGWINCH, squall_daemon::order::Scope::Init);
+    let mut kill = sandbox.prepare(&tools, target.pid(), libc::SIGWINCH, Scope::Init);
     kill.armed().await.expect("arming");
     let kill = super::sandbox::struck(kill).await;
     assert_eq!(kill.receipt().evidence_error, "");
@@ -272,13 +273,39 @@ async fn two_triggers_and_a_kill_on_one_container() {
     assert!(matches!(later.end(Reason::NotTriggered).await, Triggered::Ended(..)));
 }
 
+async fn a_kill_after_a_trigger_has_fired_is_sent() {
+    for scope in [Scope::Init, Scope::All] {
+        let (tools, mut sandbox, place) = (tools(), Sandbox::new(), Place::new());
+        let mut target = sandbox.start(&place.duty("fsync 3"));
+        // By default nothing comes of this one.
+        let on = On::Syscall { name: "fsync".into(), nth: 2 };
+        let waiting = arm(&tools, &sandbox, &target, Kill::when(libc::SIGWINCH, on)).await;
+        place.go();
+        let first = fired(waiting).await;
+        until(Duration::from_secs(5), "three calls", || place.report().len() == 6).await;
+        assert!(target.runs());
+        // The process is the trigger's for as long as that waits for an end.
+        let mut kill = sandbox.prepare(&tools, target.pid(), KILL, scope);
+        kill.armed().await.expect("arming");
+        let mut kill = super::sandbox::struck(kill).await;
+        let outcome =
+            tokio::time::timeout(slack(Duration::from_secs(5)), kill.collect(std::future::ready(None)));
+        let outcome = outcome.await.expect("it is sent");
+        let process = one(&outcome);
+        assert_eq!((outcome.state, process.sent_by), (State::Done, Evidence::Pidfd), "{outcome:?}");
+        assert_eq!((process.pid, process.exit_code), (target.pid(), Some(137)), "{outcome:?}");
+        drop(first);
+        assert_eq!(target.wait().await.signal(), Some(KILL));
+    }
+}
+
 async fn programs_are_loaded_only_while_they_are_needed() {
     let (tools, mut sandbox) = (tools(), Sandbox::new());
     let target = sandbox.start("sleep");
     let of_triggers =
         || programs().into_iter().filter(|name| name.starts_with("trigger")).collect::<Vec<_>>();
     let soon = Duration::from_secs(2);
-    let mut held = sandbox.prepare(&tools, target.pid(), KILL, squall_daemon::order::Scope::Init);
+    let mut held = sandbox.prepare(&tools, target.pid(), KILL, Scope::Init);
     held.armed().await.expect("arming");
     until(soon, "a kill needs none", || of_triggers().is_empty()).await;
     let one = arm(&tools, &sandbox, &target, fsync(9)).await;
