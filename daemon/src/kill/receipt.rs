@@ -34,9 +34,6 @@ const STRAGGLERS: Duration = Duration::from_millis(50);
 const WAITED_FOR: usize = 512;
 /// This many exit codes are kept for when no record brings them.
 const TOLD: usize = 4096;
-/// This many processes are named in a receipt.
-pub const NAMED: usize = 64;
-
 /// What became of a kill.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
@@ -143,7 +140,7 @@ impl Collector {
         let mut processes: Vec<ProcessReceipt> = self.striker.hit.values().cloned().collect();
         // The container's own process first, then in the order of signalling.
         processes.sort_by_key(|process| (!process.init, process.sent, process.pid));
-        processes.truncate(NAMED);
+        let (total, _) = self.striker.count();
         Receipt {
             evidence: self.evidence,
             evidence_error: self.evidence_error.clone(),
@@ -151,6 +148,7 @@ impl Collector {
             ordered: self.times.ordered,
             fired: Some(self.times.fired),
             processes,
+            total: u32::try_from(total).unwrap_or(u32::MAX),
             lost: self.striker.armed().map_or(0, crate::ebpf::Armed::lost),
             oom_kills: self.ooms.so_far(),
             fired_at_count: self.fired_at_count,

@@ -6,13 +6,12 @@ use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use squall_daemon_ebpf::Record;
 
-use super::receipt::NAMED;
 use crate::{
     cgroup::Target,
     ebpf::{Armed, Claimed, EbpfError},
     order::{Kill, Processes, Scope, Whom},
     process::{Disposition, Process},
-    report::{Evidence, Note, ProcessReceipt},
+    report::{Evidence, NAMED, Note, ProcessReceipt},
 };
 
 /// A process for all time.
@@ -21,7 +20,7 @@ pub type Key = (i32, u64);
 /// A claim may fail for want of room; then this many rounds are made over those that are left.
 const ROUNDS: u32 = 64;
 
-/// So many processes are kept in mind; of more, only how many there were. A receipt names far fewer.
+/// So many processes are kept in mind, and named in a receipt; of more, only how many there were.
 const KEPT: usize = 4096;
 
 /// Who is signalled, and who was.

@@ -124,6 +124,7 @@ impl Waiting {
             ordered: self.ordered,
             fired: None,
             processes: Vec::new(),
+            total: 0,
             lost: self.armed.lost(),
             oom_kills: self.ooms.so_far(),
             fired_at_count: 0,

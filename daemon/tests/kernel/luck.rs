@@ -13,7 +13,7 @@ use squall_daemon::{
     kill::{Tools, prepare_process, receipt::Outcome},
     order::{Comm, Kill, Processes, Scope, Whom},
     process::{Process, ProcessError, start_time},
-    report::{Evidence, Reason, State},
+    report::{Evidence, FaultReport, NAMED, Reason, State},
 };
 
 use super::{
@@ -242,6 +242,13 @@ async fn records_that_found_no_room_are_counted() {
     let outcome = struck(prepared).await.collect(std::future::ready(Some(137))).await;
     assert_eq!(outcome.state, State::Done, "{outcome:?}");
     assert!(outcome.receipt.lost > 0, "nothing was lost: {outcome:?}");
+    // What is told of them is whole, what is kept of it is not.
+    let all = SLEEPERS + 1;
+    assert_eq!((outcome.receipt.processes.len(), outcome.receipt.total as usize), (all, all));
+    let receipt = Some(outcome.receipt.clone());
+    let kept = FaultReport { receipt, ..FaultReport::new("x", State::Done, String::new()) }.shortened();
+    let kept = kept.receipt.expect("a receipt");
+    assert_eq!((kept.processes.len(), kept.total as usize), (NAMED, all));
     // What is lost is evidence, not work.
     until(slack(Duration::from_secs(2)), "the cgroup is empty", || sandbox.population() == 0).await;
     assert!(outside.runs());

@@ -341,6 +341,7 @@ async fn a_daemon_that_died_while_the_target_died_reports_it_done() {
         ordered: SystemTime::now(),
         fired: Some(SystemTime::now()),
         processes: vec![],
+        total: 0,
         lost: 0,
         oom_kills: 0,
         fired_at_count: 0,
