@@ -25,6 +25,7 @@ use crate::{
     report::{Evidence, Reason},
     runtime::Runtimes,
 };
+use oom::OomKills;
 use receipt::{Collector, Evidenced, Times};
 use strike::Striker;
 use trigger::Waiting;
@@ -192,6 +193,8 @@ impl Prepared {
                     return Err(KillError::NoProcess { id: container.order.id, why });
                 }
                 let Container { order: _, target, init } = container;
+                // Before anything can come of a signal.
+                let ooms = OomKills::begin(&target);
                 intent(init.pid(), init.start()).map_err(KillError::Intent)?;
 
                 let (armed, records) = match watch {
@@ -207,7 +210,7 @@ impl Prepared {
                 let times = Times { ordered, fired: SystemTime::now() };
                 striker.strike().await;
                 let evidence = Evidenced { evidence, evidence_error };
-                Ok(Fired::Struck(Collector::new(striker, records, evidence, times)))
+                Ok(Fired::Struck(Collector::new(striker, records, evidence, times, ooms)))
             }
             Whom::Trigger(trigger) => {
                 let (watch, problem) = arming.finish(TRIGGER_PATIENCE).await;

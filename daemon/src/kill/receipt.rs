@@ -87,8 +87,8 @@ impl Collector {
         records: Option<Records>,
         Evidenced { evidence, evidence_error }: Evidenced,
         times: Times,
+        ooms: OomKills,
     ) -> Self {
-        let ooms = OomKills::begin(striker.target());
         Self {
             striker,
             records,

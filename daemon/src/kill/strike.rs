@@ -73,11 +73,6 @@ impl Striker {
         }
     }
 
-    /// The container's cgroup.
-    pub(super) fn target(&self) -> &Target {
-        &self.target
-    }
-
     /// How many were signalled, and whether there may have been more.
     pub(super) fn count(&self) -> (usize, bool) {
         (self.hit.len() + self.forgotten, self.untold > 0)

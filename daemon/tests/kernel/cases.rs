@@ -11,7 +11,7 @@ use squall_daemon::{
     cgroup::Layout,
     container::ContainerError,
     ebpf::{Claimed, Scope as Programs, WatchSpec},
-    kill::{KillError, Tools, prepare_process, receipt::Outcome},
+    kill::{Fired, KillError, Tools, prepare_process, receipt::Outcome},
     order::{Kill, Scope},
     process::{Process, ProcessError, start_time},
     report::{Evidence, Note, ProcessReceipt, Reason, State},
@@ -51,6 +51,7 @@ cases![
     a_sigterm_that_ends_a_process_by_default_is_delivered,
     an_exit_code_is_the_process_own,
     an_oom_kill_is_told_beside_the_signal,
+    an_oom_kill_is_counted_from_before_the_first_signal,
     a_process_whose_leader_has_ended_is_killed,
     a_pid_with_another_start_time_is_refused,
     a_process_of_another_container_is_refused,
@@ -390,6 +391,27 @@ async fn an_oom_kill_is_told_beside_the_signal() {
     let outcome = fire(&tools, &sandbox, other.pid(), libc::SIGKILL, Scope::Init).await;
     assert_eq!((outcome.state, outcome.receipt.oom_kills), (State::Done, 0), "{outcome:?}");
     other.wait().await;
+}
+
+async fn an_oom_kill_is_counted_from_before_the_first_signal() {
+    let (tools, mut sandbox) = (tools(), Sandbox::new());
+    let limit = if sandbox.find("memory.max").is_some() { "memory.max" } else { "memory.limit_in_bytes" };
+    sandbox.set(limit, "67108864");
+    let (init, mut hungry) = (sandbox.start("sleep"), sandbox.start("hungry"));
+    let prepared = sandbox.prepare(&tools, init.pid(), libc::SIGKILL, Scope::Init);
+    // The last moment at which nothing has been signalled yet.
+    let intent = |_, _| {
+        // SAFETY: no pointer.
+        unsafe { libc::kill(hungry.pid(), libc::SIGTERM) };
+        assert_eq!(hungry.0.wait().expect("its end").signal(), Some(libc::SIGKILL));
+        Ok(())
+    };
+    let Ok(Fired::Struck(mut collector)) = prepared.fire(SystemTime::now(), intent).await else {
+        panic!("not signalled")
+    };
+    let outcome = collector.collect(std::future::ready(Some(137))).await;
+    assert_eq!((outcome.state, outcome.receipt.oom_kills), (State::Done, 1), "{outcome:?}");
+    init.wait().await;
 }
 
 async fn a_process_whose_leader_has_ended_is_killed() {
