@@ -337,7 +337,7 @@ async fn next(records: &mut Option<Records>) -> Option<Record> {
 }
 
 /// The wait status as a shell would show it.
-fn shell_code(status: u32) -> i32 {
+pub fn shell_code(status: u32) -> i32 {
     let signal = status & 0x7f;
     (if signal == 0 { (status >> 8) & 0xff } else { 128 + signal }) as i32
 }

@@ -10,8 +10,9 @@ use std::{
 
 use squall_daemon::{
     ebpf::{EbpfError, Engine, Scope as Programs, WatchSpec},
+    journal::Progress,
     kill::{Tools, prepare_process, receipt::Outcome},
-    order::{Comm, Kill, Processes, Scope, Whom},
+    order::{Action, Comm, Kill, Order, Processes, Scope, Stage, Whom},
     process::{Process, ProcessError, start_time},
     report::{Evidence, FaultReport, NAMED, Reason, State},
 };
@@ -19,6 +20,7 @@ use squall_daemon::{
 use super::{
     cases::end,
     loaded::nothing_is_loaded,
+    node::Rig,
     sandbox::{Sandbox, Target, slack, stranger, struck, tools, until},
     target::SLEEPERS,
 };
@@ -28,6 +30,8 @@ crate::cases![
     only_processes_that_run_that_executable_are_signalled,
     a_first_process_that_is_not_meant_is_refused,
     that_nobody_is_meant_is_said,
+    after_a_restart_those_who_were_hit_are_waited_for,
+    a_kill_of_some_is_not_repeated_after_a_restart,
     a_pid_that_was_given_to_another_is_not_hit,
     a_cgroup_that_goes_before_the_programs_are_attached_is_no_panic,
     two_kills_of_one_container_each_signal_once,
@@ -120,6 +124,58 @@ async fn that_nobody_is_meant_is_said() {
     let outcome = fire(&tools, &sandbox, &target, of(libc::SIGKILL, processes)).await;
     assert_eq!(outcome.state, State::Failed(Reason::NoProcess), "{outcome:?}");
     assert!(target.runs());
+}
+
+fn order_to(sandbox: &Sandbox, kill: Kill) -> Order {
+    Order {
+        id: sandbox.id.clone(),
+        experiment: "ns/x".into(),
+        container: sandbox.order(),
+        stage: Stage::Fire,
+        ttl: slack(Duration::from_secs(30)),
+        action: Some(Action::Kill(kill)),
+    }
+}
+
+async fn after_a_restart_those_who_were_hit_are_waited_for() {
+    let mut sandbox = Sandbox::new();
+    let (_dir, path) = program("worker");
+    let (mut init, dirs) = (sandbox.start("sleep"), sandbox.dirs());
+    let workers = ["ignore", "ignore"].map(|duty| sandbox.start_program(&path, duty, &dirs));
+    let mut rig = Rig::new(&[(&sandbox, &init)]);
+    let kill = of(libc::SIGTERM, Processes { comm: Comm::new("worker"), ..EVERYONE });
+    rig.order(vec![order_to(&sandbox, kill.clone())]);
+    assert_eq!(rig.report().await.state, State::Fired);
+    rig.start_again();
+    let [first, mut second] = workers;
+    end(first).await;
+    rig.order(vec![order_to(&sandbox, kill)]);
+    assert!(second.runs());
+    end(second).await;
+    let outcome = rig.outcome().await;
+    assert_eq!(outcome.state, State::Done, "{outcome:?}");
+    let processes = outcome.receipt.expect("a receipt").processes;
+    assert!(
+        processes.len() == 2 && processes.iter().all(|process| process.exited.is_some()),
+        "{processes:?}"
+    );
+    assert!(init.runs());
+}
+
+async fn a_kill_of_some_is_not_repeated_after_a_restart() {
+    let mut sandbox = Sandbox::new();
+    let (_dir, path) = program("worker");
+    let (mut init, dirs) = (sandbox.start("sleep"), sandbox.dirs());
+    let mut rig = Rig::new(&[(&sandbox, &init)]);
+    let (pid, start) = (init.pid(), start_time("/proc".as_ref(), init.pid()).expect("its start"));
+    rig.restart(|journal| journal.note(&sandbox.id, Progress::Intended { pid, start }).expect("noted"));
+    // The one that was meant has died of it, perhaps; this is another.
+    let mut worker = sandbox.start_program(&path, "sleep", &dirs);
+    let kill = of(libc::SIGKILL, Processes { comm: Comm::new("worker"), ..EVERYONE });
+    rig.order(vec![order_to(&sandbox, kill)]);
+    let outcome = rig.outcome().await;
+    assert_eq!(outcome.state, State::Failed(Reason::Internal), "{outcome:?}");
+    assert!(worker.runs() && init.runs(), "it was signalled again");
 }
 
 /// A process of ours with this PID, if the kernel can be had to give it.

@@ -146,7 +146,7 @@ impl Rig {
     }
 
     /// A new daemon that finds in the journal what `written` left there.
-    fn restart(&mut self, written: impl FnOnce(&mut Journal)) {
+    pub fn restart(&mut self, written: impl FnOnce(&mut Journal)) {
         self.node.shut_down();
         // The old one may hold its lock for a moment longer; a kill -9 would not.
         self.dir = tempfile::tempdir().expect("a directory");
