@@ -18,9 +18,9 @@ use aya::{
     programs::{PerfEvent, RawTracePoint},
 };
 use squall_daemon_ebpf::{
-    COUNTER_LOST, COUNTER_UNCLAIMED, Claim, GLOBAL_OFFSETS, Levels, MAP_CLAIMS, MAP_COUNTERS, MAP_LEVELS,
-    MAP_RECORDS, MAP_WATCHES, MAX_LEVELS, Offsets, PROGRAM_SIGNAL_TASKS, PROGRAMS_RAW_TRACEPOINT, ProcessKey,
-    Record, Watch,
+    COUNTER_LOST, COUNTER_UNCLAIMED, Claim, GLOBAL_OFFSETS, Levels, MAP_CLAIMS, MAP_COUNTERS, MAP_FIRED,
+    MAP_LEVELS, MAP_RECORDS, MAP_WATCHES, MAX_LEVELS, Offsets, PROGRAM_SIGNAL_TASKS, PROGRAMS_RAW_TRACEPOINT,
+    ProcessKey, Record, Watch,
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -28,7 +28,10 @@ use tokio::{
     task::AbortHandle,
 };
 
-use super::{EbpfError, lock, misses, triggers::Triggers};
+use super::{
+    EbpfError, lock, misses,
+    triggers::{ROOM_FIRED, Triggers},
+};
 
 const BPF_ANY: u64 = 0;
 pub(super) const BPF_NOEXIST: u64 = 1;
@@ -82,6 +85,7 @@ impl Loader {
             &*kept_level,
             true,
         );
+        loader.map_max_entries(MAP_FIRED, ROOM_FIRED);
         if let Some(bytes) = ring {
             loader.map_max_entries(MAP_RECORDS, bytes);
         }

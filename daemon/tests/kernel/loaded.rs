@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use aya::maps::{HashMap, Map, MapData};
+
 use super::sandbox::until;
 
 const PROGRAMS: [&str; 8] = [
@@ -51,6 +53,14 @@ pub async fn nothing_is_loaded() {
         programs().is_empty() && maps().is_empty()
     })
     .await;
+}
+
+/// The map of that name that came since the case began.
+pub fn new_map(name: &str) -> HashMap<MapData, u32, u64> {
+    let others = &OTHERS.lock().unwrap_or_else(PoisonError::into_inner).1;
+    let new = all_maps().into_iter().find(|(id, found)| found == name && !others.contains(id));
+    let map = MapData::from_id(new.expect("the map").0).expect("opening the map");
+    Map::HashMap(map).try_into().expect("a hash map")
 }
 
 fn new(all: Vec<(u32, String)>, others: &BTreeSet<u32>) -> Vec<String> {

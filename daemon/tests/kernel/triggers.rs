@@ -20,7 +20,7 @@ use squall_daemon::{
 
 use super::{
     cases::one,
-    loaded::{nothing_is_loaded, programs},
+    loaded::{self, nothing_is_loaded, programs},
     sandbox::{Sandbox, Target, rounds, slack, stranger, tools, until},
     work::Place,
 };
@@ -33,6 +33,7 @@ crate::cases![
     only_what_a_process_of_that_name_does_counts,
     a_stranger_does_not_count,
     a_trigger_that_does_not_fire_expires_and_never_fires_later,
+    what_is_no_longer_waited_for_is_kept_from_firing,
     the_end_of_the_container_ends_a_trigger,
     a_trigger_that_is_only_armed_has_no_effect,
     an_unknown_system_call_is_refused_with_what_is_like_it,
@@ -216,6 +217,27 @@ async fn a_trigger_that_does_not_fire_expires_and_never_fires_later() {
     assert!(receipt.processes.is_empty() && receipt.fired.is_none());
     assert!(target.runs());
     nothing_is_loaded().await;
+}
+
+/// A program may have found the trigger before it went, and go on only now.
+async fn what_is_no_longer_waited_for_is_kept_from_firing() {
+    let (tools, mut sandbox) = (tools(), Sandbox::new());
+    let target = sandbox.start("sleep");
+    // The programs stay loaded.
+    let mut held = sandbox.prepare(&tools, target.pid(), KILL, Scope::Init);
+    held.armed().await.expect("arming");
+    let fired = || loaded::new_map("FIRED").iter().count();
+    let before = fired();
+    for given_up in 1..=3 {
+        let waiting = arm(&tools, &sandbox, &target, fsync(1)).await;
+        assert!(matches!(waiting.end(Reason::NotTriggered).await, Triggered::Ended(..)));
+        // It is detached by another thread; the same can be waited for again once that is done.
+        until(Duration::from_secs(2), "its program is gone", || {
+            !programs().iter().any(|name| name.starts_with("trigger"))
+        })
+        .await;
+        assert_eq!(fired(), before + given_up);
+    }
 }
 
 async fn the_end_of_the_container_ends_a_trigger() {
