@@ -141,12 +141,13 @@ impl Prepared {
                 })
             }
             Whom::Trigger(trigger) => {
-                let spec =
-                    trigger::spec(trigger, kill.signal, tools.cgroups.proc(), init_pid).map_err(|error| {
-                        KillError::Trigger { id: container.order.id.clone(), why: error.to_string() }
-                    })?;
+                let spec = trigger::spec(trigger, kill.signal).map_err(|error| KillError::Trigger {
+                    id: container.order.id.clone(),
+                    why: error.to_string(),
+                })?;
+                let root = tools.cgroups.proc().join(format!("{init_pid}/root"));
                 Arming::start(&tools.engine, &container.target, warm, move |engine, target| {
-                    engine.arm_trigger(target, spec)
+                    engine.arm_trigger(target, trigger::by_all_names(spec, &root))
                 })
             }
         };

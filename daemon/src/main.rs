@@ -97,7 +97,10 @@ fn main() -> Result<()> {
     // its own for a moment.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting tokio")?;
-    runtime.block_on(run(args))
+    let ended = runtime.block_on(run(args));
+    // A thread may hang in a container's dead file system; everything is put back and written down.
+    runtime.shutdown_background();
+    ended
 }
 
 async fn run(args: Args) -> Result<()> {

@@ -1,12 +1,15 @@
 //! Triggers: a process dies inside the very call that was waited for, and nobody else does.
 
 use std::{
+    ffi::CString,
     fs,
     net::TcpListener,
-    os::unix::process::ExitStatusExt,
+    os::{fd::AsRawFd, unix::process::ExitStatusExt},
     path::PathBuf,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use squall_daemon::{
     kill::{
@@ -36,6 +39,7 @@ crate::cases![
     what_is_no_longer_waited_for_is_kept_from_firing,
     the_end_of_the_container_ends_a_trigger,
     a_trigger_that_is_only_armed_has_no_effect,
+    a_dead_file_system_of_the_container_holds_up_nobody,
     an_unknown_system_call_is_refused_with_what_is_like_it,
     two_triggers_and_a_kill_on_one_container,
     a_kill_after_a_trigger_has_fired_is_sent,
@@ -263,6 +267,51 @@ async fn a_trigger_that_is_only_armed_has_no_effect() {
     assert!(target.runs());
     drop(prepared);
     nothing_is_loaded().await;
+}
+
+/// A file system whose program does not answer, as one of the network whose server is gone; unmounted when dropped.
+struct Dead(tempfile::TempDir, fs::File);
+
+impl Dead {
+    /// `None` where the kernel has no such file systems.
+    fn mount() -> Option<Self> {
+        let device = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").ok()?;
+        let dir = tempfile::tempdir().expect("a directory");
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
+        let options = CString::new(options).expect("options");
+        mount("fuse", dir.path(), "fuse", MountFlags::empty(), Some(options.as_c_str())).ok()?;
+        Some(Self(dir, device))
+    }
+}
+
+impl Drop for Dead {
+    fn drop(&mut self) {
+        unmount(self.0.path(), UnmountFlags::DETACH).expect("unmounting");
+    }
+}
+
+async fn a_dead_file_system_of_the_container_holds_up_nobody() {
+    let Some(dead) = Dead::mount() else {
+        println!("  this kernel has no FUSE: the case can't be");
+        return;
+    };
+    let (tools, mut sandbox) = (tools(), Sandbox::new());
+    let target = sandbox.start("sleep");
+    let on = On::Exec { path: dead.0.path().join("below/program").display().to_string() };
+    // Whoever hangs is let go of in the end, so that the case can tell.
+    let (over, waits) = std::sync::mpsc::channel::<()>();
+    let hung = std::thread::spawn(move || {
+        let _ = waits.recv_timeout(slack(Duration::from_secs(8)));
+        drop(dead);
+    });
+    let start = Instant::now();
+    let prepared = sandbox.prepare_kill(&tools, target.pid(), Kill::when(KILL, on));
+    assert!(start.elapsed() < slack(Duration::from_secs(1)), "the daemon's one thread hung");
+    let error =
+        prepared.fire(SystemTime::now(), |_, _| Ok(())).await.map(|_| ()).expect_err("it can't be armed");
+    assert!(error.to_string().contains("arming took longer"), "{error}");
+    drop(over);
+    hung.join().expect("unmounting");
 }
 
 async fn an_unknown_system_call_is_refused_with_what_is_like_it() {
