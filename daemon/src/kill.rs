@@ -22,12 +22,13 @@ use crate::{
     container::{Container, ContainerError},
     ebpf::{Armed, EbpfError, Engine, Records, Scope as Programs, Warm, WatchSpec},
     order::{ContainerRef, Kill, Processes, Scope, Whom},
+    process::ProcessError,
     report::{Evidence, Reason},
     runtime::Runtimes,
 };
 use oom::OomKills;
 use receipt::{Collector, Evidenced, Times};
-use strike::Striker;
+use strike::{Mismatch, Striker};
 use trigger::Waiting;
 
 /// How long a kill waits for arming that has not finished.
@@ -49,6 +50,14 @@ pub enum KillError {
         /// Whom it lacks.
         why: String,
     },
+    /// Whether a process is meant can't be seen.
+    #[error("container {id}: {source}")]
+    Unseen {
+        /// The container.
+        id: String,
+        /// Why.
+        source: ProcessError,
+    },
     /// The trigger can't be armed here, and nothing else can do its work.
     #[error("container {id}: the trigger can't be armed: {why}")]
     Trigger {
@@ -68,7 +77,7 @@ impl KillError {
         match self {
             Self::Container(error) => error.reason(),
             Self::NoProcess { .. } => Reason::NoProcess,
-            Self::Trigger { .. } => Reason::Unsupported,
+            Self::Unseen { .. } | Self::Trigger { .. } => Reason::Unsupported,
             Self::Intent(_) => Reason::Internal,
         }
     }
@@ -188,10 +197,12 @@ impl Prepared {
             Whom::Processes(processes) => {
                 let (watch, evidence_error) = arming.finish(ARMING_PATIENCE).await;
                 container.check_again()?;
-                if processes.scope == Scope::Init
-                    && let Err(why) = strike::matches(processes, &container.init)
-                {
-                    return Err(KillError::NoProcess { id: container.order.id, why });
+                if processes.scope == Scope::Init {
+                    let id = || container.order.id.clone();
+                    strike::matches(processes, &container.init).map_err(|mismatch| match mismatch {
+                        Mismatch::Another(why) => KillError::NoProcess { id: id(), why },
+                        Mismatch::Unseen(source) => KillError::Unseen { id: id(), source },
+                    })?;
                 }
                 let Container { order: _, target, init } = container;
                 // Before anything can come of a signal.

@@ -54,7 +54,9 @@ impl Privilege {
             Self::Kill => "processes of other users can't be signalled",
             Self::Bpf => "eBPF programs can't be loaded: kills go through pidfds alone",
             Self::Perfmon => "eBPF programs can't be attached: kills go through pidfds alone",
-            Self::SysPtrace => "IO stress can't make its files in a container",
+            Self::SysPtrace => {
+                "IO stress can't make its files in a container, and which executable a process runs is not to be seen"
+            }
             Self::SysAdmin => {
                 "on nodes with version 2 cgroups no stressor can be placed, and where kernel.perf_event_paranoid is 3 or \
                  more (Debian, Ubuntu) no trigger on a system call or a connection can be armed"

@@ -300,7 +300,9 @@ impl Collector {
             init.exit_code = tokio::time::timeout(STRAGGLERS * 4, init_exit).await.ok().flatten();
         }
         let (count, more) = self.striker.count();
+        let unseen = self.striker.unseen.take();
         let message = match (count, more) {
+            (0, _) if unseen.is_some() => "nobody was signalled".to_owned(),
             (0, _) if self.striker.is_narrowed() => {
                 "no process of the container has that name, or runs that executable".to_owned()
             }
@@ -310,9 +312,14 @@ impl Collector {
             (_, true) => format!("more than {count} processes were signalled and have exited"),
         };
         let state = match count {
+            _ if unseen.is_some() => State::Failed(Reason::Unsupported),
             0 if self.striker.is_narrowed() => State::Failed(Reason::NoProcess),
             0 => State::Failed(Reason::ContainerGone),
             _ => State::Done,
+        };
+        let message = match unseen {
+            None => message,
+            Some(why) => format!("{message}; whether others are meant is not to be seen: {why}"),
         };
         Outcome { state, message, receipt: self.receipt() }
     }

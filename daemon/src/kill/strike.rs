@@ -10,7 +10,7 @@ use crate::{
     cgroup::Target,
     ebpf::{Armed, Claimed, EbpfError},
     order::{Kill, Processes, Scope, Whom},
-    process::{Disposition, Process},
+    process::{Disposition, Process, ProcessError},
     report::{Evidence, NAMED, Note, ProcessReceipt},
 };
 
@@ -39,6 +39,8 @@ pub struct Striker {
     untold: usize,
     /// Those of them whose end can be waited for.
     pub(super) opened: Vec<Process>,
+    /// Why of some it can't be seen whether they are meant; they are not signalled.
+    pub(super) unseen: Option<String>,
 }
 
 impl Striker {
@@ -54,6 +56,7 @@ impl Striker {
             forgotten: 0,
             untold: 0,
             opened: Vec::new(),
+            unseen: None,
         }
     }
 
@@ -147,11 +150,14 @@ impl Striker {
         let key = (process.pid(), process.start());
         match &self.kill.whom {
             Whom::Trigger(_) => return false,
-            Whom::Processes(processes) => {
-                if matches(processes, &process).is_err() {
+            Whom::Processes(processes) => match matches(processes, &process) {
+                Ok(()) => {}
+                Err(Mismatch::Another(_)) => return false,
+                Err(Mismatch::Unseen(error)) => {
+                    self.unseen = Some(error.to_string());
                     return false;
                 }
-            }
+            },
         }
         let claimed = self.armed.as_deref().map(|armed| armed.claim(key.0, key.1));
         match &claimed {
@@ -238,20 +244,32 @@ impl Striker {
     }
 }
 
-/// Whether a process is one of those that are meant; `Err` says what it lacks.
-pub(super) fn matches(processes: &Processes, process: &Process) -> Result<(), String> {
+/// Why a process is not signalled.
+pub(super) enum Mismatch {
+    /// It is not meant.
+    Another(String),
+    /// Whether it is can't be seen.
+    Unseen(ProcessError),
+}
+
+/// Whether a process is one of those that are meant.
+pub(super) fn matches(processes: &Processes, process: &Process) -> Result<(), Mismatch> {
     let Processes { scope: _, comm, exe } = processes;
     if let Some(comm) = comm {
         let found = process.comm();
         if found != comm.as_str() {
-            return Err(format!("process {} has the name {found:?}, not {:?}", process.pid(), comm.as_str()));
+            let why = format!("process {} has the name {found:?}, not {:?}", process.pid(), comm.as_str());
+            return Err(Mismatch::Another(why));
         }
     }
     if let Some(exe) = exe {
-        let found = process.exe().map_err(|error| error.to_string())?;
+        let found = process.exe().map_err(|error| match error {
+            ProcessError::Gone { .. } => Mismatch::Another(error.to_string()),
+            error => Mismatch::Unseen(error),
+        })?;
         if found != *exe {
             let (found, exe) = (found.display(), exe.display());
-            return Err(format!("process {} runs {found}, not {exe}", process.pid()));
+            return Err(Mismatch::Another(format!("process {} runs {found}, not {exe}", process.pid())));
         }
     }
     Ok(())

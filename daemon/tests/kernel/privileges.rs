@@ -4,7 +4,7 @@ use std::{
     env, fs, io,
     net::TcpListener,
     os::unix::{fs::symlink, process::CommandExt},
-    path::Path,
+    path::{Path, PathBuf},
     process::{self, Command},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -14,14 +14,14 @@ use squall_daemon::{
     cgroup::namespace,
     ebpf::opener,
     kill::{Fired, Tools, prepare_process, trigger::Triggered},
-    order::{Kill, On, Scope},
+    order::{Kill, On, Processes, Scope, Whom},
     privileges::{AT_START, NEEDED, Privilege},
     readiness::Readiness,
     report::Reason,
 };
 
 use super::{
-    sandbox::{Sandbox, Target, crowd, order_of, prepare, slack, tools, until},
+    sandbox::{Sandbox, Target, crowd, order_of, slack, tools, until},
     target::DUTY,
     triggers::program,
     work::Place,
@@ -36,6 +36,7 @@ crate::cases![
     without_perfmon_the_kill_goes_through_pidfds,
     where_perf_events_take_sys_admin_one_thread_has_it_for_the_call_alone,
     without_sys_ptrace_a_containers_root_is_closed,
+    without_sys_ptrace_a_kill_by_executable_says_why_it_hits_nobody,
     without_sys_admin_the_nodes_cgroup_namespace_is_closed,
 ];
 
@@ -43,6 +44,8 @@ crate::cases![
 pub const DAEMON: &str = "daemon";
 /// The environment variable with the target: its container's ID and its PID.
 const TARGET: &str = "SQUALL_TEST_TARGET";
+/// The one with the executable of those who are meant, if not all are.
+const EXE: &str = "SQUALL_TEST_EXE";
 /// The one with what the daemon shall wait for, if it shall, and the one with the directory of the target's files.
 const TRIGGER: &str = "SQUALL_TEST_TRIGGER";
 const PLACE: &str = "SQUALL_TEST_PLACE";
@@ -135,7 +138,10 @@ pub fn be_the_daemon() -> ! {
         if let Ok(trigger) = env::var(TRIGGER) {
             return wait(&tools, id, pid.parse().expect("a PID"), &trigger).await;
         }
-        let mut prepared = match prepare(&tools, id, pid.parse().expect("a PID"), libc::SIGTERM, Scope::All) {
+        let exe = env::var_os(EXE).map(PathBuf::from);
+        let whom = Whom::Processes(Processes { scope: Scope::All, comm: None, exe });
+        let kill = Kill { signal: libc::SIGTERM, whom };
+        let mut prepared = match prepare_process(&tools, &order_of(id), kill, pid.parse().expect("a PID")) {
             Ok(prepared) => prepared,
             Err(error) => return println!("kill: {error}"),
         };
@@ -146,6 +152,7 @@ pub fn be_the_daemon() -> ! {
             Ok(Fired::Struck(mut collector)) => {
                 let outcome = collector.collect(std::future::pending()).await;
                 println!("kill: {:?} by {:?} {armed}", outcome.state, outcome.receipt.evidence);
+                println!("said: {}", outcome.message);
                 println!("took: {} ms", start.elapsed().as_millis());
             }
             Err(error) => println!("kill: {error}"),
@@ -277,6 +284,23 @@ async fn without_sys_ptrace_a_containers_root_is_closed() {
     let (said, lives) = daemon_without(Some(Privilege::SysPtrace)).await;
     assert!(said.contains("root: Err(PermissionDenied)") && said.contains("kill: Done by Ebpf"), "{said}");
     assert!(!lives);
+}
+
+async fn without_sys_ptrace_a_kill_by_executable_says_why_it_hits_nobody() {
+    let mut sandbox = Sandbox::new();
+    let mut target = sandbox.start("sleep-as-nobody");
+    let exe = env::current_exe().expect("own path");
+    let told = [(EXE, exe.to_str().expect("a path"))];
+    let said = daemon_on(&sandbox, &target, Some(Privilege::SysPtrace), &told).await;
+    assert!(said.contains("kill: Failed(Unsupported)"), "{said}");
+    assert!(
+        said.contains("said: nobody was signalled") && said.contains("the capability SYS_PTRACE"),
+        "{said}"
+    );
+    assert!(target.runs());
+    let said = daemon_on(&sandbox, &target, None, &told).await;
+    assert!(said.contains("kill: Done by Ebpf"), "{said}");
+    assert!(!target.runs());
 }
 
 async fn without_sys_admin_the_nodes_cgroup_namespace_is_closed() {

@@ -16,7 +16,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use squall_daemon::{
     cgroup::{CgroupRoot, Memberships},
     ebpf::Engine,
-    kill::{Fired, KillError, Prepared, Tools, prepare_process, receipt::Collector},
+    kill::{Fired, Prepared, Tools, prepare_process, receipt::Collector},
     order::{ContainerRef, Kill, Scope},
     runtime::Runtimes,
 };
@@ -234,11 +234,6 @@ pub fn order_of(id: &str) -> ContainerRef {
         scheme: "test".into(),
         id: id.into(),
     }
-}
-
-/// Prepares a kill in a sandbox that another process holds.
-pub fn prepare(tools: &Tools, id: &str, init: i32, signal: i32, scope: Scope) -> Result<Prepared, KillError> {
-    prepare_process(tools, &order_of(id), Kill::now(signal, scope), init)
 }
 
 /// A target outside of any sandbox.
