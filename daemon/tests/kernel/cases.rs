@@ -49,6 +49,7 @@ cases![
     an_ignored_signal_is_reported_as_ignored,
     a_blocked_signal_is_reported_as_blocked,
     a_sigterm_that_ends_a_process_by_default_is_delivered,
+    real_time_signals_are_sent,
     an_exit_code_is_the_process_own,
     an_oom_kill_is_told_beside_the_signal,
     an_oom_kill_is_counted_from_before_the_first_signal,
@@ -364,6 +365,24 @@ async fn a_sigterm_that_ends_a_process_by_default_is_delivered() {
     }
 }
 
+async fn real_time_signals_are_sent() {
+    let tools = tools();
+    for signal in [libc::SIGRTMIN() + 3, libc::SIGRTMAX()] {
+        for (duty, scope) in [("sleep", Scope::Init), ("busy", Scope::All)] {
+            let mut sandbox = Sandbox::new();
+            let target = sandbox.start(duty);
+            let outcome = fire(&tools, &sandbox, target.pid(), signal, scope).await;
+            assert_eq!(
+                (outcome.state, one(&outcome).exit_code),
+                (State::Done, Some(128 + signal)),
+                "{duty}: {outcome:?}"
+            );
+            assert!(one(&outcome).delivered.is_some(), "{duty}: {outcome:?}");
+            assert_eq!(target.wait().await.signal(), Some(signal));
+        }
+    }
+}
+
 async fn an_exit_code_is_the_process_own() {
     let (tools, mut sandbox) = (tools(), Sandbox::new());
     let target = sandbox.start("exit-7");
@@ -535,12 +554,14 @@ async fn arming_is_quick_up_to_the_perf_events() {
 }
 
 async fn a_killed_daemon_leaves_nothing_in_the_kernel() {
-    nothing_is_loaded().await;
-    let mut holder = stranger("hold-a-watch");
-    // The other process has armed.
-    programs_are(4).await;
-    holder.0.kill().expect("killing the holder");
-    holder.wait().await;
+    for (duty, programs) in [("hold-a-watch", 4), ("hold-a-trigger", 5)] {
+        nothing_is_loaded().await;
+        let mut holder = stranger(duty);
+        // The other process has armed.
+        programs_are(programs).await;
+        holder.0.kill().expect("killing the holder");
+        holder.wait().await;
+    }
     nothing_is_loaded().await;
 }
 

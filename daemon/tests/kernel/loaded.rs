@@ -55,6 +55,14 @@ pub async fn nothing_is_loaded() {
     .await;
 }
 
+/// How often the programs of such a name that came since the case began have run, as long as the kernel counts it.
+pub fn runs(name: &str) -> u64 {
+    let others = OTHERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let new = aya::programs::loaded_programs().flatten().filter(|program| !others.0.contains(&program.id()));
+    let named = new.filter(|program| program.name_as_str().is_some_and(|found| found.starts_with(name)));
+    named.map(|program| program.run_count()).sum()
+}
+
 /// The map of that name that came since the case began.
 pub fn new_map(name: &str) -> HashMap<MapData, u32, u64> {
     let others = &OTHERS.lock().unwrap_or_else(PoisonError::into_inner).1;

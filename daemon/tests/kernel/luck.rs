@@ -5,7 +5,7 @@ use std::{
     os::unix::process::ExitStatusExt,
     path::PathBuf,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use squall_daemon::{
@@ -21,13 +21,14 @@ use super::{
     cases::end,
     loaded::nothing_is_loaded,
     node::Rig,
-    sandbox::{Sandbox, Target, slack, stranger, struck, tools, until},
+    sandbox::{Sandbox, Target, crowd, slack, stranger, struck, tools, until},
     target::SLEEPERS,
 };
 
 crate::cases![
     only_processes_of_that_name_are_signalled,
     only_processes_that_run_that_executable_are_signalled,
+    a_bomb_that_runs_that_executable_is_gone_within_a_second,
     a_first_process_that_is_not_meant_is_refused,
     that_nobody_is_meant_is_said,
     after_a_restart_those_who_were_hit_are_waited_for,
@@ -99,6 +100,26 @@ async fn only_processes_that_run_that_executable_are_signalled() {
     for other in others {
         assert_eq!(other.wait().await.signal(), Some(libc::SIGTERM));
     }
+}
+
+async fn a_bomb_that_runs_that_executable_is_gone_within_a_second() {
+    let (tools, mut sandbox) = (tools(), Sandbox::new());
+    let size = crowd(100, 30);
+    sandbox.limit(size as u32);
+    let (_dir, path) = program("the-one");
+    let (mut init, dirs) = (sandbox.start("sleep"), sandbox.dirs());
+    let bomb = sandbox.start_program(&path, "bomb", &dirs);
+    until(Duration::from_secs(10), "the bomb has grown", || sandbox.population() >= size * 3 / 4).await;
+    let start = Instant::now();
+    let processes = Processes { exe: Some(path), ..EVERYONE };
+    let outcome = fire(&tools, &sandbox, &init, of(libc::SIGKILL, processes)).await;
+    let took = start.elapsed();
+    println!("  {} in {took:?}", outcome.message);
+    assert_eq!(outcome.state, State::Done, "{outcome:?}");
+    bomb.wait().await;
+    until(Duration::from_secs(2), "only the first is left", || sandbox.population() == 1).await;
+    assert!(init.runs());
+    assert!(took < slack(Duration::from_secs(1)), "{took:?}");
 }
 
 async fn a_first_process_that_is_not_meant_is_refused() {

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use aya::sys::{Stats, enable_stats};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use squall_daemon::{
@@ -33,6 +34,8 @@ crate::cases![
     a_process_dies_before_the_first_instruction_of_what_it_executes,
     a_process_dies_inside_its_connect,
     calls_are_counted_over_all_tasks_and_sub_cgroups,
+    of_many_who_call_at_once_exactly_one_dies,
+    no_program_runs_for_another_call,
     only_what_a_process_of_that_name_does_counts,
     a_stranger_does_not_count,
     a_trigger_that_does_not_fire_expires_and_never_fires_later,
@@ -168,6 +171,54 @@ async fn calls_are_counted_over_all_tasks_and_sub_cgroups() {
     assert_eq!(second.report().last().map(String::as_str), Some("enter fsync 2"));
     assert!(init.runs());
     other.wait().await;
+}
+
+async fn of_many_who_call_at_once_exactly_one_dies() {
+    const CALLERS: usize = 8;
+    let tools = tools();
+    for round in 0..rounds(5) {
+        let mut sandbox = Sandbox::new();
+        let places: Vec<Place> = (0..CALLERS).map(|_| Place::new()).collect();
+        let mut callers: Vec<Target> =
+            places.iter().map(|place| sandbox.start(&place.duty("fsync 5"))).collect();
+        let waiting = arm(&tools, &sandbox, &callers[0], fsync(20)).await;
+        places.iter().for_each(Place::go);
+        let outcome = outcome(waiting).await;
+        assert_eq!(outcome.state, State::Done, "round {round}: {outcome:?}");
+        // Of calls at the same moment any may be the one.
+        let count = outcome.receipt.fired_at_count;
+        assert!((20..20 + CALLERS as u32).contains(&count), "round {round}: {outcome:?}");
+        let hit = one(&outcome).pid;
+        for (place, caller) in places.iter().zip(&mut callers) {
+            if caller.pid() == hit {
+                assert!(
+                    !caller.runs() && place.report().len() % 2 == 1,
+                    "round {round}: {:?}",
+                    place.report()
+                );
+            } else {
+                until(Duration::from_secs(10), "its five calls", || place.report().len() == 10).await;
+                assert!(caller.runs(), "round {round}: it died, too");
+            }
+        }
+    }
+}
+
+async fn no_program_runs_for_another_call() {
+    let (tools, mut sandbox) = (tools(), Sandbox::new());
+    let _counted = enable_stats(Stats::RunTime).expect("the kernel counts");
+    let (other, waited_for) = (Place::new(), Place::new());
+    let target = sandbox.start(&other.duty(&format!("call {} 1000", libc::SYS_getppid)));
+    // Nobody else on the machine makes this one.
+    let _caller = sandbox.start(&waited_for.duty(&format!("call {} 2", libc::SYS_sched_get_priority_max)));
+    let on = On::Syscall { name: "sched_get_priority_max".into(), nth: 9 };
+    let _waiting = arm(&tools, &sandbox, &target, Kill::when(KILL, on)).await;
+    other.go();
+    until(Duration::from_secs(5), "its calls", || other.report().len() == 2).await;
+    assert_eq!(loaded::runs("trigger_sys"), 0);
+    waited_for.go();
+    until(Duration::from_secs(5), "two calls", || waited_for.report().len() == 2).await;
+    assert_eq!(loaded::runs("trigger_sys"), 2);
 }
 
 async fn only_what_a_process_of_that_name_does_counts() {
