@@ -7,7 +7,7 @@
 
 use std::{
     io,
-    os::fd::{FromRawFd, OwnedFd},
+    os::fd::{FromRawFd, OwnedFd, RawFd},
     process,
     sync::{
         OnceLock,
@@ -22,12 +22,12 @@ use crate::privileges::{Privilege, hint};
 
 /// The first published size of `struct perf_event_attr`: every kernel takes it.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Attributes {
-    pub(super) kind: u32,
+#[derive(Default)]
+struct Attributes {
+    kind: u32,
     size: u32,
-    pub(super) config: u64,
-    pub(super) sample_period: u64,
+    config: u64,
+    sample_period: u64,
     sample_type: u64,
     read_format: u64,
     flags: u64,
@@ -50,29 +50,16 @@ const STACK: usize = 64 << 10;
 /// A perf event that is wanted. It is opened disabled.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Event {
-    pub(super) attributes: Attributes,
+    pub(super) kind: u32,
+    pub(super) config: u64,
+    pub(super) sample_period: u64,
     pub(super) cpu: u32,
     /// The open directory of the cgroup that it is scoped to; `None`: every task.
-    pub(super) cgroup: Option<i32>,
+    pub(super) cgroup: Option<RawFd>,
 }
 
-/// An event of every kernel: whether it can be had, others of ours can.
-const PROBE: Event = Event {
-    attributes: Attributes {
-        kind: TYPE_SOFTWARE,
-        size: 0,
-        config: CPU_CLOCK,
-        sample_period: 0,
-        sample_type: 0,
-        read_format: 0,
-        flags: 0,
-        wakeup_events: 0,
-        breakpoint: 0,
-        config1: 0,
-    },
-    cpu: 0,
-    cgroup: None,
-};
+/// An event of every kernel: where it can be had, others of ours can.
+const PROBE: Event = Event { kind: TYPE_SOFTWARE, config: CPU_CLOCK, sample_period: 0, cpu: 0, cgroup: None };
 
 type Asked = (Event, Sender<io::Result<OwnedFd>>);
 
@@ -174,9 +161,15 @@ fn set_administration(effective: bool) -> io::Result<()> {
 
 impl Event {
     fn open(self) -> io::Result<OwnedFd> {
-        let Self { attributes, cpu, cgroup } = self;
-        let attributes =
-            Attributes { size: size_of::<Attributes>() as u32, flags: FLAG_DISABLED, ..attributes };
+        let Self { kind, config, sample_period, cpu, cgroup } = self;
+        let attributes = Attributes {
+            kind,
+            size: size_of::<Attributes>() as u32,
+            config,
+            sample_period,
+            flags: FLAG_DISABLED,
+            ..Attributes::default()
+        };
         let scoped = if cgroup.is_some() { OPEN_PID_CGROUP } else { 0 };
         // SAFETY: the attributes outlive the call, and their size is in them.
         let fd = unsafe {

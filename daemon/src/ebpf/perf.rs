@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     EbpfError,
-    opener::{Attributes, CPU_CLOCK, Event, TYPE_SOFTWARE, open},
+    opener::{CPU_CLOCK, Event, TYPE_SOFTWARE, open},
 };
 
 const TYPE_TRACEPOINT: u32 = 2;
@@ -29,9 +29,8 @@ pub fn attach(cgroup: &Path, program: BorrowedFd<'_>) -> Result<Vec<OwnedFd>, Eb
     for cpu in online_cpus().map_err(EbpfError::Cpus)? {
         // Switches come first: they alone reach a process that has just been forked and goes to sleep.
         for (config, sample_period) in [(CONTEXT_SWITCHES, 1), (CPU_CLOCK, 1_000_000)] {
-            let attributes =
-                Attributes { kind: TYPE_SOFTWARE, config, sample_period, ..Attributes::default() };
-            let event = Event { attributes, cpu, cgroup: Some(dir.as_raw_fd()) };
+            let cgroup = Some(dir.as_raw_fd());
+            let event = Event { kind: TYPE_SOFTWARE, config, sample_period, cpu, cgroup };
             events.push(open(event).and_then(|event| run(event, program)).map_err(failed(cpu))?);
         }
     }
@@ -40,8 +39,8 @@ pub fn attach(cgroup: &Path, program: BorrowedFd<'_>) -> Result<Vec<OwnedFd>, Eb
 
 /// Runs `program` at the tracepoint with this number, whoever comes by, on whatever CPU.
 pub fn attach_to_tracepoint(number: u64, program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let attributes = Attributes { kind: TYPE_TRACEPOINT, config: number, ..Attributes::default() };
-    run(open(Event { attributes, cpu: 0, cgroup: None })?, program)
+    let event = Event { kind: TYPE_TRACEPOINT, config: number, sample_period: 0, cpu: 0, cgroup: None };
+    run(open(event)?, program)
 }
 
 fn run(event: OwnedFd, program: BorrowedFd<'_>) -> io::Result<OwnedFd> {

@@ -167,7 +167,7 @@ fn administrators() -> (usize, usize) {
     let texts: Vec<String> =
         tasks.map(|task| fs::read_to_string(task.path().join("status")).expect("its status")).collect();
     let having = |set: &str| {
-        let mask = |text: &String| {
+        let mask = |text: &str| {
             let mask = text.lines().find_map(|line| line.strip_prefix(set)).expect("its capabilities");
             u64::from_str_radix(mask.trim(), 16).expect("a mask")
         };

@@ -321,7 +321,11 @@ async fn a_trigger_that_is_only_armed_has_no_effect() {
 }
 
 /// A file system whose program does not answer, as one of the network whose server is gone; unmounted when dropped.
-struct Dead(tempfile::TempDir, fs::File);
+struct Dead {
+    dir: tempfile::TempDir,
+    /// With it the kernel lets go of whoever hangs.
+    _device: fs::File,
+}
 
 impl Dead {
     /// `None` where the kernel has no such file systems.
@@ -331,13 +335,13 @@ impl Dead {
         let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
         let options = CString::new(options).expect("options");
         mount("fuse", dir.path(), "fuse", MountFlags::empty(), Some(options.as_c_str())).ok()?;
-        Some(Self(dir, device))
+        Some(Self { dir, _device: device })
     }
 }
 
 impl Drop for Dead {
     fn drop(&mut self) {
-        unmount(self.0.path(), UnmountFlags::DETACH).expect("unmounting");
+        unmount(self.dir.path(), UnmountFlags::DETACH).expect("unmounting");
     }
 }
 
@@ -348,7 +352,7 @@ async fn a_dead_file_system_of_the_container_holds_up_nobody() {
     };
     let (tools, mut sandbox) = (tools(), Sandbox::new());
     let target = sandbox.start("sleep");
-    let on = On::Exec { path: dead.0.path().join("below/program").display().to_string() };
+    let on = On::Exec { path: dead.dir.path().join("below/program").display().to_string() };
     // Whoever hangs is let go of in the end, so that the case can tell.
     let (over, waits) = std::sync::mpsc::channel::<()>();
     let hung = std::thread::spawn(move || {
