@@ -140,7 +140,9 @@ fn usage(usage: grpc::Usage) -> status::Usage {
 }
 
 fn receipt(receipt: grpc::Receipt) -> status::Receipt {
-    let total = i32::try_from(receipt.processes.len()).unwrap_or(i32::MAX);
+    // A daemon may list fewer than it counts; an earlier one counts none.
+    let total = receipt.processes.len().max(receipt.total as usize);
+    let total = i32::try_from(total).unwrap_or(i32::MAX);
     status::Receipt {
         evidence: receipt.evidence,
         evidence_error: (!receipt.evidence_error.is_empty()).then_some(receipt.evidence_error),
@@ -173,6 +175,18 @@ fn timestamp(time: &prost_types::Timestamp) -> Option<Timestamp> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_receipt_names_few_and_counts_all() {
+        let of = |listed, total| {
+            let processes = vec![grpc::ProcessReceipt::default(); listed];
+            let receipt = receipt(grpc::Receipt { processes, total, ..grpc::Receipt::default() });
+            (receipt.processes.len(), receipt.total)
+        };
+        assert_eq!(of(64, 200), (NAMED_PROCESSES, 200));
+        // An earlier daemon counts none.
+        assert_eq!(of(64, 0), (NAMED_PROCESSES, 64));
+    }
 
     #[test]
     fn a_daemon_of_another_version_is_understood_as_far_as_it_is_known() {

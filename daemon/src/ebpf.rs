@@ -8,6 +8,7 @@
 pub mod btf;
 mod loaded;
 mod misses;
+pub mod opener;
 mod perf;
 pub mod syscalls;
 mod triggers;
@@ -30,6 +31,7 @@ use crate::{
     cgroup::{Target, V2Cgroup},
     clock::BootClock,
 };
+pub use loaded::Claimed;
 use loaded::{Loaded, Loader};
 pub use triggers::Event;
 use triggers::Triggers;
@@ -311,7 +313,7 @@ impl Armed {
                     let dir = perf_dir.as_deref().ok_or(EbpfError::NoCgroupId)?;
                     match perf::attach(dir, self.lease.loaded.signal_program()) {
                         Ok(opened) => lock(events).extend(opened),
-                        // Debian's kernels want SYS_ADMIN for a perf event, unless they are told otherwise.
+                        // Some kernels want SYS_ADMIN for a perf event, and the daemon was not given it.
                         Err(EbpfError::Perf { source, .. })
                             if source.kind() == io::ErrorKind::PermissionDenied =>
                         {
@@ -357,8 +359,9 @@ impl Armed {
         }
     }
 
-    /// Claims a process for the daemon; `false`: the program was there first, and has sent the signal.
-    pub fn claim(&self, pid: i32, start: u64) -> Result<bool, EbpfError> {
+    /// Claims a process for the daemon. If it was claimed before, the program has sent the signal; if by another, nobody
+    /// has sent this one, and the program will not.
+    pub fn claim(&self, pid: i32, start: u64) -> Result<Claimed, EbpfError> {
         let Lease { slot, signal, .. } = self.lease;
         self.lease.loaded.claim(key(pid, start), Claim { slot, signal, by: BY_PIDFD, flags: 0 })
     }

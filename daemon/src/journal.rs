@@ -253,6 +253,7 @@ mod tests {
             ordered: SystemTime::now(),
             fired: Some(SystemTime::now()),
             processes: vec![],
+            total: 0,
             lost: 0,
             oom_kills: 0,
             fired_at_count: 0,

@@ -22,11 +22,13 @@ use crate::{
     container::{Container, ContainerError},
     ebpf::{Armed, EbpfError, Engine, Records, Scope as Programs, Warm, WatchSpec},
     order::{ContainerRef, Kill, Processes, Scope, Whom},
+    process::ProcessError,
     report::{Evidence, Reason},
     runtime::Runtimes,
 };
+use oom::OomKills;
 use receipt::{Collector, Evidenced, Times};
-use strike::Striker;
+use strike::{Mismatch, Striker};
 use trigger::Waiting;
 
 /// How long a kill waits for arming that has not finished.
@@ -48,6 +50,14 @@ pub enum KillError {
         /// Whom it lacks.
         why: String,
     },
+    /// Whether a process is meant can't be seen.
+    #[error("container {id}: {source}")]
+    Unseen {
+        /// The container.
+        id: String,
+        /// Why.
+        source: ProcessError,
+    },
     /// The trigger can't be armed here, and nothing else can do its work.
     #[error("container {id}: the trigger can't be armed: {why}")]
     Trigger {
@@ -67,7 +77,7 @@ impl KillError {
         match self {
             Self::Container(error) => error.reason(),
             Self::NoProcess { .. } => Reason::NoProcess,
-            Self::Trigger { .. } => Reason::Unsupported,
+            Self::Unseen { .. } | Self::Trigger { .. } => Reason::Unsupported,
             Self::Intent(_) => Reason::Internal,
         }
     }
@@ -140,12 +150,13 @@ impl Prepared {
                 })
             }
             Whom::Trigger(trigger) => {
-                let spec =
-                    trigger::spec(trigger, kill.signal, tools.cgroups.proc(), init_pid).map_err(|error| {
-                        KillError::Trigger { id: container.order.id.clone(), why: error.to_string() }
-                    })?;
+                let spec = trigger::spec(trigger, kill.signal).map_err(|error| KillError::Trigger {
+                    id: container.order.id.clone(),
+                    why: error.to_string(),
+                })?;
+                let root = tools.cgroups.proc().join(format!("{init_pid}/root"));
                 Arming::start(&tools.engine, &container.target, warm, move |engine, target| {
-                    engine.arm_trigger(target, spec)
+                    engine.arm_trigger(target, trigger::by_all_names(spec, &root))
                 })
             }
         };
@@ -186,12 +197,16 @@ impl Prepared {
             Whom::Processes(processes) => {
                 let (watch, evidence_error) = arming.finish(ARMING_PATIENCE).await;
                 container.check_again()?;
-                if processes.scope == Scope::Init
-                    && let Err(why) = strike::matches(processes, &container.init)
-                {
-                    return Err(KillError::NoProcess { id: container.order.id, why });
+                if processes.scope == Scope::Init {
+                    let id = || container.order.id.clone();
+                    strike::matches(processes, &container.init).map_err(|mismatch| match mismatch {
+                        Mismatch::Another(why) => KillError::NoProcess { id: id(), why },
+                        Mismatch::Unseen(source) => KillError::Unseen { id: id(), source },
+                    })?;
                 }
                 let Container { order: _, target, init } = container;
+                // Before anything can come of a signal.
+                let ooms = OomKills::begin(&target);
                 intent(init.pid(), init.start()).map_err(KillError::Intent)?;
 
                 let (armed, records) = match watch {
@@ -207,7 +222,7 @@ impl Prepared {
                 let times = Times { ordered, fired: SystemTime::now() };
                 striker.strike().await;
                 let evidence = Evidenced { evidence, evidence_error };
-                Ok(Fired::Struck(Collector::new(striker, records, evidence, times)))
+                Ok(Fired::Struck(Collector::new(striker, records, evidence, times, ooms)))
             }
             Whom::Trigger(trigger) => {
                 let (watch, problem) = arming.finish(TRIGGER_PATIENCE).await;

@@ -11,7 +11,7 @@ use clap::Parser;
 use squall_api::names;
 use squall_daemon::{
     cgroup::{CgroupRoot, namespace},
-    ebpf::Engine,
+    ebpf::{Engine, opener},
     enrol::Enrolment,
     health,
     journal::Journal,
@@ -90,14 +90,17 @@ fn main() -> Result<()> {
     }));
     let args = Args::parse();
     // Before any other thread is there.
-    see_the_nodes_cgroups(&args.proc);
     raise_descriptor_limit();
     keep_memory_small();
+    use_administration(&args.proc);
     // One thread: the daemon waits nearly always, and memory is what it is measured by. What blocks gets a thread of
     // its own for a moment.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting tokio")?;
-    runtime.block_on(run(args))
+    let ended = runtime.block_on(run(args));
+    // A thread may hang in a container's dead file system; everything is put back and written down.
+    runtime.shutdown_background();
+    ended
 }
 
 async fn run(args: Args) -> Result<()> {
@@ -191,10 +194,15 @@ fn controller_service() -> String {
     }
 }
 
-/// Without it everything but stress works, and that says so where it needs it.
-fn see_the_nodes_cgroups(proc: &Path) {
+/// Does what takes SYS_ADMIN, and gives it up. Without it most things work, and the others say so where they need it.
+fn use_administration(proc: &Path) {
     if let Err(error) = namespace::enter_nodes(proc) {
         tracing::warn!(%error, "not in the node's cgroup namespace: stress may be refused by the kernel");
+    }
+    match opener::keep_if_needed() {
+        Ok(true) => tracing::info!("perf events take SYS_ADMIN here: one thread keeps it for opening them"),
+        Ok(false) => {}
+        Err(error) => tracing::warn!(%error, "whether perf events take SYS_ADMIN here was not found out"),
     }
     if let Err(error) = namespace::give_up_administration() {
         tracing::warn!(%error, "a capability that is not needed any more could not be given up");

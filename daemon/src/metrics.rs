@@ -159,6 +159,7 @@ mod tests {
             ordered,
             fired: Some(ordered + Duration::from_millis(2)),
             processes: vec![],
+            total: 0,
             lost,
             oom_kills: 0,
             fired_at_count: 0,

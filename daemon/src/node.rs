@@ -125,7 +125,7 @@ impl Node {
                     Some((id.clone(), lasting::left_over(id, State::Armed, *interruptions)))
                 }
                 Progress::Fired { report, .. } | Progress::Final(report) => {
-                    Some((id.clone(), report.clone()))
+                    Some((id.clone(), report.shortened()))
                 }
             })
             .collect();
@@ -353,7 +353,7 @@ impl Node {
         }
         if report.state.is_final() {
             inner.running.remove(&report.id);
-            inner.journal.note_soon(&report.id, Progress::Final(report.clone()));
+            inner.journal.note_soon(&report.id, Progress::Final(report.shortened()));
             self.write.notify_one();
         } else if let Some((pid, start)) = target {
             inner.journal.note_soon(&report.id, Progress::Fired { pid, start, report: report.clone() });
@@ -363,11 +363,17 @@ impl Node {
     }
 
     fn broadcast(&self, inner: &mut Inner, report: FaultReport) {
-        let FaultReport { id, state, message, receipt: _, lasting: _ } = &report;
+        let FaultReport { id, state, message, receipt, lasting: _ } = &report;
         tracing::info!(fault = id, ?state, message, "report");
+        if state.is_final()
+            && let Some(receipt) = receipt
+        {
+            receipt.processes.iter().for_each(|process| process.log(id));
+        }
         let kind = inner.kinds.get(id).copied().unwrap_or(Kind::Unknown);
         self.metrics.told(kind, &report);
-        inner.reports.insert(report.id.clone(), report.clone());
+        // A snapshot of many large ones would be too large to be taken.
+        inner.reports.insert(report.id.clone(), report.shortened());
         // Nobody may be watching now; whoever comes gets it in the snapshot.
         let _ = self.told.send(report);
     }

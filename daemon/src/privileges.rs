@@ -15,14 +15,14 @@ pub enum Privilege {
     Perfmon,
     /// To look at what belongs to processes of other users: their root directory, their namespaces.
     SysPtrace,
-    /// To enter the node's cgroup namespace.
+    /// To enter the node's cgroup namespace, and on some kernels to open perf events.
     SysAdmin,
 }
 
 /// Those that it needs all the time.
 pub const NEEDED: [Privilege; 4] =
     [Privilege::Kill, Privilege::Bpf, Privilege::Perfmon, Privilege::SysPtrace];
-/// The one that it needs when it starts, and then gives up.
+/// The one that it needs when it starts, and then gives up; all but one thread, where the kernel asks for it later, too.
 pub const AT_START: Privilege = Privilege::SysAdmin;
 
 impl Privilege {
@@ -54,8 +54,13 @@ impl Privilege {
             Self::Kill => "processes of other users can't be signalled",
             Self::Bpf => "eBPF programs can't be loaded: kills go through pidfds alone",
             Self::Perfmon => "eBPF programs can't be attached: kills go through pidfds alone",
-            Self::SysPtrace => "IO stress can't make its files in a container",
-            Self::SysAdmin => "on nodes with version 2 cgroups no stressor can be placed",
+            Self::SysPtrace => {
+                "IO stress can't make its files in a container, and which executable a process runs is not to be seen"
+            }
+            Self::SysAdmin => {
+                "on nodes with version 2 cgroups no stressor can be placed, and where kernel.perf_event_paranoid is 3 or \
+                 more (Debian, Ubuntu) no trigger on a system call or a connection can be armed"
+            }
         }
     }
 }

@@ -49,7 +49,7 @@ pub enum ProcessError {
         source: io::Error,
     },
     /// A file of `/proc` could not be read or understood.
-    #[error("reading {}: {source}", path.display())]
+    #[error("reading {}: {source}{}", path.display(), hint(source, Privilege::SysPtrace))]
     Read {
         /// The file.
         path: PathBuf,

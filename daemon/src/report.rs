@@ -76,6 +76,9 @@ pub enum Reason {
     Internal,
 }
 
+/// This many processes are named in a receipt that is kept.
+pub const NAMED: usize = 64;
+
 /// Everything that is known of one fault.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FaultReport {
@@ -96,6 +99,15 @@ impl FaultReport {
     /// A report with no more than these.
     pub fn new(id: &str, state: State, message: String) -> Self {
         Self { id: id.to_owned(), state, message, receipt: None, lasting: Lasting::default() }
+    }
+
+    /// The same with no more than [`NAMED`] processes in its receipt: what is kept of it, and told again.
+    pub fn shortened(&self) -> Self {
+        let mut kept = self.clone();
+        if let Some(receipt) = &mut kept.receipt {
+            receipt.processes.truncate(NAMED);
+        }
+        kept
     }
 }
 
@@ -171,8 +183,11 @@ pub struct Receipt {
     pub ordered: SystemTime,
     /// When the first signal went out.
     pub fired: Option<SystemTime>,
-    /// The processes that were signalled.
+    /// The processes that were signalled, the container's first before all others.
     pub processes: Vec<ProcessReceipt>,
+    /// How many there were in all.
+    #[serde(default)]
+    pub total: u32,
     /// Events that the programs did not see or could not record, of whatever container of the node.
     pub lost: u64,
     /// Processes of the container that the kernel killed for want of memory meanwhile.
@@ -206,6 +221,21 @@ pub struct ProcessReceipt {
     pub exit_code: Option<i32>,
     /// Why it goes on.
     pub note: Option<Note>,
+}
+
+impl ProcessReceipt {
+    /// Puts what became of it into the log.
+    pub fn log(&self, fault: &str) {
+        let Self { pid, start: _, comm, init, sent_by, sent, delivered, exited, exit_code, note } = self;
+        let sent_at = prost_types::Timestamp::from(*sent);
+        // What the wall clock, set back in between, can't tell is left out.
+        let after =
+            |time: &Option<SystemTime>| Some(time.as_ref()?.duration_since(*sent).ok()?.as_micros() as u64);
+        tracing::info!(
+            fault, pid, comm, init, sent_by = word(*sent_by), %sent_at, delivered_after_us = after(delivered),
+            exited_after_us = after(exited), exit_code, ?note, "process"
+        );
+    }
 }
 
 impl From<Generation> for grpc::Generation {
@@ -263,6 +293,7 @@ impl From<&Receipt> for grpc::Receipt {
             ordered,
             fired,
             processes,
+            total,
             lost,
             oom_kills,
             fired_at_count,
@@ -277,6 +308,7 @@ impl From<&Receipt> for grpc::Receipt {
             lost: *lost,
             oom_kills: *oom_kills,
             fired_at_count: *fired_at_count,
+            total: *total,
         }
     }
 }

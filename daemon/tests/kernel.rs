@@ -9,6 +9,7 @@ mod kernel {
     pub mod cost;
     pub mod effect;
     pub mod freeze;
+    pub mod loaded;
     pub mod luck;
     pub mod node;
     pub mod privileges;
@@ -16,6 +17,7 @@ mod kernel {
     pub mod stress;
     pub mod target;
     pub mod triggers;
+    pub mod watchdog;
     pub mod work;
 }
 
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
                 .any(|filter| if exact { name == filter.as_str() } else { name.contains(*filter) })
     };
     kernel::sandbox::see_tracepoints();
+    kernel::watchdog::start();
     let mut passed_in_all = 0;
     let mut failed = Vec::new();
     // What `cargo xtask kernels` calls a feature, and the cases of it.
@@ -60,6 +63,9 @@ fn main() -> ExitCode {
             println!("{name}: test");
             continue;
         }
+        println!("begin {name}");
+        kernel::loaded::look_around();
+        kernel::watchdog::begin(&name);
         let start = Instant::now();
         let passed = panic::catch_unwind(|| {
             let runtime =
@@ -67,6 +73,7 @@ fn main() -> ExitCode {
             runtime.block_on(case());
         })
         .is_ok();
+        kernel::watchdog::end();
         println!(
             "test {name} ... {} ({:.2} s)",
             if passed { "ok" } else { "FAILED" },

@@ -363,6 +363,9 @@ pub struct Receipt {
     /// Of a trigger: at which call it fired.
     #[prost(uint32, tag = "9")]
     pub fired_at_count: u32,
+    /// How many processes were signalled in all; 0: as many as are listed.
+    #[prost(uint32, tag = "10")]
+    pub total: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ProcessReceipt {

@@ -18,9 +18,9 @@ use aya::{
     programs::{PerfEvent, RawTracePoint},
 };
 use squall_daemon_ebpf::{
-    COUNTER_LOST, COUNTER_UNCLAIMED, Claim, GLOBAL_OFFSETS, Levels, MAP_CLAIMS, MAP_COUNTERS, MAP_LEVELS,
-    MAP_RECORDS, MAP_WATCHES, MAX_LEVELS, Offsets, PROGRAM_SIGNAL_TASKS, PROGRAMS_RAW_TRACEPOINT, ProcessKey,
-    Record, Watch,
+    COUNTER_LOST, COUNTER_UNCLAIMED, Claim, GLOBAL_OFFSETS, Levels, MAP_CLAIMS, MAP_COUNTERS, MAP_FIRED,
+    MAP_LEVELS, MAP_RECORDS, MAP_WATCHES, MAX_LEVELS, Offsets, PROGRAM_SIGNAL_TASKS, PROGRAMS_RAW_TRACEPOINT,
+    ProcessKey, Record, Watch,
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -28,7 +28,10 @@ use tokio::{
     task::AbortHandle,
 };
 
-use super::{EbpfError, lock, misses, triggers::Triggers};
+use super::{
+    EbpfError, lock, misses,
+    triggers::{ROOM_FIRED, Triggers},
+};
 
 const BPF_ANY: u64 = 0;
 pub(super) const BPF_NOEXIST: u64 = 1;
@@ -48,6 +51,17 @@ struct Route {
 }
 
 type Routes = Arc<Mutex<StdHashMap<u32, Route>>>;
+
+/// Whose a process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claimed {
+    /// Whoever asked has it now.
+    Now,
+    /// The programs have it, for the same watch.
+    Before,
+    /// Another watch or trigger has it, with a signal of its own.
+    ByAnother,
+}
 
 /// The records of one watch, and how many of them found no room.
 pub type Entered = (Receiver<Record>, Arc<AtomicU64>);
@@ -70,6 +84,7 @@ impl Loader {
             &*kept_level,
             true,
         );
+        loader.map_max_entries(MAP_FIRED, ROOM_FIRED);
         if let Some(bytes) = ring {
             loader.map_max_entries(MAP_RECORDS, bytes);
         }
@@ -245,12 +260,22 @@ impl Loaded {
         work(&mut lock(&self.triggers), &mut object)
     }
 
-    /// Claims a process; `false` when somebody else was first.
-    pub fn claim(&self, key: ProcessKey, claim: Claim) -> Result<bool, EbpfError> {
-        match lock(&self.claims).insert(key, claim, BPF_NOEXIST) {
-            Ok(()) => Ok(true),
-            Err(error) if exists(&error) => Ok(false),
-            Err(error) => Err(map_error(MAP_CLAIMS)(error)),
+    /// Claims a process, unless somebody has.
+    pub fn claim(&self, key: ProcessKey, claim: Claim) -> Result<Claimed, EbpfError> {
+        let mut claims = lock(&self.claims);
+        loop {
+            match claims.insert(key, claim, BPF_NOEXIST) {
+                Ok(()) => return Ok(Claimed::Now),
+                Err(error) if exists(&error) => {}
+                Err(error) => return Err(map_error(MAP_CLAIMS)(error)),
+            }
+            match claims.get(&key, 0) {
+                Ok(found) if found.slot == claim.slot => return Ok(Claimed::Before),
+                Ok(_) => return Ok(Claimed::ByAnother),
+                // It has ended in between, or could not be signalled.
+                Err(MapError::KeyNotFound) => {}
+                Err(error) => return Err(map_error(MAP_CLAIMS)(error)),
+            }
         }
     }
 

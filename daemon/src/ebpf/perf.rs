@@ -1,41 +1,23 @@
-//! Software perf events scoped to one cgroup, with a program on each.
+//! Perf events with a program on each: software events scoped to one cgroup, and tracepoints.
 //!
-//! aya knows no perf events of cgroups, so the system call is our own. The program runs only for tasks of that cgroup
+//! aya knows no perf events of cgroups, and opens those of tracepoints itself, which takes a right that no thread of the
+//! daemon's but one has; so both are opened by [`super::opener`]. Those of a cgroup run their program only for tasks of it
 //! and of those below it; hardware is not involved. Nothing is sampled and no buffer is mapped.
 
 use std::{
     fs::{self, File},
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
     path::Path,
 };
 
-use super::EbpfError;
+use super::{
+    EbpfError,
+    opener::{CPU_CLOCK, Event, TYPE_SOFTWARE, open},
+};
 
-/// The first published size of `struct perf_event_attr`: every kernel takes it.
-#[repr(C)]
-#[derive(Default)]
-struct Attributes {
-    kind: u32,
-    size: u32,
-    config: u64,
-    sample_period: u64,
-    sample_type: u64,
-    read_format: u64,
-    flags: u64,
-    wakeup_events: u32,
-    breakpoint: u32,
-    config1: u64,
-}
-
-const _: () = assert!(size_of::<Attributes>() == 64);
-
-const TYPE_SOFTWARE: u32 = 1;
-const CPU_CLOCK: u64 = 0;
+const TYPE_TRACEPOINT: u32 = 2;
 const CONTEXT_SWITCHES: u64 = 3;
-const FLAG_DISABLED: u64 = 1;
-const OPEN_PID_CGROUP: libc::c_ulong = 1 << 2;
-const OPEN_CLOEXEC: libc::c_ulong = 1 << 3;
 const IOC_ENABLE: libc::c_ulong = 0x2400;
 const IOC_SET_BPF: libc::c_ulong = 0x4004_2408;
 
@@ -47,43 +29,21 @@ pub fn attach(cgroup: &Path, program: BorrowedFd<'_>) -> Result<Vec<OwnedFd>, Eb
     for cpu in online_cpus().map_err(EbpfError::Cpus)? {
         // Switches come first: they alone reach a process that has just been forked and goes to sleep.
         for (config, sample_period) in [(CONTEXT_SWITCHES, 1), (CPU_CLOCK, 1_000_000)] {
-            events.push(open(&dir, cpu, config, sample_period, program).map_err(failed(cpu))?);
+            let cgroup = Some(dir.as_raw_fd());
+            let event = Event { kind: TYPE_SOFTWARE, config, sample_period, cpu, cgroup };
+            events.push(open(event).and_then(|event| run(event, program)).map_err(failed(cpu))?);
         }
     }
     Ok(events)
 }
 
-fn open(
-    dir: &File,
-    cpu: u32,
-    config: u64,
-    sample_period: u64,
-    program: BorrowedFd<'_>,
-) -> io::Result<OwnedFd> {
-    let attributes = Attributes {
-        kind: TYPE_SOFTWARE,
-        size: size_of::<Attributes>() as u32,
-        config,
-        sample_period,
-        flags: FLAG_DISABLED,
-        ..Attributes::default()
-    };
-    // SAFETY: the attributes outlive the call, and their size is in them.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_perf_event_open,
-            &raw const attributes,
-            dir.as_raw_fd(),
-            cpu as libc::c_int,
-            -1,
-            OPEN_PID_CGROUP | OPEN_CLOEXEC,
-        )
-    };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just given us this descriptor.
-    let event = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+/// Runs `program` at the tracepoint with this number, whoever comes by, on whatever CPU.
+pub fn attach_to_tracepoint(number: u64, program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let event = Event { kind: TYPE_TRACEPOINT, config: number, sample_period: 0, cpu: 0, cgroup: None };
+    run(open(event)?, program)
+}
+
+fn run(event: OwnedFd, program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     control(&event, IOC_SET_BPF, program.as_raw_fd())?;
     control(&event, IOC_ENABLE, 0)?;
     Ok(event)

@@ -2,7 +2,10 @@
 //!
 //! Refuses a name that this architecture has no number for, and one that the running kernel has no tracepoint for.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use syscalls::Sysno;
 
@@ -48,7 +51,7 @@ pub enum SyscallError {
     /// The tracepoints could not be read.
     #[error("reading {path}: {source}")]
     Read {
-        /// The directory.
+        /// The directory, or a file of it.
         path: String,
         /// Why.
         source: io::Error,
@@ -67,9 +70,7 @@ pub struct Syscall {
 impl Syscall {
     /// Looks `name` up in the running kernel.
     pub fn find(name: &str) -> Result<Self, SyscallError> {
-        let events = TRACEFS.iter().map(|mount| Path::new(mount).join("events/syscalls"));
-        let events = events.into_iter().find(|dir| dir.exists()).ok_or(SyscallError::NoTracefs)?;
-        Self::find_in(&events, name)
+        Self::find_in(&events()?, name)
     }
 
     fn find_in(events: &Path, name: &str) -> Result<Self, SyscallError> {
@@ -85,6 +86,20 @@ impl Syscall {
         }
         Ok(Self { number: number.id().unsigned_abs(), tracepoint })
     }
+}
+
+/// The number of a tracepoint below `syscalls`, by which perf events know it.
+pub fn number_of(tracepoint: &str) -> Result<u64, SyscallError> {
+    let path = events()?.join(tracepoint).join("id");
+    let read = |source| SyscallError::Read { path: path.display().to_string(), source };
+    let text = fs::read_to_string(&path).map_err(read)?;
+    text.trim().parse().map_err(|_| read(io::ErrorKind::InvalidData.into()))
+}
+
+/// Where the tracepoints of system calls are.
+fn events() -> Result<PathBuf, SyscallError> {
+    let mut events = TRACEFS.iter().map(|mount| Path::new(mount).join("events/syscalls"));
+    events.find(|dir| dir.exists()).ok_or(SyscallError::NoTracefs)
 }
 
 /// The names of the calls that are traced.

@@ -4,29 +4,32 @@
 //! Refuses two triggers of one container that wait for the same: the kernel could not tell them apart.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     os::fd::{AsFd, OwnedFd},
 };
 
 use aya::{
     Ebpf,
     maps::{HashMap, MapData},
-    programs::{
-        ProgramFd, RawTracePoint, TracePoint, links::Link as _, raw_trace_point::RawTracePointLink,
-        trace_point::TracePointLink,
-    },
+    programs::{ProgramFd, RawTracePoint, TracePoint, links::Link as _, raw_trace_point::RawTracePointLink},
 };
 use squall_daemon_ebpf::{
-    ExecKey, MAP_EXECS, MAP_FIRED, MAP_TRIGGERS, PATH_BYTES, PROGRAM_SIGNAL_FORKING, PROGRAM_TRIGGER_CONNECT,
-    PROGRAM_TRIGGER_EXEC, PROGRAM_TRIGGER_SYSCALL, TRIGGER_CONNECT, TRIGGER_SYSCALL, Trigger, TriggerKey,
+    ExecKey, MAP_EXECS, MAP_FIRED, MAP_TRIGGERS, MAX_TRIGGERS, PATH_BYTES, PROGRAM_SIGNAL_FORKING,
+    PROGRAM_TRIGGER_CONNECT, PROGRAM_TRIGGER_EXEC, PROGRAM_TRIGGER_SYSCALL, TRIGGER_CONNECT, TRIGGER_SYSCALL,
+    Trigger, TriggerKey,
 };
 
 use super::{
     EbpfError,
     loaded::{BPF_NOEXIST, exists, map_error, program, take},
-    misses,
-    syscalls::Syscall,
+    misses, perf,
+    syscalls::{self, Syscall},
 };
+
+/// So many triggers that are over still can't fire.
+const KEPT_OVER: usize = MAX_TRIGGERS as usize;
+/// Room for them, for as many as there may be, and for as many that wait for paths.
+pub const ROOM_FIRED: u32 = 3 * MAX_TRIGGERS;
 
 /// What a trigger waits for, as the kernel knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,7 +84,8 @@ impl Place {
 
 /// What keeps a program at its place.
 enum Link {
-    Tracepoint(TracePointLink),
+    /// A perf event.
+    Tracepoint(OwnedFd),
     Raw(RawTracePointLink),
 }
 
@@ -90,6 +94,8 @@ pub struct Triggers {
     calls: HashMap<MapData, TriggerKey, Trigger>,
     execs: HashMap<MapData, ExecKey, Trigger>,
     fired: HashMap<MapData, u32, u64>,
+    /// Those that are no more, the oldest first, whose entry in `fired` still keeps them from firing.
+    over: VecDeque<u32>,
     /// How many triggers need a place, and what holds it.
     places: BTreeMap<Place, Held>,
     /// How many runs of programs that are no longer loaded the kernel had left out.
@@ -109,6 +115,7 @@ impl Triggers {
             calls: take(object, MAP_TRIGGERS)?,
             execs: take(object, MAP_EXECS)?,
             fired: take(object, MAP_FIRED)?,
+            over: VecDeque::new(),
             places: BTreeMap::new(),
             left_out_before: 0,
         })
@@ -193,8 +200,11 @@ impl Triggers {
         Ok(())
     }
 
-    /// The opposite of [`Triggers::enter`], for who has entered.
+    /// The opposite of [`Triggers::enter`], for who has entered: it never fires any more.
     pub fn leave(&mut self, cgroup: u64, event: &Event, slot: u32) {
+        if let Err(error) = self.give_up(slot) {
+            tracing::warn!(slot, %error, "a trigger could not be given up");
+        }
         // Gone is what they shall be.
         if let Some(key) = call_key(cgroup, event) {
             let _ = self.calls.remove(&key);
@@ -202,7 +212,14 @@ impl Triggers {
         for key in exec_keys(cgroup, event) {
             let _ = self.execs.remove(&key);
         }
-        let _ = self.fired.remove(&slot);
+        // A program that has found the trigger before may only now be about to fire it; it may have been preempted in
+        // between. So the entry stays until so many others are over that it no longer can be.
+        self.over.push_back(slot);
+        if self.over.len() > KEPT_OVER
+            && let Some(oldest) = self.over.pop_front()
+        {
+            let _ = self.fired.remove(&oldest);
+        }
     }
 
     /// Sees to it that the trigger does not fire any more; `false`: it has.
@@ -253,7 +270,10 @@ fn exec_keys(cgroup: u64, event: &Event) -> Vec<ExecKey> {
 impl Link {
     fn detach(self) -> Result<(), aya::programs::ProgramError> {
         match self {
-            Self::Tracepoint(link) => link.detach(),
+            Self::Tracepoint(event) => {
+                drop(event);
+                Ok(())
+            }
             Self::Raw(link) => link.detach(),
         }
     }
@@ -272,9 +292,10 @@ fn attach(object: &mut Ebpf, place: &Place) -> Result<(Link, OwnedFd), EbpfError
             if program.fd().is_err() {
                 program.load().map_err(refused)?;
             }
-            let id = program.attach("syscalls", tracepoint).map_err(failed)?;
             let fd = kept(program.fd().map_err(refused)?)?;
-            Ok((program.take_link(id).map(Link::Tracepoint).map_err(failed)?, fd))
+            let event = perf::attach_to_tracepoint(syscalls::number_of(tracepoint)?, fd.as_fd())
+                .map_err(|error| EbpfError::Attach { program: name, source: error.into() })?;
+            Ok((Link::Tracepoint(event), fd))
         }
         Place::Exec | Place::Fork => {
             let program: &mut RawTracePoint = program(object, name)?;

@@ -34,9 +34,6 @@ const STRAGGLERS: Duration = Duration::from_millis(50);
 const WAITED_FOR: usize = 512;
 /// This many exit codes are kept for when no record brings them.
 const TOLD: usize = 4096;
-/// This many processes are named in a receipt.
-pub const NAMED: usize = 64;
-
 /// What became of a kill.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
@@ -90,8 +87,8 @@ impl Collector {
         records: Option<Records>,
         Evidenced { evidence, evidence_error }: Evidenced,
         times: Times,
+        ooms: OomKills,
     ) -> Self {
-        let ooms = OomKills::begin(striker.target());
         Self {
             striker,
             records,
@@ -143,7 +140,7 @@ impl Collector {
         let mut processes: Vec<ProcessReceipt> = self.striker.hit.values().cloned().collect();
         // The container's own process first, then in the order of signalling.
         processes.sort_by_key(|process| (!process.init, process.sent, process.pid));
-        processes.truncate(NAMED);
+        let (total, _) = self.striker.count();
         Receipt {
             evidence: self.evidence,
             evidence_error: self.evidence_error.clone(),
@@ -151,6 +148,7 @@ impl Collector {
             ordered: self.times.ordered,
             fired: Some(self.times.fired),
             processes,
+            total: u32::try_from(total).unwrap_or(u32::MAX),
             lost: self.striker.armed().map_or(0, crate::ebpf::Armed::lost),
             oom_kills: self.ooms.so_far(),
             fired_at_count: self.fired_at_count,
@@ -302,7 +300,9 @@ impl Collector {
             init.exit_code = tokio::time::timeout(STRAGGLERS * 4, init_exit).await.ok().flatten();
         }
         let (count, more) = self.striker.count();
+        let unseen = self.striker.unseen.take();
         let message = match (count, more) {
+            (0, _) if unseen.is_some() => "nobody was signalled".to_owned(),
             (0, _) if self.striker.is_narrowed() => {
                 "no process of the container has that name, or runs that executable".to_owned()
             }
@@ -312,9 +312,14 @@ impl Collector {
             (_, true) => format!("more than {count} processes were signalled and have exited"),
         };
         let state = match count {
+            _ if unseen.is_some() => State::Failed(Reason::Unsupported),
             0 if self.striker.is_narrowed() => State::Failed(Reason::NoProcess),
             0 => State::Failed(Reason::ContainerGone),
             _ => State::Done,
+        };
+        let message = match unseen {
+            None => message,
+            Some(why) => format!("{message}; whether others are meant is not to be seen: {why}"),
         };
         Outcome { state, message, receipt: self.receipt() }
     }
@@ -339,7 +344,7 @@ async fn next(records: &mut Option<Records>) -> Option<Record> {
 }
 
 /// The wait status as a shell would show it.
-fn shell_code(status: u32) -> i32 {
+pub fn shell_code(status: u32) -> i32 {
     let signal = status & 0x7f;
     (if signal == 0 { (status >> 8) & 0xff } else { 128 + signal }) as i32
 }

@@ -1,18 +1,17 @@
 //! The daemon's half of the signalling: each process is opened, checked, claimed, and then signalled.
 //!
-//! Refuses to signal a process that the program has claimed, or that is not in the container's cgroup at that moment.
+//! Refuses to signal a process that the program has claimed for the same kill, or that is not in the container's cgroup at that moment.
 
 use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use squall_daemon_ebpf::Record;
 
-use super::receipt::NAMED;
 use crate::{
     cgroup::Target,
-    ebpf::{Armed, EbpfError},
+    ebpf::{Armed, Claimed, EbpfError},
     order::{Kill, Processes, Scope, Whom},
-    process::{Disposition, Process},
-    report::{Evidence, Note, ProcessReceipt},
+    process::{Disposition, Process, ProcessError},
+    report::{Evidence, NAMED, Note, ProcessReceipt},
 };
 
 /// A process for all time.
@@ -21,7 +20,7 @@ pub type Key = (i32, u64);
 /// A claim may fail for want of room; then this many rounds are made over those that are left.
 const ROUNDS: u32 = 64;
 
-/// So many processes are kept in mind; of more, only how many there were. A receipt names far fewer.
+/// So many processes are kept in mind, and named in a receipt; of more, only how many there were.
 const KEPT: usize = 4096;
 
 /// Who is signalled, and who was.
@@ -40,6 +39,8 @@ pub struct Striker {
     untold: usize,
     /// Those of them whose end can be waited for.
     pub(super) opened: Vec<Process>,
+    /// Why of some it can't be seen whether they are meant; they are not signalled.
+    pub(super) unseen: Option<String>,
 }
 
 impl Striker {
@@ -55,6 +56,7 @@ impl Striker {
             forgotten: 0,
             untold: 0,
             opened: Vec::new(),
+            unseen: None,
         }
     }
 
@@ -72,11 +74,6 @@ impl Striker {
             Whom::Processes(Processes { scope: _, comm, exe }) => comm.is_some() || exe.is_some(),
             Whom::Trigger(_) => false,
         }
-    }
-
-    /// The container's cgroup.
-    pub(super) fn target(&self) -> &Target {
-        &self.target
     }
 
     /// How many were signalled, and whether there may have been more.
@@ -153,16 +150,20 @@ impl Striker {
         let key = (process.pid(), process.start());
         match &self.kill.whom {
             Whom::Trigger(_) => return false,
-            Whom::Processes(processes) => {
-                if matches(processes, &process).is_err() {
+            Whom::Processes(processes) => match matches(processes, &process) {
+                Ok(()) => {}
+                Err(Mismatch::Another(_)) => return false,
+                Err(Mismatch::Unseen(error)) => {
+                    self.unseen = Some(error.to_string());
                     return false;
                 }
-            }
+            },
         }
-        match self.armed.as_deref().map(|armed| armed.claim(key.0, key.1)) {
-            // Without the programs there is nobody to share with.
-            None | Some(Ok(true)) => {}
-            Some(Ok(false)) => {
+        let claimed = self.armed.as_deref().map(|armed| armed.claim(key.0, key.1));
+        match &claimed {
+            // Without the programs there is nobody to share with; another fault's claim keeps them off.
+            None | Some(Ok(Claimed::Now | Claimed::ByAnother)) => {}
+            Some(Ok(Claimed::Before)) => {
                 // The program has sent, or is about to; its record will tell the exact time.
                 self.add(key, process.comm(), Evidence::Ebpf, SystemTime::now(), None);
                 self.opened.push(process);
@@ -177,7 +178,7 @@ impl Striker {
         let sent = SystemTime::now();
         if let Err(error) = process.send(self.kill.signal) {
             tracing::debug!(pid = key.0, %error, "not signalled");
-            if let Some(armed) = &self.armed {
+            if let (Some(armed), Some(Ok(Claimed::Now))) = (&self.armed, &claimed) {
                 armed.unclaim(key.0, key.1);
             }
             return false;
@@ -243,20 +244,32 @@ impl Striker {
     }
 }
 
-/// Whether a process is one of those that are meant; `Err` says what it lacks.
-pub(super) fn matches(processes: &Processes, process: &Process) -> Result<(), String> {
+/// Why a process is not signalled.
+pub(super) enum Mismatch {
+    /// It is not meant.
+    Another(String),
+    /// Whether it is can't be seen.
+    Unseen(ProcessError),
+}
+
+/// Whether a process is one of those that are meant.
+pub(super) fn matches(processes: &Processes, process: &Process) -> Result<(), Mismatch> {
     let Processes { scope: _, comm, exe } = processes;
     if let Some(comm) = comm {
         let found = process.comm();
         if found != comm.as_str() {
-            return Err(format!("process {} has the name {found:?}, not {:?}", process.pid(), comm.as_str()));
+            let why = format!("process {} has the name {found:?}, not {:?}", process.pid(), comm.as_str());
+            return Err(Mismatch::Another(why));
         }
     }
     if let Some(exe) = exe {
-        let found = process.exe().map_err(|error| error.to_string())?;
+        let found = process.exe().map_err(|error| match error {
+            ProcessError::Gone { .. } => Mismatch::Another(error.to_string()),
+            error => Mismatch::Unseen(error),
+        })?;
         if found != *exe {
             let (found, exe) = (found.display(), exe.display());
-            return Err(format!("process {} runs {found}, not {exe}", process.pid()));
+            return Err(Mismatch::Another(format!("process {} runs {found}, not {exe}", process.pid())));
         }
     }
     Ok(())

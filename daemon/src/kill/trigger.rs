@@ -31,13 +31,8 @@ const STRAGGLERS: Duration = Duration::from_millis(200);
 /// This many records before the one that says so are kept.
 const EARLY: usize = 16;
 
-/// What the kernel is to wait for.
-pub(super) fn spec(
-    trigger: &Trigger,
-    signal: i32,
-    proc: &Path,
-    init_pid: i32,
-) -> Result<TriggerSpec, SyscallError> {
+/// What the kernel is to wait for; a path as it is written.
+pub(super) fn spec(trigger: &Trigger, signal: i32) -> Result<TriggerSpec, SyscallError> {
     let Trigger { comm, on } = trigger;
     let event = match on {
         On::Syscall { name, nth } => Event::Call { syscall: Syscall::find(name)?, nth: *nth },
@@ -46,9 +41,22 @@ pub(super) fn spec(
             Syscall::find("connect")?;
             Event::Connect { port: *port }
         }
-        On::Exec { path } => Event::Exec { paths: names_of(path, &proc.join(format!("{init_pid}/root"))) },
+        On::Exec { path } => Event::Exec { paths: vec![path.clone()] },
     };
     Ok(TriggerSpec { event, comm: comm.map(Comm::bytes).unwrap_or_default(), signal })
+}
+
+/// The same with each path by all its names below `root`. Blocks for as long as the container's file systems take to
+/// answer: one of the network, or of a program of the container's, may never do so.
+pub(super) fn by_all_names(spec: TriggerSpec, root: &Path) -> TriggerSpec {
+    let TriggerSpec { event, comm, signal } = spec;
+    let event = match event {
+        Event::Exec { paths } => {
+            Event::Exec { paths: paths.iter().flat_map(|path| names_of(path, root)).collect() }
+        }
+        Event::Call { .. } | Event::Connect { .. } => event,
+    };
+    TriggerSpec { event, comm, signal }
 }
 
 /// A trigger that waits.
@@ -124,6 +132,7 @@ impl Waiting {
             ordered: self.ordered,
             fired: None,
             processes: Vec::new(),
+            total: 0,
             lost: self.armed.lost(),
             oom_kills: self.ooms.so_far(),
             fired_at_count: 0,

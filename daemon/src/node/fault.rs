@@ -5,6 +5,7 @@
 
 use std::{sync::Arc, time::SystemTime};
 
+use futures::{StreamExt, stream::FuturesUnordered};
 use tokio::{
     sync::watch,
     task::JoinHandle,
@@ -16,12 +17,12 @@ use crate::{
     journal::Progress,
     kill::{
         Fired, KillError, Prepared, prepare,
-        receipt::SURVIVED_AFTER,
+        receipt::{SURVIVED_AFTER, shell_code},
         trigger::{Triggered, Waiting},
     },
-    order::{Action, ContainerRef, Kill, Order, Stage, Whom},
+    order::{Action, ContainerRef, Kill, Order, Processes, Scope, Stage, Whom},
     process::{Process, ProcessError},
-    report::{Evidence, FaultReport, Reason, Receipt, State},
+    report::{Evidence, FaultReport, ProcessReceipt, Reason, Receipt, State},
 };
 
 /// Sees `order` through; lets go of `found` when the container is found, or won't be.
@@ -51,7 +52,7 @@ pub(super) async fn run(
         None | Some(Progress::Standing { .. } | Progress::Interrupted { .. }) => {}
         Some(Progress::Final(known)) => return node.tell(known, None),
         Some(Progress::Fired { pid, start, report: known }) => {
-            let outcome = resume(&node, &mut commands, pid, start, known).await;
+            let outcome = resume(&node, &mut commands, &kill, (pid, start), known).await;
             return node.tell(outcome, None);
         }
         Some(Progress::Intended { pid, start }) => {
@@ -87,6 +88,12 @@ fn interrupted(kill: &Kill, found: Result<(), ProcessError>) -> Option<(State, S
         return Some((State::Failed(Reason::Internal), message.to_owned()));
     }
     match found {
+        // Whoever was meant has died of it, and who has that name now may have been started since.
+        Ok(()) if is_of_some(kill) => {
+            let message = "the daemon was interrupted while it signalled; a signal to some of a container's processes is \
+                           not sent a second time";
+            Some((State::Failed(Reason::Internal), message.to_owned()))
+        }
         // A process can die of it only once, so a second one does no harm.
         Ok(()) if kill.signal == libc::SIGKILL => None,
         // It may be about to end by the first one, and a second one may cut that short.
@@ -109,6 +116,14 @@ fn interrupted(kill: &Kill, found: Result<(), ProcessError>) -> Option<(State, S
             let message = format!("the daemon was interrupted while it signalled: {error}");
             Some((State::Failed(Reason::Internal), message))
         }
+    }
+}
+
+/// Whether it is for some of the container's processes, by what they are at the moment.
+fn is_of_some(kill: &Kill) -> bool {
+    match &kill.whom {
+        Whom::Processes(Processes { scope: Scope::All, comm, exe }) => comm.is_some() || exe.is_some(),
+        Whom::Processes(Processes { scope: Scope::Init, comm: _, exe: _ }) | Whom::Trigger(_) => false,
     }
 }
 
@@ -267,42 +282,63 @@ fn refused(error: KillError) -> Ended {
     (State::Refused(error.reason()), error.to_string(), None)
 }
 
-/// After a restart: the signal was sent, so what is left is to see whether it did its work.
+/// After a restart: the signal was sent, so what is left is to see whether it did its work on those who were signalled;
+/// where none is named, on `first`, the container's first process.
 async fn resume(
     node: &Node,
     commands: &mut watch::Receiver<Command>,
-    pid: i32,
-    start: u64,
-    known: FaultReport,
+    kill: &Kill,
+    first: (i32, u64),
+    mut known: FaultReport,
 ) -> FaultReport {
-    let ended = |message: &str| {
-        let mut report = FaultReport { state: State::Done, message: message.to_owned(), ..known.clone() };
-        let processes = report.receipt.iter_mut().flat_map(|receipt| &mut receipt.processes);
-        for process in processes.filter(|process| process.exited.is_none()) {
-            process.exited = Some(SystemTime::now());
-        }
-        report
-    };
-    let process = match Process::open_started(node.tools().cgroups.proc(), pid, start) {
-        Ok(process) => process,
-        Err(ProcessError::Gone { .. } | ProcessError::Reused { .. }) => {
-            return ended("the process ended while the daemon was away");
-        }
-        Err(error) => {
-            return FaultReport {
-                state: State::Failed(Reason::Internal),
-                message: error.to_string(),
-                ..known
-            };
-        }
-    };
-    match to_the_end(process.exited(), sleep(SURVIVED_AFTER), expiry(commands)).await {
-        (State::Done, message) => ended(&message),
-        (state, message) => FaultReport { state, message, ..known },
+    let mut hit: Vec<&mut ProcessReceipt> =
+        known.receipt.iter_mut().flat_map(|receipt| &mut receipt.processes).collect();
+    let named = hit.iter().map(|process| (process.pid, process.start)).collect::<Vec<_>>();
+    if named.is_empty() && is_of_some(kill) {
+        let message = "the daemon was interrupted while it signalled, and knew of nobody who had been";
+        return FaultReport { state: State::Failed(Reason::NoProcess), message: message.to_owned(), ..known };
     }
+    let named = if named.is_empty() { vec![first] } else { named };
+    let mut left = FuturesUnordered::new();
+    let mut problem = None;
+    for (place, (pid, start)) in named.into_iter().enumerate() {
+        if hit.get(place).is_some_and(|process| process.exited.is_some()) {
+            continue;
+        }
+        match Process::open_started(node.tools().cgroups.proc(), pid, start) {
+            Ok(process) => left.push(async move {
+                let ended = process.exited().await;
+                (place, ended, process.exit_status())
+            }),
+            Err(ProcessError::Gone { .. } | ProcessError::Reused { .. }) => {
+                if let Some(process) = hit.get_mut(place) {
+                    process.exited = Some(SystemTime::now());
+                }
+            }
+            Err(error) => problem = Some(error),
+        }
+    }
+    let goes_on = !left.is_empty();
+    let all_exited = async {
+        while let Some((place, ended, status)) = left.next().await {
+            ended?;
+            if let Some(process) = hit.get_mut(place) {
+                process.exited = Some(SystemTime::now());
+                process.exit_code = process.exit_code.or(status.map(shell_code));
+            }
+        }
+        problem.map_or(Ok(()), Err)
+    };
+    let (state, message) = to_the_end(all_exited, sleep(SURVIVED_AFTER), expiry(commands)).await;
+    let message = if state == State::Done && !goes_on {
+        "everyone who was signalled ended while the daemon was away".to_owned()
+    } else {
+        message
+    };
+    FaultReport { state, message, ..known }
 }
 
-/// Waits for the end of a process that was signalled before a restart.
+/// Waits for the end of those who were signalled before a restart.
 async fn to_the_end(
     exited: impl Future<Output = Result<(), ProcessError>>,
     survived: impl Future<Output = ()>,
@@ -313,16 +349,16 @@ async fn to_the_end(
         exited = exited => match exited {
             Ok(()) => (
                 State::Done,
-                "the process was signalled before the daemon's restart, and has exited".to_owned(),
+                "who was signalled before the daemon's restart has exited".to_owned(),
             ),
             Err(error) => (State::Failed(Reason::Internal), error.to_string()),
         },
         () = survived => (goes_on, format!(
-            "the process was signalled before the daemon's restart, and goes on after {} s",
+            "some who were signalled before the daemon's restart go on after {} s",
             SURVIVED_AFTER.as_secs()
         )),
         () = expired => {
-            (goes_on, "the process was signalled before the daemon's restart, and goes on".to_owned())
+            (goes_on, "some who were signalled before the daemon's restart go on".to_owned())
         }
     }
 }
@@ -344,7 +380,7 @@ pub(super) async fn expiry(commands: &mut watch::Receiver<Command>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::order::Scope;
+    use crate::order::Comm;
 
     #[test]
     fn only_sigkill_is_sent_once_more_after_an_interruption() {
@@ -359,6 +395,23 @@ mod tests {
             let source = std::io::Error::from_raw_os_error(libc::EMFILE);
             assert_eq!(of(signal, Err(ProcessError::Open { pid: 7, source })), internal);
         }
+    }
+
+    #[test]
+    fn a_kill_of_some_is_never_repeated() {
+        let comm = Comm::new("worker");
+        for processes in [
+            Processes { scope: Scope::All, comm, exe: None },
+            Processes { scope: Scope::All, comm: None, exe: Some("/worker".into()) },
+        ] {
+            let kill = Kill { signal: libc::SIGKILL, whom: Whom::Processes(processes) };
+            let (state, _) = interrupted(&kill, Ok(())).expect("an end");
+            assert_eq!(state, State::Failed(Reason::Internal));
+        }
+        // The first process is one and the same, whatever is asked of it.
+        let first = Processes { scope: Scope::Init, comm, exe: None };
+        let kill = Kill { signal: libc::SIGKILL, whom: Whom::Processes(first) };
+        assert_eq!(interrupted(&kill, Ok(())), None);
     }
 
     #[test]

@@ -10,14 +10,17 @@ use std::{
 use squall_daemon::{
     cgroup::Layout,
     container::ContainerError,
-    ebpf::{Scope as Programs, WatchSpec},
-    kill::{KillError, Tools, prepare_process, receipt::Outcome},
+    ebpf::{Claimed, Scope as Programs, WatchSpec},
+    kill::{Fired, KillError, Tools, prepare_process, receipt::Outcome},
     order::{Kill, Scope},
     process::{Process, ProcessError, start_time},
     report::{Evidence, Note, ProcessReceipt, Reason, State},
 };
 
-use super::sandbox::{Sandbox, Target, rounds, slack, stranger, struck, tools, until};
+use super::{
+    loaded::{nothing_is_loaded, programs_are},
+    sandbox::{Sandbox, Target, rounds, slack, stranger, struck, tools, until},
+};
 
 /// A case.
 pub type Case = fn() -> Pin<Box<dyn Future<Output = ()>>>;
@@ -46,8 +49,10 @@ cases![
     an_ignored_signal_is_reported_as_ignored,
     a_blocked_signal_is_reported_as_blocked,
     a_sigterm_that_ends_a_process_by_default_is_delivered,
+    real_time_signals_are_sent,
     an_exit_code_is_the_process_own,
     an_oom_kill_is_told_beside_the_signal,
+    an_oom_kill_is_counted_from_before_the_first_signal,
     a_process_whose_leader_has_ended_is_killed,
     a_pid_with_another_start_time_is_refused,
     a_process_of_another_container_is_refused,
@@ -75,38 +80,6 @@ pub fn one(outcome: &Outcome) -> &ProcessReceipt {
     &outcome.receipt.processes[0]
 }
 
-/// Programs of ours in the kernel: (name), by the loader's own list.
-pub fn programs() -> Vec<String> {
-    let ours = [
-        "signal_tasks",
-        "signal_forking",
-        "signal_generate",
-        "signal_deliver",
-        "sched_process_exit",
-        "trigger_syscall",
-        "trigger_connect",
-        "trigger_exec",
-    ];
-    let names = aya::programs::loaded_programs()
-        .flatten()
-        .filter_map(|program| Some(program.name_as_str()?.to_owned()));
-    names.filter(|name| ours.iter().any(|our| our.starts_with(name.as_str()) && !name.is_empty())).collect()
-}
-
-fn maps() -> Vec<String> {
-    let ours =
-        ["WATCHES", "LEVELS", "TRIGGERS", "EXECS", "FIRED", "SCRATCH", "CLAIMS", "RECORDS", "COUNTERS"];
-    let names = aya::maps::loaded_maps().flatten().filter_map(|map| Some(map.name_as_str()?.to_owned()));
-    names.filter(|name| ours.contains(&name.as_str())).collect()
-}
-
-pub async fn nothing_is_loaded() {
-    until(Duration::from_secs(2), "programs and maps are gone", || {
-        programs().is_empty() && maps().is_empty()
-    })
-    .await;
-}
-
 async fn every_program_loads_and_attaches_and_goes_with_the_last_watch() {
     nothing_is_loaded().await;
     let tools = tools();
@@ -120,11 +93,10 @@ async fn every_program_loads_and_attaches_and_goes_with_the_last_watch() {
     armed.armed().await.expect("arming");
     let mut also = second.prepare(&tools, other.pid(), libc::SIGKILL, Scope::All);
     also.armed().await.expect("arming");
-    let mut names = programs();
-    names.sort();
-    assert_eq!(names.len(), 4, "one object for all watches: {names:?}");
+    // One object for all watches.
+    programs_are(4).await;
     drop(armed);
-    assert_eq!(programs().len(), 4);
+    programs_are(4).await;
     drop(also);
     nothing_is_loaded().await;
 }
@@ -220,7 +192,7 @@ async fn each_process_gets_the_signal_exactly_once_however_both_sides_race() {
         while start.elapsed() < delay {
             std::hint::spin_loop();
         }
-        if armed.claim(process.pid(), process.start()).expect("claiming") {
+        if armed.claim(process.pid(), process.start()).expect("claiming") == Claimed::Now {
             process.send(libc::SIGTERM).expect("sending");
             by_pidfd += 1;
         } else {
@@ -291,7 +263,7 @@ async fn only_the_ends_of_those_who_were_signalled_are_recorded() {
     armed.fire().expect("firing");
     other.0.kill().expect("killing the other");
     other.wait().await;
-    assert!(armed.claim(process.pid(), process.start()).expect("claiming"));
+    assert_eq!(armed.claim(process.pid(), process.start()).expect("claiming"), Claimed::Now);
     signalled.0.kill().expect("killing the target");
     signalled.wait().await;
     let mut ended = Vec::new();
@@ -393,6 +365,24 @@ async fn a_sigterm_that_ends_a_process_by_default_is_delivered() {
     }
 }
 
+async fn real_time_signals_are_sent() {
+    let tools = tools();
+    for signal in [libc::SIGRTMIN() + 3, libc::SIGRTMAX()] {
+        for (duty, scope) in [("sleep", Scope::Init), ("busy", Scope::All)] {
+            let mut sandbox = Sandbox::new();
+            let target = sandbox.start(duty);
+            let outcome = fire(&tools, &sandbox, target.pid(), signal, scope).await;
+            assert_eq!(
+                (outcome.state, one(&outcome).exit_code),
+                (State::Done, Some(128 + signal)),
+                "{duty}: {outcome:?}"
+            );
+            assert!(one(&outcome).delivered.is_some(), "{duty}: {outcome:?}");
+            assert_eq!(target.wait().await.signal(), Some(signal));
+        }
+    }
+}
+
 async fn an_exit_code_is_the_process_own() {
     let (tools, mut sandbox) = (tools(), Sandbox::new());
     let target = sandbox.start("exit-7");
@@ -420,6 +410,27 @@ async fn an_oom_kill_is_told_beside_the_signal() {
     let outcome = fire(&tools, &sandbox, other.pid(), libc::SIGKILL, Scope::Init).await;
     assert_eq!((outcome.state, outcome.receipt.oom_kills), (State::Done, 0), "{outcome:?}");
     other.wait().await;
+}
+
+async fn an_oom_kill_is_counted_from_before_the_first_signal() {
+    let (tools, mut sandbox) = (tools(), Sandbox::new());
+    let limit = if sandbox.find("memory.max").is_some() { "memory.max" } else { "memory.limit_in_bytes" };
+    sandbox.set(limit, "67108864");
+    let (init, mut hungry) = (sandbox.start("sleep"), sandbox.start("hungry"));
+    let prepared = sandbox.prepare(&tools, init.pid(), libc::SIGKILL, Scope::Init);
+    // The last moment at which nothing has been signalled yet.
+    let intent = |_, _| {
+        // SAFETY: no pointer.
+        unsafe { libc::kill(hungry.pid(), libc::SIGTERM) };
+        assert_eq!(hungry.0.wait().expect("its end").signal(), Some(libc::SIGKILL));
+        Ok(())
+    };
+    let Ok(Fired::Struck(mut collector)) = prepared.fire(SystemTime::now(), intent).await else {
+        panic!("not signalled")
+    };
+    let outcome = collector.collect(std::future::ready(Some(137))).await;
+    assert_eq!((outcome.state, outcome.receipt.oom_kills), (State::Done, 1), "{outcome:?}");
+    init.wait().await;
 }
 
 async fn a_process_whose_leader_has_ended_is_killed() {
@@ -543,11 +554,14 @@ async fn arming_is_quick_up_to_the_perf_events() {
 }
 
 async fn a_killed_daemon_leaves_nothing_in_the_kernel() {
-    nothing_is_loaded().await;
-    let mut holder = stranger("hold-a-watch");
-    assert_eq!(programs().len(), 4, "the other process has not armed");
-    holder.0.kill().expect("killing the holder");
-    holder.wait().await;
+    for (duty, programs) in [("hold-a-watch", 4), ("hold-a-trigger", 5)] {
+        nothing_is_loaded().await;
+        let mut holder = stranger(duty);
+        // The other process has armed.
+        programs_are(programs).await;
+        holder.0.kill().expect("killing the holder");
+        holder.wait().await;
+    }
     nothing_is_loaded().await;
 }
 

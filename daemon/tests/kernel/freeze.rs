@@ -8,7 +8,7 @@ use std::{
 
 use squall_daemon::{
     cgroup::Layout,
-    order::{Action, Order, Stage},
+    order::{Action, Kill, Order, Scope, Stage},
     report::{FaultReport, Reason, State},
 };
 
@@ -25,6 +25,7 @@ crate::cases![
     v1_freezes_where_version_2_has_no_cgroup_for_the_container,
     what_somebody_else_froze_stays_frozen,
     a_frozen_container_that_is_killed_is_gone,
+    a_kill_that_is_ordered_of_a_frozen_container_ends_it,
     a_daemon_that_ends_thaws,
     a_killed_daemon_leaves_it_to_the_next_to_thaw,
 ];
@@ -118,7 +119,8 @@ async fn sub_cgroups_and_what_is_forked_meanwhile_are_frozen_too() {
 async fn a_freeze_that_is_not_renewed_thaws_at_its_deadline() {
     let (sandbox, target, mut rig) = busy();
     let start = Instant::now();
-    let ttl = slack(Duration::from_millis(600));
+    // Long enough for the freezing and for the look at what stands still.
+    let ttl = slack(Duration::from_secs(2));
     rig.order(vec![Order { ttl, ..freeze(&sandbox, Stage::Fire) }]);
     injected(&mut rig).await;
     assert!(stands_still(target.pid()).await);
@@ -180,6 +182,21 @@ async fn a_frozen_container_that_is_killed_is_gone() {
     target.0.kill().expect("killing the target");
     let end = rig.outcome().await;
     assert_eq!(end.state, State::Failed(Reason::ContainerGone), "{end:?}");
+    target.wait().await;
+}
+
+async fn a_kill_that_is_ordered_of_a_frozen_container_ends_it() {
+    let (sandbox, target, mut rig) = busy();
+    rig.order(vec![freeze(&sandbox, Stage::Fire)]);
+    injected(&mut rig).await;
+    let kill = Kill::now(libc::SIGKILL, Scope::All);
+    let kill = Order { action: Some(Action::Kill(kill)), ..freeze_of(&sandbox.id, "kill", Stage::Fire) };
+    let killed = kill.id.clone();
+    rig.order(vec![freeze(&sandbox, Stage::Fire), kill]);
+    let mut ends = [rig.outcome().await, rig.outcome().await];
+    ends.sort_by_key(|end| end.id != killed);
+    assert_eq!(ends[0].state, State::Done, "{ends:?}");
+    assert_eq!(ends[1].state, State::Failed(Reason::ContainerGone), "{ends:?}");
     target.wait().await;
 }
 

@@ -5,27 +5,34 @@ use std::{
     os::unix::process::ExitStatusExt,
     path::PathBuf,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use squall_daemon::{
     ebpf::{EbpfError, Engine, Scope as Programs, WatchSpec},
+    journal::Progress,
     kill::{Tools, prepare_process, receipt::Outcome},
-    order::{Comm, Kill, Processes, Scope, Whom},
+    order::{Action, Comm, Kill, Order, Processes, Scope, Stage, Whom},
     process::{Process, ProcessError, start_time},
-    report::{Evidence, Reason, State},
+    report::{Evidence, FaultReport, NAMED, Reason, State},
 };
 
 use super::{
-    cases::{end, nothing_is_loaded},
-    sandbox::{Sandbox, Target, slack, stranger, struck, tools, until},
+    cases::end,
+    loaded::nothing_is_loaded,
+    node::Rig,
+    sandbox::{Sandbox, Target, crowd, slack, stranger, struck, tools, until},
+    target::SLEEPERS,
 };
 
 crate::cases![
     only_processes_of_that_name_are_signalled,
     only_processes_that_run_that_executable_are_signalled,
+    a_bomb_that_runs_that_executable_is_gone_within_a_second,
     a_first_process_that_is_not_meant_is_refused,
     that_nobody_is_meant_is_said,
+    after_a_restart_those_who_were_hit_are_waited_for,
+    a_kill_of_some_is_not_repeated_after_a_restart,
     a_pid_that_was_given_to_another_is_not_hit,
     a_cgroup_that_goes_before_the_programs_are_attached_is_no_panic,
     two_kills_of_one_container_each_signal_once,
@@ -95,6 +102,26 @@ async fn only_processes_that_run_that_executable_are_signalled() {
     }
 }
 
+async fn a_bomb_that_runs_that_executable_is_gone_within_a_second() {
+    let (tools, mut sandbox) = (tools(), Sandbox::new());
+    let size = crowd(100, 30);
+    sandbox.limit(size as u32);
+    let (_dir, path) = program("the-one");
+    let (mut init, dirs) = (sandbox.start("sleep"), sandbox.dirs());
+    let bomb = sandbox.start_program(&path, "bomb", &dirs);
+    until(Duration::from_secs(10), "the bomb has grown", || sandbox.population() >= size * 3 / 4).await;
+    let start = Instant::now();
+    let processes = Processes { exe: Some(path), ..EVERYONE };
+    let outcome = fire(&tools, &sandbox, &init, of(libc::SIGKILL, processes)).await;
+    let took = start.elapsed();
+    println!("  {} in {took:?}", outcome.message);
+    assert_eq!(outcome.state, State::Done, "{outcome:?}");
+    bomb.wait().await;
+    until(Duration::from_secs(2), "only the first is left", || sandbox.population() == 1).await;
+    assert!(init.runs());
+    assert!(took < slack(Duration::from_secs(1)), "{took:?}");
+}
+
 async fn a_first_process_that_is_not_meant_is_refused() {
     let (tools, mut sandbox) = (tools(), Sandbox::new());
     let mut target = sandbox.start("busy");
@@ -118,6 +145,58 @@ async fn that_nobody_is_meant_is_said() {
     let outcome = fire(&tools, &sandbox, &target, of(libc::SIGKILL, processes)).await;
     assert_eq!(outcome.state, State::Failed(Reason::NoProcess), "{outcome:?}");
     assert!(target.runs());
+}
+
+fn order_to(sandbox: &Sandbox, kill: Kill) -> Order {
+    Order {
+        id: sandbox.id.clone(),
+        experiment: "ns/x".into(),
+        container: sandbox.order(),
+        stage: Stage::Fire,
+        ttl: slack(Duration::from_secs(30)),
+        action: Some(Action::Kill(kill)),
+    }
+}
+
+async fn after_a_restart_those_who_were_hit_are_waited_for() {
+    let mut sandbox = Sandbox::new();
+    let (_dir, path) = program("worker");
+    let (mut init, dirs) = (sandbox.start("sleep"), sandbox.dirs());
+    let workers = ["ignore", "ignore"].map(|duty| sandbox.start_program(&path, duty, &dirs));
+    let mut rig = Rig::new(&[(&sandbox, &init)]);
+    let kill = of(libc::SIGTERM, Processes { comm: Comm::new("worker"), ..EVERYONE });
+    rig.order(vec![order_to(&sandbox, kill.clone())]);
+    assert_eq!(rig.report().await.state, State::Fired);
+    rig.start_again();
+    let [first, mut second] = workers;
+    end(first).await;
+    rig.order(vec![order_to(&sandbox, kill)]);
+    assert!(second.runs());
+    end(second).await;
+    let outcome = rig.outcome().await;
+    assert_eq!(outcome.state, State::Done, "{outcome:?}");
+    let processes = outcome.receipt.expect("a receipt").processes;
+    assert!(
+        processes.len() == 2 && processes.iter().all(|process| process.exited.is_some()),
+        "{processes:?}"
+    );
+    assert!(init.runs());
+}
+
+async fn a_kill_of_some_is_not_repeated_after_a_restart() {
+    let mut sandbox = Sandbox::new();
+    let (_dir, path) = program("worker");
+    let (mut init, dirs) = (sandbox.start("sleep"), sandbox.dirs());
+    let mut rig = Rig::new(&[(&sandbox, &init)]);
+    let (pid, start) = (init.pid(), start_time("/proc".as_ref(), init.pid()).expect("its start"));
+    rig.restart(|journal| journal.note(&sandbox.id, Progress::Intended { pid, start }).expect("noted"));
+    // The one that was meant has died of it, perhaps; this is another.
+    let mut worker = sandbox.start_program(&path, "sleep", &dirs);
+    let kill = of(libc::SIGKILL, Processes { comm: Comm::new("worker"), ..EVERYONE });
+    rig.order(vec![order_to(&sandbox, kill)]);
+    let outcome = rig.outcome().await;
+    assert_eq!(outcome.state, State::Failed(Reason::Internal), "{outcome:?}");
+    assert!(worker.runs() && init.runs(), "it was signalled again");
 }
 
 /// A process of ours with this PID, if the kernel can be had to give it.
@@ -230,18 +309,23 @@ async fn two_kills_of_one_container_each_signal_once() {
 async fn records_that_found_no_room_are_counted() {
     let engine = Arc::new(Engine::new(false).with_ring(4096));
     let (tools, mut sandbox) = (Tools { engine, ..tools() }, Sandbox::new());
-    sandbox.limit(300);
-    let mut outside = stranger("busy");
-    let target = sandbox.start("bomb");
-    until(Duration::from_secs(10), "the bomb has grown", || sandbox.population() >= 250).await;
+    let mut outside = stranger("sleep");
+    // None of them runs, so the daemon alone signals, and its thread is the only one that reads: before it first lets
+    // others have their turn, it has caused more records than the ring holds.
+    let target = sandbox.start("sleepers");
+    until(Duration::from_secs(10), "all are there", || sandbox.population() > SLEEPERS).await;
     let mut prepared = sandbox.prepare(&tools, target.pid(), libc::SIGKILL, Scope::All);
     prepared.armed().await.expect("arming");
-    let mut collector = struck(prepared).await;
-    // Nobody reads meanwhile: this thread is the only one that would.
-    std::thread::sleep(Duration::from_millis(100));
-    let outcome = collector.collect(std::future::ready(Some(137))).await;
+    let outcome = struck(prepared).await.collect(std::future::ready(Some(137))).await;
     assert_eq!(outcome.state, State::Done, "{outcome:?}");
     assert!(outcome.receipt.lost > 0, "nothing was lost: {outcome:?}");
+    // What is told of them is whole, what is kept of it is not.
+    let all = SLEEPERS + 1;
+    assert_eq!((outcome.receipt.processes.len(), outcome.receipt.total as usize), (all, all));
+    let receipt = Some(outcome.receipt.clone());
+    let kept = FaultReport { receipt, ..FaultReport::new("x", State::Done, String::new()) }.shortened();
+    let kept = kept.receipt.expect("a receipt");
+    assert_eq!((kept.processes.len(), kept.total as usize), (NAMED, all));
     // What is lost is evidence, not work.
     until(slack(Duration::from_secs(2)), "the cgroup is empty", || sandbox.population() == 0).await;
     assert!(outside.runs());

@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use tokio::sync::broadcast::Receiver;
 
 use super::{
-    sandbox::{Sandbox, Target, slack, tools, until},
+    sandbox::{Sandbox, Target, crowd, slack, tools, until},
     work::Place,
 };
 
@@ -158,7 +158,7 @@ impl Rig {
     }
 
     /// A new daemon that finds in the journal what `written` left there.
-    fn restart(&mut self, written: impl FnOnce(&mut Journal)) {
+    pub fn restart(&mut self, written: impl FnOnce(&mut Journal)) {
         self.node.shut_down();
         // The old one may hold its lock for a moment longer; a kill -9 would not.
         self.dir = tempfile::tempdir().expect("a directory");
@@ -289,7 +289,7 @@ async fn thirty_containers_die_together() {
 }
 
 async fn two_hundred_containers_die_together() {
-    containers_die_together(200, Duration::from_secs(20)).await;
+    containers_die_together(crowd(200, 60), Duration::from_secs(20)).await;
 }
 
 async fn kills_that_are_ordered_together_are_sent_together() {
@@ -378,6 +378,7 @@ async fn a_daemon_that_died_while_the_target_died_reports_it_done() {
         ordered: SystemTime::now(),
         fired: Some(SystemTime::now()),
         processes: vec![],
+        total: 0,
         lost: 0,
         oom_kills: 0,
         fired_at_count: 0,

@@ -2,8 +2,9 @@
 
 use std::{
     env, fs, io,
+    net::TcpListener,
     os::unix::{fs::symlink, process::CommandExt},
-    path::Path,
+    path::{Path, PathBuf},
     process::{self, Command},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -11,24 +12,31 @@ use std::{
 
 use squall_daemon::{
     cgroup::namespace,
-    kill::Fired,
-    order::Scope,
+    ebpf::opener,
+    kill::{Fired, Tools, prepare_process, trigger::Triggered},
+    order::{Kill, On, Processes, Scope, Whom},
     privileges::{AT_START, NEEDED, Privilege},
     readiness::Readiness,
+    report::Reason,
 };
 
 use super::{
-    sandbox::{Sandbox, Target, prepare, slack, tools, until},
+    sandbox::{Sandbox, Target, crowd, order_of, slack, tools, until},
     target::DUTY,
+    triggers::program,
+    work::Place,
 };
 
 crate::cases![
     the_capabilities_of_the_manifest_are_enough,
     with_them_a_fork_bomb_is_gone_within_a_second,
+    a_trigger_fires_with_the_capabilities_of_the_manifest,
     without_kill_other_users_processes_are_not_signalled,
     without_bpf_the_kill_goes_through_pidfds,
     without_perfmon_the_kill_goes_through_pidfds,
+    where_perf_events_take_sys_admin_one_thread_has_it_for_the_call_alone,
     without_sys_ptrace_a_containers_root_is_closed,
+    without_sys_ptrace_a_kill_by_executable_says_why_it_hits_nobody,
     without_sys_admin_the_nodes_cgroup_namespace_is_closed,
 ];
 
@@ -36,13 +44,18 @@ crate::cases![
 pub const DAEMON: &str = "daemon";
 /// The environment variable with the target: its container's ID and its PID.
 const TARGET: &str = "SQUALL_TEST_TARGET";
+/// The one with the executable of those who are meant, if not all are.
+const EXE: &str = "SQUALL_TEST_EXE";
+/// The one with what the daemon shall wait for, if it shall, and the one with the directory of the target's files.
+const TRIGGER: &str = "SQUALL_TEST_TRIGGER";
+const PLACE: &str = "SQUALL_TEST_PLACE";
 const LAST_CAPABILITY: u32 = 63;
 
 /// What a daemon without `lacking` says of this node and of a kill; the target is another user's.
 async fn daemon_without(lacking: Option<Privilege>) -> (String, bool) {
     let mut sandbox = Sandbox::new();
     let mut target = sandbox.start("sleep-as-nobody");
-    let said = daemon_on(&sandbox, &target, lacking).await;
+    let said = daemon_on(&sandbox, &target, lacking, &[]).await;
     let lives = target.runs();
     if lives {
         target.0.kill().expect("ending the target");
@@ -51,9 +64,15 @@ async fn daemon_without(lacking: Option<Privilege>) -> (String, bool) {
     (said, lives)
 }
 
-async fn daemon_on(sandbox: &Sandbox, target: &Target, lacking: Option<Privilege>) -> String {
+async fn daemon_on(
+    sandbox: &Sandbox,
+    target: &Target,
+    lacking: Option<Privilege>,
+    told: &[(&str, &str)],
+) -> String {
     let mut command = Command::new(env::current_exe().expect("own path"));
     command.env(DUTY, DAEMON).env(TARGET, format!("{} {}", sandbox.id, target.pid()));
+    command.envs(told.iter().copied());
     // SAFETY: prctl alone, between fork and exec.
     unsafe { command.pre_exec(move || keep_only(lacking)) };
     let done =
@@ -105,7 +124,10 @@ pub fn be_the_daemon() -> ! {
     let proc = Path::new("/proc");
     let node = node_whose_first_process_is(&proc.join(pid));
     println!("namespace: {:?}", namespace::enter_nodes(node.path()).map_err(|error| error.to_string()));
+    println!("kept: {:?}", opener::keep_if_needed().map_err(|error| error.to_string()));
     namespace::give_up_administration().expect("giving up");
+    println!("perf events: {:?}", opener::check().map_err(|error| error.kind()));
+    println!("SYS_ADMIN: {:?}", administrators());
     let root = fs::File::open(proc.join(pid).join("root"));
     println!("root: {:?}", root.map(drop).map_err(|error| error.kind()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -113,7 +135,13 @@ pub fn be_the_daemon() -> ! {
         let tools = tools();
         let readiness = Readiness::find(tools.clone()).await;
         println!("eBPF: {}", Arc::clone(&readiness).report().await.ebpf_error);
-        let mut prepared = match prepare(&tools, id, pid.parse().expect("a PID"), libc::SIGTERM, Scope::All) {
+        if let Ok(trigger) = env::var(TRIGGER) {
+            return wait(&tools, id, pid.parse().expect("a PID"), &trigger).await;
+        }
+        let exe = env::var_os(EXE).map(PathBuf::from);
+        let whom = Whom::Processes(Processes { scope: Scope::All, comm: None, exe });
+        let kill = Kill { signal: libc::SIGTERM, whom };
+        let mut prepared = match prepare_process(&tools, &order_of(id), kill, pid.parse().expect("a PID")) {
             Ok(prepared) => prepared,
             Err(error) => return println!("kill: {error}"),
         };
@@ -124,6 +152,7 @@ pub fn be_the_daemon() -> ! {
             Ok(Fired::Struck(mut collector)) => {
                 let outcome = collector.collect(std::future::pending()).await;
                 println!("kill: {:?} by {:?} {armed}", outcome.state, outcome.receipt.evidence);
+                println!("said: {}", outcome.message);
                 println!("took: {} ms", start.elapsed().as_millis());
             }
             Err(error) => println!("kill: {error}"),
@@ -132,27 +161,89 @@ pub fn be_the_daemon() -> ! {
     process::exit(0)
 }
 
+/// How many threads of ours have SYS_ADMIN permitted, and how many have it in effect.
+fn administrators() -> (usize, usize) {
+    let tasks = fs::read_dir("/proc/self/task").expect("our threads").flatten();
+    let texts: Vec<String> =
+        tasks.map(|task| fs::read_to_string(task.path().join("status")).expect("its status")).collect();
+    let having = |set: &str| {
+        let mask = |text: &str| {
+            let mask = text.lines().find_map(|line| line.strip_prefix(set)).expect("its capabilities");
+            u64::from_str_radix(mask.trim(), 16).expect("a mask")
+        };
+        texts.iter().filter(|text| mask(text) >> AT_START.bit() & 1 == 1).count()
+    };
+    (having("CapPrm:"), having("CapEff:"))
+}
+
+/// Arms a trigger, lets its target begin, and tells what came of it.
+async fn wait(tools: &Tools, id: &str, pid: i32, trigger: &str) {
+    let (what, argument) = trigger.split_once(' ').expect("an event and its argument");
+    let on = match what {
+        "fsync" => On::Syscall { name: what.into(), nth: argument.parse().expect("a number") },
+        "connect" => On::Connect { port: argument.parse().expect("a port") },
+        "exec" => On::Exec { path: argument.into() },
+        other => panic!("no such event: {other}"),
+    };
+    let prepared =
+        prepare_process(tools, &order_of(id), Kill::when(libc::SIGKILL, on), pid).expect("preparing");
+    let mut waiting = match prepared.fire(SystemTime::now(), |_, _| Ok(())).await {
+        Ok(Fired::Waiting(waiting)) => waiting,
+        Ok(Fired::Struck(_)) => panic!("nothing waits"),
+        Err(error) => return println!("trigger: {error}"),
+    };
+    Place::go_in(Path::new(&env::var(PLACE).expect("a directory")));
+    // What does not fire is told by the end.
+    let _ = tokio::time::timeout(slack(Duration::from_secs(10)), waiting.wait()).await;
+    match waiting.end(Reason::NotTriggered).await {
+        Triggered::Fired(mut collector) => {
+            let outcome = collector.collect(std::future::ready(None)).await;
+            println!("trigger: {:?} at {}", outcome.state, outcome.receipt.fired_at_count);
+        }
+        Triggered::Ended(state, message, _) => println!("trigger: {state:?}: {message}"),
+    }
+}
+
 async fn the_capabilities_of_the_manifest_are_enough() {
     let (said, lives) = daemon_without(None).await;
     assert!(said.contains("eBPF: \n") && said.contains("kill: Done by Ebpf \n"), "{said}");
     assert!(said.contains("root: Ok"), "{said}");
-    assert!(said.contains("namespace: Ok(true)"), "{said}");
+    assert!(said.contains("namespace: Ok(true)") && said.contains("perf events: Ok"), "{said}");
     assert!(!lives);
 }
 
-/// Where perf events are only for who has more (Debian's kernels), whoever forks is signalled.
 async fn with_them_a_fork_bomb_is_gone_within_a_second() {
     let mut sandbox = Sandbox::new();
-    sandbox.limit(200);
+    let size = crowd(200, 60);
+    sandbox.limit(size as u32);
     let target = sandbox.start("bomb");
-    until(Duration::from_secs(10), "the bomb has grown", || sandbox.population() >= 150).await;
-    let said = daemon_on(&sandbox, &target, None).await;
+    until(Duration::from_secs(10), "the bomb has grown", || sandbox.population() >= size * 3 / 4).await;
+    let said = daemon_on(&sandbox, &target, None, &[]).await;
     assert!(said.contains("kill: Done by Ebpf \n"), "{said}");
     let took = said.lines().find_map(|line| line.strip_prefix("took: ")?.strip_suffix(" ms"));
     let took = Duration::from_millis(took.expect("a time").parse().expect("a number"));
     assert!(took < slack(Duration::from_secs(1)), "{took:?}");
     assert_eq!(sandbox.population(), 0);
     target.wait().await;
+}
+
+async fn a_trigger_fires_with_the_capabilities_of_the_manifest() {
+    let (_dir, wanted) = program("wanted");
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let connect = format!("connect {}", listener.local_addr().expect("its port").port());
+    let exec = format!("exec {}", wanted.display());
+    for (work, trigger, count) in [
+        ("fsync 9", "fsync 3", 3),
+        (connect.as_str(), connect.as_str(), 1),
+        (exec.as_str(), exec.as_str(), 1),
+    ] {
+        let (mut sandbox, place) = (Sandbox::new(), Place::new());
+        let mut target = sandbox.start(&place.duty(work));
+        let dir = place.path().to_str().expect("a path");
+        let said = daemon_on(&sandbox, &target, None, &[(TRIGGER, trigger), (PLACE, dir)]).await;
+        assert!(said.contains(&format!("trigger: Done at {count}\n")), "{trigger}: {said}");
+        assert!(!target.runs(), "{trigger}");
+    }
 }
 
 async fn without_kill_other_users_processes_are_not_signalled() {
@@ -178,16 +269,45 @@ async fn without_perfmon_the_kill_goes_through_pidfds() {
     only_pidfds_without(Privilege::Perfmon).await;
 }
 
+/// Every kernel asks whoever lacks PERFMON for SYS_ADMIN, some kernels everybody.
+async fn where_perf_events_take_sys_admin_one_thread_has_it_for_the_call_alone() {
+    let (said, _) = daemon_without(Some(Privilege::Perfmon)).await;
+    assert!(said.contains("kept: Ok(true)") && said.contains("perf events: Ok"), "{said}");
+    assert!(said.contains("SYS_ADMIN: (1, 0)"), "{said}");
+    // Where they don't take it nobody has it.
+    let (said, _) = daemon_without(None).await;
+    let kept = said.contains("kept: Ok(true)");
+    assert!(said.contains(&format!("SYS_ADMIN: ({}, 0)", u32::from(kept))), "{said}");
+}
+
 async fn without_sys_ptrace_a_containers_root_is_closed() {
     let (said, lives) = daemon_without(Some(Privilege::SysPtrace)).await;
     assert!(said.contains("root: Err(PermissionDenied)") && said.contains("kill: Done by Ebpf"), "{said}");
     assert!(!lives);
 }
 
+async fn without_sys_ptrace_a_kill_by_executable_says_why_it_hits_nobody() {
+    let mut sandbox = Sandbox::new();
+    let mut target = sandbox.start("sleep-as-nobody");
+    let exe = env::current_exe().expect("own path");
+    let told = [(EXE, exe.to_str().expect("a path"))];
+    let said = daemon_on(&sandbox, &target, Some(Privilege::SysPtrace), &told).await;
+    assert!(said.contains("kill: Failed(Unsupported)"), "{said}");
+    assert!(
+        said.contains("said: nobody was signalled") && said.contains("the capability SYS_PTRACE"),
+        "{said}"
+    );
+    assert!(target.runs());
+    let said = daemon_on(&sandbox, &target, None, &told).await;
+    assert!(said.contains("kill: Done by Ebpf"), "{said}");
+    assert!(!target.runs());
+}
+
 async fn without_sys_admin_the_nodes_cgroup_namespace_is_closed() {
     let (said, lives) = daemon_without(Some(Privilege::SysAdmin)).await;
     let namespace =
         said.lines().find(|line| line.starts_with("namespace: ")).expect("a line on the namespace");
+    assert!(said.contains("kept: Ok(false)") && said.contains("SYS_ADMIN: (0, 0)"), "{said}");
     // It is looked at, which SYS_PTRACE allows, and not entered.
     assert!(namespace.contains("Err(") && namespace.contains("entering"), "{said}");
     assert!(namespace.contains("1/ns/cgroup"), "{said}");

@@ -6,13 +6,18 @@ use std::{
     os::unix::process::CommandExt,
     process,
     sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
+
+use squall_daemon::order::{Kill, On, Scope};
 
 /// The environment variable with the duty.
 pub const DUTY: &str = "SQUALL_TEST_DUTY";
 /// The environment variable with the `cgroup.procs` files to enter first.
 pub const CGROUPS: &str = "SQUALL_TEST_CGROUPS";
+
+/// How many children `sleepers` has.
+pub const SLEEPERS: usize = 150;
 
 static TERMS: AtomicU32 = AtomicU32::new(0);
 
@@ -55,8 +60,8 @@ pub fn run(duty: &str) -> ! {
     if let Some(work) = duty.strip_prefix("work:") {
         super::work::run(work);
     }
-    if duty == "hold-a-watch" {
-        hold_a_watch();
+    if duty == "hold-a-watch" || duty == "hold-a-trigger" {
+        hold(duty == "hold-a-trigger");
     }
     if duty == "hold-stress" || duty == "stress-with-capabilities" {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -76,6 +81,7 @@ pub fn run(duty: &str) -> ! {
             std::hint::spin_loop();
         },
         "bomb" => bomb(),
+        "sleepers" => sleepers(),
         "hungry" => hungry(),
         "count" => count_for_a_while(false),
         "count-busy" | "count-tree" => count_for_a_while(true),
@@ -184,16 +190,36 @@ fn bomb() -> ! {
     }
 }
 
-/// Stands in for a daemon that is killed while it has a watch armed, on a process of its own.
-fn hold_a_watch() -> ! {
+/// With many children, none of which runs.
+fn sleepers() -> ! {
+    for _ in 0..SLEEPERS {
+        // SAFETY: one thread; the child waits at once.
+        if unsafe { libc::fork() } == 0 {
+            break;
+        }
+    }
+    loop {
+        // SAFETY: no argument.
+        unsafe { libc::pause() };
+    }
+}
+
+/// Stands in for a daemon that is killed while it has a watch or a trigger armed, on a process of its own.
+fn hold(trigger: bool) -> ! {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let mut sandbox = super::sandbox::Sandbox::new();
         let mut target = sandbox.start("sleep");
         let tools = super::sandbox::tools();
-        let mut prepared =
-            sandbox.prepare(&tools, target.pid(), libc::SIGKILL, squall_daemon::order::Scope::All);
+        let on = On::Syscall { name: "fsync".into(), nth: 1 };
+        let kill = if trigger { Kill::when(libc::SIGKILL, on) } else { Kill::now(libc::SIGKILL, Scope::All) };
+        let mut prepared = sandbox.prepare_kill(&tools, target.pid(), kill);
         prepared.armed().await.expect("arming");
+        let _held = if trigger {
+            (Some(prepared.fire(SystemTime::now(), |_, _| Ok(())).await.expect("arming")), None)
+        } else {
+            (None, Some(prepared))
+        };
         target.0.kill().expect("killing the target");
         target.wait().await;
         // What the kernel can't clean up for a killed process is cleaned up before.

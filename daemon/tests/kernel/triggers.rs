@@ -1,12 +1,16 @@
 //! Triggers: a process dies inside the very call that was waited for, and nobody else does.
 
 use std::{
+    ffi::CString,
     fs,
     net::TcpListener,
-    os::unix::process::ExitStatusExt,
+    os::{fd::AsRawFd, unix::process::ExitStatusExt},
     path::PathBuf,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
+
+use aya::sys::{Stats, enable_stats};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use squall_daemon::{
     kill::{
@@ -14,12 +18,13 @@ use squall_daemon::{
         receipt::{Collector, Outcome},
         trigger::{Triggered, Waiting},
     },
-    order::{Comm, Kill, On, Trigger, Whom},
-    report::{Reason, State},
+    order::{Comm, Kill, On, Scope, Trigger, Whom},
+    report::{Evidence, Reason, State},
 };
 
 use super::{
-    cases::{nothing_is_loaded, one, programs},
+    cases::one,
+    loaded::{self, nothing_is_loaded, programs},
     sandbox::{Sandbox, Target, rounds, slack, stranger, tools, until},
     work::Place,
 };
@@ -29,13 +34,18 @@ crate::cases![
     a_process_dies_before_the_first_instruction_of_what_it_executes,
     a_process_dies_inside_its_connect,
     calls_are_counted_over_all_tasks_and_sub_cgroups,
+    of_many_who_call_at_once_exactly_one_dies,
+    no_program_runs_for_another_call,
     only_what_a_process_of_that_name_does_counts,
     a_stranger_does_not_count,
     a_trigger_that_does_not_fire_expires_and_never_fires_later,
+    what_is_no_longer_waited_for_is_kept_from_firing,
     the_end_of_the_container_ends_a_trigger,
     a_trigger_that_is_only_armed_has_no_effect,
+    a_dead_file_system_of_the_container_holds_up_nobody,
     an_unknown_system_call_is_refused_with_what_is_like_it,
     two_triggers_and_a_kill_on_one_container,
+    a_kill_after_a_trigger_has_fired_is_sent,
     programs_are_loaded_only_while_they_are_needed,
 ];
 
@@ -101,7 +111,7 @@ async fn a_process_dies_inside_the_nth_fsync_fifty_times_of_fifty() {
 }
 
 /// This program under another path, on the same file system.
-fn program(name: &str) -> (tempfile::TempDir, PathBuf) {
+pub fn program(name: &str) -> (tempfile::TempDir, PathBuf) {
     let own = std::env::current_exe().expect("own path");
     let dir = tempfile::tempdir_in(own.parent().expect("a directory")).expect("a directory");
     let path = dir.path().join(name);
@@ -163,6 +173,54 @@ async fn calls_are_counted_over_all_tasks_and_sub_cgroups() {
     other.wait().await;
 }
 
+async fn of_many_who_call_at_once_exactly_one_dies() {
+    const CALLERS: usize = 8;
+    let tools = tools();
+    for round in 0..rounds(5) {
+        let mut sandbox = Sandbox::new();
+        let places: Vec<Place> = (0..CALLERS).map(|_| Place::new()).collect();
+        let mut callers: Vec<Target> =
+            places.iter().map(|place| sandbox.start(&place.duty("fsync 5"))).collect();
+        let waiting = arm(&tools, &sandbox, &callers[0], fsync(20)).await;
+        places.iter().for_each(Place::go);
+        let outcome = outcome(waiting).await;
+        assert_eq!(outcome.state, State::Done, "round {round}: {outcome:?}");
+        // Of calls at the same moment any may be the one.
+        let count = outcome.receipt.fired_at_count;
+        assert!((20..20 + CALLERS as u32).contains(&count), "round {round}: {outcome:?}");
+        let hit = one(&outcome).pid;
+        for (place, caller) in places.iter().zip(&mut callers) {
+            if caller.pid() == hit {
+                assert!(
+                    !caller.runs() && place.report().len() % 2 == 1,
+                    "round {round}: {:?}",
+                    place.report()
+                );
+            } else {
+                until(Duration::from_secs(10), "its five calls", || place.report().len() == 10).await;
+                assert!(caller.runs(), "round {round}: it died, too");
+            }
+        }
+    }
+}
+
+async fn no_program_runs_for_another_call() {
+    let (tools, mut sandbox) = (tools(), Sandbox::new());
+    let _counted = enable_stats(Stats::RunTime).expect("the kernel counts");
+    let (other, waited_for) = (Place::new(), Place::new());
+    let target = sandbox.start(&other.duty(&format!("call {} 1000", libc::SYS_getppid)));
+    // Nobody else on the machine makes this one.
+    let _caller = sandbox.start(&waited_for.duty(&format!("call {} 2", libc::SYS_sched_get_priority_max)));
+    let on = On::Syscall { name: "sched_get_priority_max".into(), nth: 9 };
+    let _waiting = arm(&tools, &sandbox, &target, Kill::when(KILL, on)).await;
+    other.go();
+    until(Duration::from_secs(5), "its calls", || other.report().len() == 2).await;
+    assert_eq!(loaded::runs("trigger_sys"), 0);
+    waited_for.go();
+    until(Duration::from_secs(5), "two calls", || waited_for.report().len() == 2).await;
+    assert_eq!(loaded::runs("trigger_sys"), 2);
+}
+
 async fn only_what_a_process_of_that_name_does_counts() {
     let (tools, mut sandbox) = (tools(), Sandbox::new());
     let (first, second) = (Place::new(), Place::new());
@@ -216,6 +274,27 @@ async fn a_trigger_that_does_not_fire_expires_and_never_fires_later() {
     nothing_is_loaded().await;
 }
 
+/// A program may have found the trigger before it went, and go on only now.
+async fn what_is_no_longer_waited_for_is_kept_from_firing() {
+    let (tools, mut sandbox) = (tools(), Sandbox::new());
+    let target = sandbox.start("sleep");
+    // The programs stay loaded.
+    let mut held = sandbox.prepare(&tools, target.pid(), KILL, Scope::Init);
+    held.armed().await.expect("arming");
+    let fired = || loaded::new_map("FIRED").iter().count();
+    let before = fired();
+    for given_up in 1..=3 {
+        let waiting = arm(&tools, &sandbox, &target, fsync(1)).await;
+        assert!(matches!(waiting.end(Reason::NotTriggered).await, Triggered::Ended(..)));
+        // It is detached by another thread; the same can be waited for again once that is done.
+        until(Duration::from_secs(2), "its program is gone", || {
+            !programs().iter().any(|name| name.starts_with("trigger"))
+        })
+        .await;
+        assert_eq!(fired(), before + given_up);
+    }
+}
+
 async fn the_end_of_the_container_ends_a_trigger() {
     let (tools, mut sandbox) = (tools(), Sandbox::new());
     let target = sandbox.start("sleep");
@@ -241,6 +320,55 @@ async fn a_trigger_that_is_only_armed_has_no_effect() {
     nothing_is_loaded().await;
 }
 
+/// A file system whose program does not answer, as one of the network whose server is gone; unmounted when dropped.
+struct Dead {
+    dir: tempfile::TempDir,
+    /// With it the kernel lets go of whoever hangs.
+    _device: fs::File,
+}
+
+impl Dead {
+    /// `None` where the kernel has no such file systems.
+    fn mount() -> Option<Self> {
+        let device = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").ok()?;
+        let dir = tempfile::tempdir().expect("a directory");
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
+        let options = CString::new(options).expect("options");
+        mount("fuse", dir.path(), "fuse", MountFlags::empty(), Some(options.as_c_str())).ok()?;
+        Some(Self { dir, _device: device })
+    }
+}
+
+impl Drop for Dead {
+    fn drop(&mut self) {
+        unmount(self.dir.path(), UnmountFlags::DETACH).expect("unmounting");
+    }
+}
+
+async fn a_dead_file_system_of_the_container_holds_up_nobody() {
+    let Some(dead) = Dead::mount() else {
+        println!("  this kernel has no FUSE: the case can't be");
+        return;
+    };
+    let (tools, mut sandbox) = (tools(), Sandbox::new());
+    let target = sandbox.start("sleep");
+    let on = On::Exec { path: dead.dir.path().join("below/program").display().to_string() };
+    // Whoever hangs is let go of in the end, so that the case can tell.
+    let (over, waits) = std::sync::mpsc::channel::<()>();
+    let hung = std::thread::spawn(move || {
+        let _ = waits.recv_timeout(slack(Duration::from_secs(8)));
+        drop(dead);
+    });
+    let start = Instant::now();
+    let prepared = sandbox.prepare_kill(&tools, target.pid(), Kill::when(KILL, on));
+    assert!(start.elapsed() < slack(Duration::from_secs(1)), "the daemon's one thread hung");
+    let error =
+        prepared.fire(SystemTime::now(), |_, _| Ok(())).await.map(|_| ()).expect_err("it can't be armed");
+    assert!(error.to_string().contains("arming took longer"), "{error}");
+    drop(over);
+    hung.join().expect("unmounting");
+}
+
 async fn an_unknown_system_call_is_refused_with_what_is_like_it() {
     let (tools, mut sandbox) = (tools(), Sandbox::new());
     let target = sandbox.start("sleep");
@@ -261,7 +389,7 @@ async fn two_triggers_and_a_kill_on_one_container() {
     let same = same.fire(SystemTime::now(), |_, _| Ok(())).await.map(|_| ()).expect_err("the same twice");
     assert!(same.to_string().contains("waits for the same"), "{same}");
     // A signal meanwhile has a receipt of its own.
-    let mut kill = sandbox.prepare(&tools, target.pid(), libc::SIGWINCH, squall_daemon::order::Scope::Init);
+    let mut kill = sandbox.prepare(&tools, target.pid(), libc::SIGWINCH, Scope::Init);
     kill.armed().await.expect("arming");
     let kill = super::sandbox::struck(kill).await;
     assert_eq!(kill.receipt().evidence_error, "");
@@ -271,18 +399,45 @@ async fn two_triggers_and_a_kill_on_one_container() {
     assert!(matches!(later.end(Reason::NotTriggered).await, Triggered::Ended(..)));
 }
 
+async fn a_kill_after_a_trigger_has_fired_is_sent() {
+    for scope in [Scope::Init, Scope::All] {
+        let (tools, mut sandbox, place) = (tools(), Sandbox::new(), Place::new());
+        let mut target = sandbox.start(&place.duty("fsync 3"));
+        // By default nothing comes of this one.
+        let on = On::Syscall { name: "fsync".into(), nth: 2 };
+        let waiting = arm(&tools, &sandbox, &target, Kill::when(libc::SIGWINCH, on)).await;
+        place.go();
+        let first = fired(waiting).await;
+        until(Duration::from_secs(5), "three calls", || place.report().len() == 6).await;
+        assert!(target.runs());
+        // The process is the trigger's for as long as that waits for an end.
+        let mut kill = sandbox.prepare(&tools, target.pid(), KILL, scope);
+        kill.armed().await.expect("arming");
+        let mut kill = super::sandbox::struck(kill).await;
+        let outcome =
+            tokio::time::timeout(slack(Duration::from_secs(5)), kill.collect(std::future::ready(None)));
+        let outcome = outcome.await.expect("it is sent");
+        let process = one(&outcome);
+        assert_eq!((outcome.state, process.sent_by), (State::Done, Evidence::Pidfd), "{outcome:?}");
+        assert_eq!((process.pid, process.exit_code), (target.pid(), Some(137)), "{outcome:?}");
+        drop(first);
+        assert_eq!(target.wait().await.signal(), Some(KILL));
+    }
+}
+
 async fn programs_are_loaded_only_while_they_are_needed() {
     let (tools, mut sandbox) = (tools(), Sandbox::new());
     let target = sandbox.start("sleep");
     let of_triggers =
         || programs().into_iter().filter(|name| name.starts_with("trigger")).collect::<Vec<_>>();
-    let held = sandbox.prepare(&tools, target.pid(), KILL, squall_daemon::order::Scope::Init);
-    assert!(of_triggers().is_empty());
+    let soon = Duration::from_secs(2);
+    let mut held = sandbox.prepare(&tools, target.pid(), KILL, Scope::Init);
+    held.armed().await.expect("arming");
+    until(soon, "a kill needs none", || of_triggers().is_empty()).await;
     let one = arm(&tools, &sandbox, &target, fsync(9)).await;
     let other = arm(&tools, &sandbox, &target, Kill::when(KILL, On::Exec { path: "/x".into() })).await;
-    assert_eq!(of_triggers().len(), 2, "{:?}", of_triggers());
+    until(soon, "one program a trigger", || of_triggers().len() == 2).await;
     // The kernel frees a program a moment after its last use.
-    let soon = Duration::from_secs(2);
     drop(one);
     until(soon, "one program is left", || of_triggers().len() == 1).await;
     drop(other);

@@ -31,7 +31,17 @@ impl Place {
 
     /// Lets the target begin.
     pub fn go(&self) {
-        fs::write(self.0.path().join("go"), "").expect("letting it go");
+        Self::go_in(self.path());
+    }
+
+    /// The same, for who knows only the directory.
+    pub fn go_in(dir: &Path) {
+        fs::write(dir.join("go"), "").expect("letting it go");
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        self.0.path()
     }
 
     /// What it has reported so far.
@@ -41,7 +51,7 @@ impl Place {
     }
 }
 
-/// `DIR:WORK`, where WORK is `fsync COUNT`, `exec PATH` or `connect PORT…`, then waits for ever; `mark` is what is executed.
+/// `DIR:WORK`, where WORK is `fsync COUNT`, `call NUMBER COUNT`, `exec PATH` or `connect PORT…`, then waits for ever; `mark` is what is executed.
 pub fn run(work: &str) -> ! {
     let (dir, work) = work.split_once(':').expect("a directory and work");
     let dir = PathBuf::from(dir);
@@ -82,6 +92,12 @@ pub fn run(work: &str) -> ! {
                 });
             }
         }
+        ["call", number, count] => step(&dir, "calls", || {
+            for _ in 0..count.parse().expect("a number") {
+                // SAFETY: whoever asks for it names a call without arguments, or one that takes any.
+                unsafe { libc::syscall(number.parse().expect("a number"), 0) };
+            }
+        }),
         other => panic!("no such work: {other:?}"),
     }
     loop {

@@ -9,21 +9,27 @@ use super::initramfs::{BEGIN, END};
 pub struct Results {
     /// The tests of each feature: passed, and the names of those that failed.
     features: BTreeMap<String, (u32, Vec<String>)>,
-    /// Whether the program itself ended well: one that crashes half-way has no line for the rest.
-    complete: bool,
+    /// How the program itself ended: one that crashes half-way has no line for the rest.
+    ended: Option<u32>,
+    /// How many passed and how many failed by the program's own count.
+    counted: Option<(u32, u32)>,
 }
 
 impl Results {
-    /// Reads the machine's words. A test is a line `test FEATURE::NAME ... ok`, or FAILED.
+    /// Reads the machine's words. A test is a line `test FEATURE::NAME ... ok`, or FAILED; the last is
+    /// `test result: … 3 passed; 0 failed; …`.
     pub fn read(text: &str) -> Self {
         let mut results = Self::default();
         let text = text.split_once(BEGIN).map_or(text, |(_, rest)| rest);
         for line in text.lines() {
             if let Some(code) = line.trim().strip_prefix(END) {
-                results.complete = code.trim() == "0";
+                results.ended = code.trim().parse().ok();
             }
             // The kernel may have put in a word of its own before it.
             let Some((_, rest)) = line.split_once("test ") else { continue };
+            if let Some(counts) = rest.strip_prefix("result: ") {
+                results.counted = number_before(counts, " passed").zip(number_before(counts, " failed"));
+            }
             let Some((name, outcome)) = rest.split_once(" ... ") else { continue };
             let Some((feature, name)) = name.split_once("::") else { continue };
             let (passed, failed) = results.features.entry(feature.to_owned()).or_default();
@@ -38,10 +44,32 @@ impl Results {
 
     /// Whether all of it passed, and there was something.
     pub fn passed(&self) -> bool {
-        self.complete
+        self.problem().is_none()
             && !self.features.is_empty()
             && self.features.values().all(|(_, failed)| failed.is_empty())
     }
+
+    /// What is wrong beside tests that failed.
+    fn problem(&self) -> Option<String> {
+        // The tests' program ends with 1 where one failed.
+        if !matches!(self.ended, Some(0 | 1)) {
+            return Some("the test program did not end well".to_owned());
+        }
+        let passed: u32 = self.features.values().map(|(passed, _)| passed).sum();
+        let failed: u32 = self.features.values().map(|(_, failed)| failed.len() as u32).sum();
+        match self.counted {
+            Some(counted) if counted == (passed, failed) => None,
+            Some((all_passed, all_failed)) => Some(format!(
+                "{all_passed} passed and {all_failed} failed, but the lines of {passed} and {failed} were found"
+            )),
+            None => Some("the test program did not say how many passed".to_owned()),
+        }
+    }
+}
+
+/// The number right before `word`.
+fn number_before(text: &str, word: &str) -> Option<u32> {
+    text.split_once(word)?.0.rsplit(' ').next()?.parse().ok()
 }
 
 /// The table: a line a feature, a column a kernel; below it what failed, and the floor.
@@ -71,9 +99,7 @@ pub fn table(kernels: &[(String, Results)]) -> String {
         for (feature, (_, failed)) in &results.features {
             lines.extend(failed.iter().map(|name| format!("{version}: {feature}::{name} failed")));
         }
-        if !results.complete {
-            lines.push(format!("{version}: the test program did not end well"));
-        }
+        lines.extend(results.problem().map(|problem| format!("{version}: {problem}")));
     }
     // From the newest down: the oldest below which nothing newer failed.
     let floor = kernels.iter().rev().take_while(|(_, results)| results.passed()).last();
@@ -88,33 +114,48 @@ pub fn table(kernels: &[(String, Results)]) -> String {
 mod tests {
     use super::*;
 
-    fn said(lines: &str, code: i32) -> Results {
-        Results::read(&format!("boot\n{BEGIN}\n{lines}\n{END} {code}\n"))
+    fn said(lines: &str, passed: u32, failed: u32) -> Results {
+        let result = format!("test result: ok. {passed} passed; {failed} failed; 0 ignored; []");
+        Results::read(&format!("boot\n{BEGIN}\n{lines}\n{result}\n{END} {}\n", i32::from(failed > 0)))
     }
 
     #[test]
     fn every_test_counts_for_its_feature_whatever_the_kernel_puts_in() {
         let results = said(
-            "test kill::a ... ok (0.1 s)\n[ 1.2] noise test kill::b ... FAILED (1 s)\ntest order::c ... ok",
+            "begin kill::a\ntest kill::a ... ok (0.1 s)\n[ 1.2] noise test kill::b ... FAILED (1 s)\ntest order::c ... ok",
+            2,
             1,
         );
+        assert_eq!(results.problem(), None);
         assert_eq!(results.features["kill"], (1, vec!["b".to_owned()]));
         assert!(!results.passed());
     }
 
     #[test]
     fn what_did_not_end_well_or_ran_nothing_has_not_passed() {
-        assert!(said("test kill::a ... ok", 0).passed());
-        assert!(!said("test kill::a ... ok", 101).passed());
-        assert!(!said("", 0).passed());
-        assert!(!Results::read("test kill::a ... ok").passed());
+        let ok = "test kill::a ... ok";
+        assert!(said(ok, 1, 0).passed());
+        assert!(!said("", 0, 0).passed());
+        assert!(!Results::read(ok).passed());
+        let crashed =
+            Results::read(&format!("{BEGIN}\n{ok}\ntest result: ok. 1 passed; 0 failed\n{END} 101"));
+        assert!(!crashed.passed());
+        assert!(!Results::read(&format!("{BEGIN}\n{ok}\n{END} 0")).passed());
+    }
+
+    #[test]
+    fn a_line_that_is_lost_is_missed() {
+        let torn = said("test kill::a ... ok\ntest ki[ 1.2] noise\nll::b ... ok", 2, 0);
+        assert!(!torn.passed());
+        let table = table(&[("6.1".to_owned(), torn)]);
+        assert!(table.contains("6.1: 2 passed and 0 failed, but the lines of 1 and 0 were found"), "{table}");
     }
 
     #[test]
     fn the_floor_is_the_oldest_from_which_on_everything_passed() {
         let kernel = |version: &str, ok: bool| {
             let line = if ok { "test kill::a ... ok" } else { "test kill::a ... FAILED" };
-            (version.to_owned(), said(line, i32::from(!ok)))
+            (version.to_owned(), said(line, u32::from(ok), u32::from(!ok)))
         };
         let table_of = |oks: [bool; 3]| {
             table(

@@ -23,7 +23,9 @@ pub fn run(kernel: &Path, initramfs: &Path, log: &Path, limit: Duration) -> Resu
         // of it). Without CX16, because QEMU 7.2 leaves garbage in the flags behind `cmpxchg16b`.
         .args(["-accel", "tcg,thread=single", "-cpu", "max,-cx16", "-smp", "2", "-m", "768", "-nodefaults"])
         .args(["-no-reboot"])
-        .args(["-display", "none", "-serial", "stdio", "-append", "console=ttyS0 quiet panic=-1", "-kernel"])
+        // The kernel says nothing but its last words: its lines would come into the middle of the tests' own.
+        .args(["-display", "none", "-serial", "stdio", "-append", "console=ttyS0 loglevel=1 panic=-1"])
+        .arg("-kernel")
         .arg(kernel)
         .arg("-initrd")
         .arg(initramfs)
