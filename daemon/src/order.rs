@@ -95,6 +95,9 @@ pub enum Stage {
 /// A fault that is not renewed ends after this long, if the order does not say.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(60);
 
+/// More faults than this on one node are a mistake: each is a task, and a container has one or two.
+pub const MAX_FAULTS: usize = 10_000;
+
 /// Longer ones are refused: nobody who renews needs them, and clocks can't count without end.
 pub const MAX_TTL: Duration = Duration::from_secs(31 * 24 * 60 * 60);
 
@@ -105,6 +108,9 @@ impl TryFrom<grpc::NodeState> for Desired {
         let grpc::NodeState { generation, node, faults } = state;
         let grpc::Generation { term, counter } =
             generation.ok_or_else(|| wrong("generation", "is missing"))?;
+        if faults.len() > MAX_FAULTS {
+            return Err(wrong("faults", &format!("are {}, more than {MAX_FAULTS}", faults.len())));
+        }
         let faults: Vec<Order> = faults
             .into_iter()
             .enumerate()
@@ -264,6 +270,11 @@ mod tests {
         let mut twice = valid();
         twice.faults.push(twice.faults[0].clone());
         assert_eq!(Desired::try_from(twice).unwrap_err().field, "faults");
+        let fault = valid().faults.remove(0);
+        let numbered = |id: usize| grpc::Fault { id: id.to_string(), ..fault.clone() };
+        let many = |count| grpc::NodeState { faults: (0..count).map(numbered).collect(), ..valid() };
+        assert_eq!(Desired::try_from(many(MAX_FAULTS)).unwrap().faults.len(), MAX_FAULTS);
+        assert_eq!(Desired::try_from(many(MAX_FAULTS + 1)).unwrap_err().field, "faults");
         let missing = grpc::NodeState { generation: None, ..valid() };
         assert_eq!(Desired::try_from(missing).unwrap_err().field, "generation");
     }

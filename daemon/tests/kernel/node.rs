@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use squall_api::grpc;
 use squall_daemon::{
     journal::{Journal, Progress},
     kill::Tools,
@@ -20,9 +21,12 @@ use tempfile::TempDir;
 use tokio::sync::broadcast::Receiver;
 
 use super::{
-    sandbox::{Sandbox, Target, slack, tools, until},
+    sandbox::{Sandbox, Target, rounds, slack, tools, until},
     work::Place,
 };
+
+#[path = "../server/hostile.rs"]
+mod hostile;
 
 crate::cases![
     an_armed_kill_is_fired_when_ordered_and_only_once,
@@ -41,6 +45,7 @@ crate::cases![
     a_daemon_that_died_while_it_signalled_sends_no_second_sigterm,
     a_daemon_that_died_while_the_target_died_reports_it_done,
     an_order_for_another_pod_is_refused,
+    hostile_orders_for_a_container_that_is_there_kill_no_task,
 ];
 
 /// Knows the sandboxes as a runtime knows its containers.
@@ -71,7 +76,22 @@ impl Runtime for Sandboxes {
     }
 }
 
+impl Sandboxes {
+    fn add(&self, order: ContainerRef, init_pid: i32) {
+        let info = ContainerInfo {
+            init_pid,
+            namespace: Some(order.namespace),
+            pod: Some(order.pod),
+            pod_uid: Some(order.pod_uid),
+            name: Some(order.name),
+            by_cgroup: false,
+        };
+        self.0.lock().expect("the sandboxes").insert(order.id, info);
+    }
+}
+
 pub struct Rig {
+    sandboxes: Arc<Sandboxes>,
     pub dir: TempDir,
     pub tools: Tools,
     pub node: Arc<Node>,
@@ -88,22 +108,15 @@ impl Rig {
 
     /// For containers that are known by their first processes.
     pub fn of(targets: &[(ContainerRef, i32)]) -> Self {
-        let sandboxes = Sandboxes::default();
+        let sandboxes = Arc::new(Sandboxes::default());
         for (order, init_pid) in targets.iter().cloned() {
-            let info = ContainerInfo {
-                init_pid,
-                namespace: Some(order.namespace),
-                pod: Some(order.pod),
-                pod_uid: Some(order.pod_uid),
-                name: Some(order.name),
-                by_cgroup: false,
-            };
-            sandboxes.0.lock().expect("the sandboxes").insert(order.id, info);
+            sandboxes.add(order, init_pid);
         }
-        let tools = Tools { runtimes: Runtimes::new(vec![Arc::new(sandboxes)]), ..tools() };
+        let runtime: Arc<dyn Runtime> = Arc::clone(&sandboxes) as _;
+        let tools = Tools { runtimes: Runtimes::new(vec![runtime]), ..tools() };
         let dir = tempfile::tempdir().expect("a directory");
         let (node, reports) = start(&tools, dir.path());
-        Self { dir, tools, node, reports, counter: 0 }
+        Self { sandboxes, dir, tools, node, reports, counter: 0 }
     }
 
     /// A new daemon with the memory of this one.
@@ -444,4 +457,55 @@ async fn a_trigger_that_may_have_fired_is_not_armed_again() {
     assert_eq!(outcome.state, State::Failed(Reason::Internal), "{outcome:?}");
     assert!(outcome.message.contains("whether it has fired is not known"), "{outcome:?}");
     assert!(target.runs());
+}
+
+/// Whatever of it can be carried out is: on a container of its own each time, so that nothing is left of the last.
+async fn hostile_orders_for_a_container_that_is_there_kill_no_task() {
+    let before = hostile::panics();
+    let dir = tempfile::tempdir_in(".").expect("a directory on a disk");
+    let path = dir.path().canonicalize().expect("its path").display().to_string();
+    let mut rig = Rig::of(&[]);
+    let (mut refused, mut told) = (0, BTreeMap::new());
+    // The same samples, whatever the ID is; it differs from one to the next.
+    let mark = "f".repeat(64);
+    let ContainerRef { namespace, pod, pod_uid, name, scheme, id: _ } = super::sandbox::order_of(&mark);
+    let container = grpc::Container { namespace, pod, pod_uid, name, id: format!("{scheme}://{mark}") };
+    let usual = hostile::Usual { node: "n".into(), container, path };
+    for mut state in hostile::samples(hostile::state(&usual), rounds(150) as usize) {
+        let mut sandbox = Sandbox::new();
+        let target = sandbox.start("sleep");
+        rig.sandboxes.add(sandbox.order(), target.pid());
+        for container in state.faults.iter_mut().filter_map(|fault| fault.container.as_mut()) {
+            container.id = container.id.replace(&mark, &sandbox.id);
+        }
+        rig.counter += 1;
+        if let Some(generation) = &mut state.generation {
+            *generation = grpc::Generation { term: 1, counter: rig.counter };
+        }
+        match Desired::try_from(state) {
+            Ok(desired) => {
+                let faults = desired.faults.len();
+                let taken = rig.node.apply(desired).is_ok() && faults > 0;
+                // As far as it comes: what is armed waits, and what stands stays.
+                let silence = slack(Duration::from_millis(if taken { 150 } else { 0 }));
+                while let Ok(Ok(report)) = tokio::time::timeout(silence, rig.reports.recv()).await {
+                    *told.entry(format!("{:?}", report.state)).or_insert(0) += 1;
+                }
+            }
+            Err(_) => refused += 1,
+        }
+        rig.order(vec![]);
+        let idle = || {
+            let text = rig.node.metrics().expect("metrics");
+            let mut active = text.lines().filter(|line| line.starts_with("squall_daemon_active_faults{"));
+            active.all(|line| line.ends_with(" 0"))
+        };
+        until(Duration::from_secs(10), "all is put back", idle).await;
+    }
+    println!("  {refused} refused, {told:?}");
+    for state in ["Armed", "Injected", "Done"] {
+        assert!(told.contains_key(state), "{state}: {told:?}");
+    }
+    assert_eq!(hostile::panics(), before, "a task has died of it");
+    until(Duration::from_secs(2), "the programs are gone", || !rig.tools.engine.is_loaded()).await;
 }
