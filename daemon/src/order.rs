@@ -98,6 +98,10 @@ pub const DEFAULT_TTL: Duration = Duration::from_secs(60);
 /// More faults than this on one node are a mistake: each is a task, and a container has one or two.
 pub const MAX_FAULTS: usize = 10_000;
 
+/// What every runtime of a kubelet calls a container by is so many hexadecimal digits. Part of one is refused: runtimes
+/// take it for whatever it is part of.
+pub const ID_DIGITS: usize = 64;
+
 /// Longer ones are refused: nobody who renews needs them, and clocks can't count without end.
 pub const MAX_TTL: Duration = Duration::from_secs(31 * 24 * 60 * 60);
 
@@ -163,10 +167,14 @@ fn order(index: usize, fault: grpc::Fault) -> Result<Order, OrderError> {
         .split_once("://")
         .filter(|(scheme, id)| {
             !scheme.is_empty()
-                && !id.is_empty()
-                && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+                && id.len() == ID_DIGITS
+                && id.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
         })
-        .ok_or_else(|| wrong(&field("container.id"), "is not of the form RUNTIME://ID"))?;
+        .ok_or_else(|| {
+            let problem =
+                format!("is not of the form RUNTIME://ID, with an ID of {ID_DIGITS} hexadecimal digits");
+            wrong(&field("container.id"), &problem)
+        })?;
     let container =
         ContainerRef { namespace, pod, pod_uid, name, scheme: scheme.to_owned(), id: runtime_id.to_owned() };
     let action = match action {
@@ -194,6 +202,8 @@ mod tests {
 
     use super::*;
 
+    const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
     fn valid() -> grpc::NodeState {
         grpc::NodeState {
             generation: Some(grpc::Generation { term: 1, counter: 2 }),
@@ -206,7 +216,7 @@ mod tests {
                     pod: "p".into(),
                     pod_uid: "u".into(),
                     name: "c".into(),
-                    id: "containerd://abc".into(),
+                    id: format!("containerd://{ID}"),
                 }),
                 stage: grpc::Stage::Fire.into(),
                 ttl: None,
@@ -231,7 +241,7 @@ mod tests {
         assert_eq!(desired.faults[0].ttl, DEFAULT_TTL);
         assert_eq!(
             (desired.faults[0].container.scheme.as_str(), desired.faults[0].container.id.as_str()),
-            ("containerd", "abc")
+            ("containerd", ID)
         );
     }
 
@@ -255,8 +265,14 @@ mod tests {
         };
         assert_eq!(refused(|fault| fault.stage = 0), "faults[0].stage");
         assert_eq!(refused(|fault| fault.container = None), "faults[0].container");
-        for id in ["abc", "://abc", "containerd://", "containerd://../x", "containerd://a b"] {
-            assert_eq!(refused(|fault| container(fault, id)), "faults[0].container.id");
+        let wrong =
+            ["ID", "://ID", "containerd://", "containerd://../x", "x://b", "x://ID0", "x://kubepods-ID"];
+        for id in wrong.map(|id| id.replace("ID", ID)) {
+            assert_eq!(refused(|fault| container(fault, &id)), "faults[0].container.id", "{id}");
+        }
+        for id in [&ID[1..], &ID.to_uppercase(), &ID.replace('0', "g"), &ID.replace('0', "-")] {
+            let id = format!("containerd://{id}");
+            assert_eq!(refused(|fault| container(fault, &id)), "faults[0].container.id", "{id}");
         }
         for seconds in [-1, i64::try_from(MAX_TTL.as_secs()).unwrap() + 1, 315_576_000_000, i64::MAX] {
             assert_eq!(refused(|fault| fault.ttl = Some(ttl(seconds))), "faults[0].ttl");
@@ -316,8 +332,9 @@ mod tests {
     /// As the controller of the first version wrote it, which knew kills only.
     #[test]
     fn an_earlier_controller_is_understood() {
-        let text = b"\x0a\x04\x08\x01\x10\x02\x12\x01n\x1a\x36\x0a\x05a/b/c\x12\x04ns/x\
-            \x1a\x1f\x0a\x02ns\x12\x01p\x1a\x01u\x22\x01c\x2a\x10containerd://abc\x20\x02\x52\x04\x08\x09\x10\x01";
+        let text = b"\x0a\x04\x08\x01\x10\x02\x12\x01n\x1a\x73\x0a\x05a/b/c\x12\x04ns/x\
+            \x1a\x5c\x0a\x02ns\x12\x01p\x1a\x01u\x22\x01c\x2a\x4dcontainerd://0123456789abcdef0123456789abcdef\
+            0123456789abcdef0123456789abcdef\x20\x02\x52\x04\x08\x09\x10\x01";
         let state = grpc::NodeState::decode(&text[..]).unwrap();
         assert_eq!(Desired::try_from(state).unwrap(), Desired::try_from(valid()).unwrap());
     }
