@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use squall_api::names;
 use squall_daemon::{
+    EBPF_LOG_TARGET,
     cgroup::{CgroupRoot, namespace},
     ebpf::Engine,
     enrol::Enrolment,
@@ -80,7 +81,12 @@ struct Args {
 
 fn main() -> Result<()> {
     stressor::run_if_asked();
-    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
+    let args = Args::parse();
+    let mut filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
+    if args.ebpf_log {
+        let theirs = format!("{EBPF_LOG_TARGET}=debug");
+        filter = filter.add_directive(theirs.parse().context("adding the programs to the log")?);
+    }
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).init();
     // A task that died would leave a daemon that looks alive; a new one begins with the journal.
     let told = std::panic::take_hook();
@@ -88,7 +94,6 @@ fn main() -> Result<()> {
         told(panic);
         std::process::abort();
     }));
-    let args = Args::parse();
     // Before any other thread is there.
     see_the_nodes_cgroups(&args.proc);
     raise_descriptor_limit();

@@ -10,6 +10,8 @@ use std::{
 
 use squall_api::grpc;
 use squall_daemon::{
+    EBPF_LOG_TARGET,
+    ebpf::Engine,
     journal::{Journal, Progress},
     kill::Tools,
     node::{ApplyError, Node},
@@ -21,7 +23,7 @@ use tempfile::TempDir;
 use tokio::sync::broadcast::Receiver;
 
 use super::{
-    sandbox::{Sandbox, Target, rounds, slack, tools, until},
+    sandbox::{Sandbox, Target, rounds, slack, struck, tools, until},
     work::Place,
 };
 
@@ -46,6 +48,7 @@ crate::cases![
     a_daemon_that_died_while_the_target_died_reports_it_done,
     an_order_for_another_pod_is_refused,
     hostile_orders_for_a_container_that_is_there_kill_no_task,
+    the_programs_log_what_they_do_when_they_are_told_to,
 ];
 
 /// Knows the sandboxes as a runtime knows its containers.
@@ -508,4 +511,44 @@ async fn hostile_orders_for_a_container_that_is_there_kill_no_task() {
     }
     assert_eq!(hostile::panics(), before, "a task has died of it");
     until(Duration::from_secs(2), "the programs are gone", || !rig.tools.engine.is_loaded()).await;
+}
+
+/// Keeps what is logged.
+struct Lines(Mutex<Vec<String>>);
+
+static LINES: Lines = Lines(Mutex::new(Vec::new()));
+
+impl log::Log for Lines {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.target() == EBPF_LOG_TARGET
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            self.0.lock().expect("the lines").push(format!("{} {}", record.level(), record.args()));
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+async fn the_programs_log_what_they_do_when_they_are_told_to() {
+    log::set_logger(&LINES).expect("no other logger");
+    log::set_max_level(log::LevelFilter::Debug);
+    for told in [false, true] {
+        let tools = Tools { engine: Arc::new(Engine::new(told)), ..tools() };
+        let mut sandbox = Sandbox::new();
+        let target = sandbox.start("sleep");
+        let mut prepared = sandbox.prepare(&tools, target.pid(), libc::SIGKILL, Scope::Init);
+        prepared.armed().await.expect("arming");
+        struck(prepared).await.collect(std::future::ready(None)).await;
+        target.wait().await;
+        let delivered =
+            || LINES.0.lock().expect("the lines").iter().any(|line| line.starts_with("DEBUG slot "));
+        if told {
+            until(Duration::from_secs(2), "the programs' lines are logged", delivered).await;
+        } else {
+            assert!(!delivered(), "nobody has asked for them");
+        }
+    }
 }
