@@ -149,7 +149,7 @@ async fn run(args: Args) -> Result<()> {
     let bundle_changed = Arc::new(Notify::new());
     let bundle = || Bundle::new(enrolment.join("ca.crt"));
     let enrolment = Enrolment {
-        address: controller.unwrap_or_else(controller_service),
+        addresses: controller.map_or_else(controller_service, |address| vec![address]),
         token: enrolment.join("token"),
         bundle: bundle(),
         node: name,
@@ -185,15 +185,15 @@ async fn run(args: Args) -> Result<()> {
     served
 }
 
-/// The Service as the kubelet tells it to every pod of the namespace; by name where it does not.
-fn controller_service() -> String {
-    let host = std::env::var("SQUALL_CONTROLLER_SERVICE_HOST")
-        .unwrap_or_else(|_| names::CONTROLLER_SERVER_NAME.into());
-    if host.contains(':') {
-        format!("[{host}]:{}", names::ENROLMENT_PORT)
-    } else {
+/// The Service, as the kubelet told it when this pod was started, which takes no DNS; and by its name, which also finds one
+/// that was made anew since and has another address.
+fn controller_service() -> Vec<String> {
+    let told = std::env::var("SQUALL_CONTROLLER_SERVICE_HOST").ok();
+    let at = |host: String| {
+        let host = if host.contains(':') { format!("[{host}]") } else { host };
         format!("{host}:{}", names::ENROLMENT_PORT)
-    }
+    };
+    told.into_iter().chain([names::CONTROLLER_SERVER_NAME.to_owned()]).map(at).collect()
 }
 
 /// Without it everything but stress works, and that says so where it needs it.
