@@ -4,6 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -47,7 +48,8 @@ fn labels() -> [(&'static str, &'static str); 4] {
 
 /// As with `--cgroup-root`, so that several tests, and a kubelet, don't meet.
 fn kubelet_root(of: &str) -> String {
-    format!("/squall-test-{of}-{}", std::process::id())
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("/squall-test-{of}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Ours to end.
