@@ -396,8 +396,7 @@ fn census(metrics: &Metrics, experiments: &Experiments, nodes: &Nodes, observer:
     let by_hand = observer.read().held_by(MANUAL).count();
     hit.insert((names::POD_FAILURE, "hand"), i64::try_from(by_hand).unwrap_or(i64::MAX));
     metrics.active(hit.into_iter().map(|((action, by), count)| (action, by, count)));
-    let (ready, connecting) = nodes.counts();
-    metrics.daemons(ready, connecting);
+    metrics.daemons(nodes.counts());
 }
 
 fn phase_word(phase: Phase) -> &'static str {

@@ -15,6 +15,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use crate::nodes::Counts;
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Outcome {
     action: &'static str,
@@ -168,7 +170,11 @@ impl Metrics {
         registry.register("targets", "Targets by action and outcome", targets.clone());
         registry.register("experiments", "Experiments by action and phase", experiments.clone());
         registry.register("leader", "1 while this replica leads", leader.clone());
-        registry.register("daemons", "Nodes by the state of their daemon", daemons.clone());
+        registry.register(
+            "daemons",
+            "Nodes by the state of their daemon; of those ready, some refuse their orders or have no eBPF",
+            daemons.clone(),
+        );
         registry.register(
             "active_faults",
             "Targets that are hit now, by action, and by experiment or by hand",
@@ -254,9 +260,15 @@ impl Metrics {
         self.leader.set(i64::from(leads));
     }
 
-    /// How many nodes have a daemon that is connected, and one that isn't (yet).
-    pub fn daemons(&self, ready: usize, connecting: usize) {
-        for (state, count) in [("ready", ready), ("connecting", connecting)] {
+    /// How many nodes have a daemon, by how it stands with it.
+    pub fn daemons(&self, counts: Counts) {
+        let Counts { ready, connecting, refusing, without_ebpf } = counts;
+        for (state, count) in [
+            ("ready", ready),
+            ("connecting", connecting),
+            ("refusing", refusing),
+            ("without-ebpf", without_ebpf),
+        ] {
             self.daemons.get_or_create(&State { state }).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }
@@ -266,7 +278,7 @@ impl Metrics {
         if hook.is_none() {
             self.experiments([]);
             self.active([]);
-            self.daemons(0, 0);
+            self.daemons(Counts::default());
         }
         *self.census.0.lock().unwrap_or_else(PoisonError::into_inner) = hook;
     }

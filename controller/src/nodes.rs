@@ -166,19 +166,36 @@ impl Nodes {
         }
     }
 
-    /// How many daemons are connected, and how many are there but not connected.
-    pub fn counts(&self) -> (usize, usize) {
-        let Some(state) = self.shared.leading() else { return (0, 0) };
-        let (mut ready, mut connecting) = (0, 0);
+    /// How many daemons there are of each sort.
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        let Some(state) = self.shared.leading() else { return counts };
         for node in state.nodes.values() {
-            match node.presence {
-                Some(Presence::Ready { .. }) => ready += 1,
-                Some(Presence::Connecting { .. }) => connecting += 1,
+            match &node.presence {
+                Some(Presence::Ready { readiness, since: _, refusal }) => {
+                    counts.ready += 1;
+                    counts.refusing += usize::from(refusal.is_some());
+                    counts.without_ebpf += usize::from(!readiness.ebpf_error.is_empty());
+                }
+                Some(Presence::Connecting { .. }) => counts.connecting += 1,
                 Some(Presence::NoDaemon) | None => {}
             }
         }
-        (ready, connecting)
+        counts
     }
+}
+
+/// How many daemons there are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Connected.
+    pub ready: usize,
+    /// There, but not connected (yet).
+    pub connecting: usize,
+    /// Of those that are connected, who refuses what it is ordered.
+    pub refusing: usize,
+    /// Of those that are connected, whose node has no eBPF.
+    pub without_ebpf: usize,
 }
 
 /// A fault that a node shall have.

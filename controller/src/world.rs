@@ -74,17 +74,25 @@ impl World for Cluster<'_> {
     }
 
     fn daemon(&self, node: &str) -> Daemon {
-        match self.nodes.presence(node) {
-            Presence::NoDaemon => Daemon::None,
-            Presence::Connecting { error } => {
-                Daemon::Unreachable(error.unwrap_or_else(|| "it is being connected to".to_owned()))
-            }
-            Presence::Ready { .. } => Daemon::Ready,
-        }
+        daemon(self.nodes.presence(node))
     }
 
     fn report(&self, node: &str, id: &str) -> Option<Report> {
         self.nodes.report(node, id).map(report)
+    }
+}
+
+fn daemon(presence: Presence) -> Daemon {
+    match presence {
+        Presence::NoDaemon => Daemon::None,
+        Presence::Connecting { error } => {
+            Daemon::Unreachable(error.unwrap_or_else(|| "it is being connected to".to_owned()))
+        }
+        // What it doesn't take it will never carry out or end as ordered: as good as away, and it says why.
+        Presence::Ready { readiness: _, since: _, refusal: Some(why) } => {
+            Daemon::Unreachable(format!("it refuses its orders: {why}"))
+        }
+        Presence::Ready { readiness: _, since: _, refusal: None } => Daemon::Ready,
     }
 }
 
@@ -186,6 +194,19 @@ mod tests {
         assert_eq!(of(64, 200), (NAMED_PROCESSES, 200));
         // An earlier daemon counts none.
         assert_eq!(of(64, 0), (NAMED_PROCESSES, 64));
+    }
+
+    #[test]
+    fn a_daemon_that_refuses_its_orders_is_not_ready_and_says_why() {
+        let ready = |refusal: Option<&str>| Presence::Ready {
+            readiness: grpc::Readiness::default(),
+            since: Timestamp::UNIX_EPOCH,
+            refusal: refusal.map(str::to_owned),
+        };
+        let why = "writing /run/squall/journal/journal: no space left on device";
+        let refusing = Daemon::Unreachable(format!("it refuses its orders: {why}"));
+        assert_eq!(daemon(ready(Some(why))), refusing);
+        assert_eq!(daemon(ready(None)), Daemon::Ready);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Reads only. Nothing here is assumed of where pods have their cgroups: the path always comes from a process.
 
 pub mod hierarchy;
+mod name;
 pub mod namespace;
 mod place;
 pub mod pods;
@@ -120,7 +121,7 @@ impl Memberships {
             let mut end = 0;
             for part in path.split('/') {
                 end += part.len();
-                if part.contains(id) {
+                if name::is_of(part, id) {
                     return Some(path[..end].to_owned());
                 }
                 end += 1;
@@ -133,11 +134,9 @@ impl Memberships {
         Self(memberships.collect())
     }
 
-    /// Whether a path component of any hierarchy contains `id`: runtimes name the cgroup after the container, some with
-    /// a prefix and a suffix.
+    /// Whether a path component of any hierarchy is the name of the container `id`'s cgroup.
     pub fn mention(&self, id: &str) -> bool {
-        !id.is_empty()
-            && self.0.iter().any(|membership| membership.path.split('/').any(|part| part.contains(id)))
+        self.0.iter().any(|membership| membership.path.split('/').any(|part| name::is_of(part, id)))
     }
 }
 
@@ -240,9 +239,7 @@ impl CgroupRoot {
     /// container are left out, so a target without memberships is that of a process which is not the container's.
     pub fn container(&self, pid: i32, id: &str) -> Result<Target, CgroupError> {
         let whole = Memberships::of(&self.proc, pid)?;
-        // Every path contains the empty name: then it is nobody's.
-        let ours = if id.is_empty() { Memberships::default() } else { whole.naming(id) };
-        self.resolve(pid, &whole, ours)
+        self.resolve(pid, &whole, whole.naming(id))
     }
 
     /// `memberships` are what of `whole` counts.

@@ -68,7 +68,7 @@ impl ContainerError {
             Self::Protected { .. } => Reason::ProtectedNamespace,
             Self::Runtime(error) => match error {
                 RuntimeError::UnknownScheme { .. } => Reason::UnknownRuntime,
-                RuntimeError::Gone { .. } => Reason::ContainerGone,
+                RuntimeError::NotFound { .. } | RuntimeError::Gone { .. } => Reason::ContainerGone,
                 RuntimeError::NoSocket { .. }
                 | RuntimeError::Connect { .. }
                 | RuntimeError::Timeout { .. }
@@ -101,10 +101,9 @@ pub struct Container {
 
 /// Asks the runtime; one that is slow, or just being restarted, is asked again.
 async fn ask(tools: &Tools, order: &ContainerRef) -> Result<ContainerInfo, RuntimeError> {
-    let runtime = tools.runtimes.get(&order.scheme)?;
     let (end, mut wait) = (Instant::now() + ASKED_FOR, ASKED_AFTER);
     loop {
-        match runtime.container(&order.id).await {
+        match tools.runtimes.container(&order.scheme, &order.id).await {
             Err(error) if error.may_pass() && Instant::now() + wait < end => {
                 tracing::warn!(container = order.id, %error, "the runtime is asked again");
                 sleep(wait).await;

@@ -54,6 +54,9 @@ pub enum EnrolError {
     /// The client's side of TLS could not be set up.
     #[error("setting up TLS: {0}")]
     Config(#[from] rustls::Error),
+    /// Nobody has said where the controller is.
+    #[error("no address of the controller is known")]
+    Nowhere,
     /// The controller could not be reached.
     #[error("connecting to the controller at {address}: {source}")]
     Connect {
@@ -81,11 +84,27 @@ pub enum EnrolError {
     Answer(String),
 }
 
+impl EnrolError {
+    /// Whether this was not the controller, or it was not there.
+    fn is_elsewhere(&self) -> bool {
+        match self {
+            Self::Connect { .. } | Self::Timeout { .. } => true,
+            Self::Token { .. }
+            | Self::Request(_)
+            | Self::Tls(_)
+            | Self::Config(_)
+            | Self::Nowhere
+            | Self::Refused { .. }
+            | Self::Answer(_) => false,
+        }
+    }
+}
+
 /// Where and with what to enrol.
 #[derive(Debug)]
 pub struct Enrolment {
-    /// The controller's enrolment server, HOST:PORT.
-    pub address: String,
+    /// The controller's enrolment server, HOST:PORT: where it is looked for, one after the other.
+    pub addresses: Vec<String>,
     /// The projected token; read each time, because the kubelet renews it.
     pub token: PathBuf,
     /// By what the controller is known.
@@ -130,14 +149,22 @@ impl Enrolment {
         }
     }
 
-    /// Asks once.
+    /// Asks once, at the first address where the controller is.
     pub async fn enrol(&self) -> Result<Enrolled, EnrolError> {
-        timeout(DEADLINE, self.ask())
-            .await
-            .unwrap_or_else(|_| Err(EnrolError::Timeout { address: self.address.clone() }))
+        let mut addresses = self.addresses.iter().peekable();
+        while let Some(address) = addresses.next() {
+            let asked = timeout(DEADLINE, self.ask(address)).await;
+            match asked.unwrap_or_else(|_| Err(EnrolError::Timeout { address: address.clone() })) {
+                Err(error) if error.is_elsewhere() && addresses.peek().is_some() => {
+                    tracing::warn!(%error, "the controller is looked for elsewhere");
+                }
+                answer => return answer,
+            }
+        }
+        Err(EnrolError::Nowhere)
     }
 
-    async fn ask(&self) -> Result<Enrolled, EnrolError> {
+    async fn ask(&self, address: &str) -> Result<Enrolled, EnrolError> {
         let token = fs::read_to_string(&self.token)
             .map_err(|source| EnrolError::Token { path: self.token.clone(), source })?
             .trim()
@@ -151,9 +178,9 @@ impl Enrolment {
             .with_no_client_auth();
         config.alpn_protocols = vec![b"h2".to_vec()];
         let connector = TlsConnector::from(Arc::new(config));
-        let address = self.address.clone();
+        let to = address.to_owned();
         let connect = tower::service_fn(move |_| {
-            let (connector, address) = (connector.clone(), address.clone());
+            let (connector, address) = (connector.clone(), to.clone());
             async move {
                 let name = ServerName::try_from(names::CONTROLLER_SERVER_NAME).map_err(io::Error::other)?;
                 let tcp = TcpStream::connect(&address).await?;
@@ -165,7 +192,7 @@ impl Enrolment {
         let channel = endpoint
             .connect_with_connector(connect)
             .await
-            .map_err(|source| EnrolError::Connect { address: self.address.clone(), source })?;
+            .map_err(|source| EnrolError::Connect { address: address.to_owned(), source })?;
         let reply =
             EnrolmentClient::new(channel).enroll(EnrollRequest { token, csr }).await.map_err(|status| {
                 EnrolError::Refused { code: status.code(), message: status.message().to_owned() }

@@ -27,3 +27,6 @@ pub mod setting;
 pub mod stress;
 pub mod tls;
 pub mod usage;
+
+/// What the eBPF programs call themselves in the log: the name of their crate.
+pub const EBPF_LOG_TARGET: &str = "squall_bpf";

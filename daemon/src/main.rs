@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use squall_api::names;
 use squall_daemon::{
+    EBPF_LOG_TARGET,
     cgroup::{CgroupRoot, namespace},
     ebpf::{Engine, opener},
     enrol::Enrolment,
@@ -80,7 +81,12 @@ struct Args {
 
 fn main() -> Result<()> {
     stressor::run_if_asked();
-    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
+    let args = Args::parse();
+    let mut filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
+    if args.ebpf_log {
+        let theirs = format!("{EBPF_LOG_TARGET}=debug");
+        filter = filter.add_directive(theirs.parse().context("adding the programs to the log")?);
+    }
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).init();
     // A task that died would leave a daemon that looks alive; a new one begins with the journal.
     let told = std::panic::take_hook();
@@ -88,7 +94,6 @@ fn main() -> Result<()> {
         told(panic);
         std::process::abort();
     }));
-    let args = Args::parse();
     // Before any other thread is there.
     raise_descriptor_limit();
     keep_memory_small();
@@ -147,7 +152,7 @@ async fn run(args: Args) -> Result<()> {
     let bundle_changed = Arc::new(Notify::new());
     let bundle = || Bundle::new(enrolment.join("ca.crt"));
     let enrolment = Enrolment {
-        address: controller.unwrap_or_else(controller_service),
+        addresses: controller.map_or_else(controller_service, |address| vec![address]),
         token: enrolment.join("token"),
         bundle: bundle(),
         node: name,
@@ -183,15 +188,15 @@ async fn run(args: Args) -> Result<()> {
     served
 }
 
-/// The Service as the kubelet tells it to every pod of the namespace; by name where it does not.
-fn controller_service() -> String {
-    let host = std::env::var("SQUALL_CONTROLLER_SERVICE_HOST")
-        .unwrap_or_else(|_| names::CONTROLLER_SERVER_NAME.into());
-    if host.contains(':') {
-        format!("[{host}]:{}", names::ENROLMENT_PORT)
-    } else {
+/// The Service, as the kubelet told it when this pod was started, which takes no DNS; and by its name, which also finds one
+/// that was made anew since and has another address.
+fn controller_service() -> Vec<String> {
+    let told = std::env::var("SQUALL_CONTROLLER_SERVICE_HOST").ok();
+    let at = |host: String| {
+        let host = if host.contains(':') { format!("[{host}]") } else { host };
         format!("{host}:{}", names::ENROLMENT_PORT)
-    }
+    };
+    told.into_iter().chain([names::CONTROLLER_SERVER_NAME.to_owned()]).map(at).collect()
 }
 
 /// Does what takes SYS_ADMIN, and gives it up. Without it most things work, and the others say so where they need it.

@@ -95,6 +95,13 @@ pub enum Stage {
 /// A fault that is not renewed ends after this long, if the order does not say.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(60);
 
+/// More faults than this on one node are a mistake: each is a task, and a container has one or two.
+pub const MAX_FAULTS: usize = 10_000;
+
+/// What every runtime of a kubelet calls a container by is so many hexadecimal digits. Part of one is refused: runtimes
+/// take it for whatever it is part of.
+pub const ID_DIGITS: usize = 64;
+
 /// Longer ones are refused: nobody who renews needs them, and clocks can't count without end.
 pub const MAX_TTL: Duration = Duration::from_secs(31 * 24 * 60 * 60);
 
@@ -105,6 +112,9 @@ impl TryFrom<grpc::NodeState> for Desired {
         let grpc::NodeState { generation, node, faults } = state;
         let grpc::Generation { term, counter } =
             generation.ok_or_else(|| wrong("generation", "is missing"))?;
+        if faults.len() > MAX_FAULTS {
+            return Err(wrong("faults", &format!("are {}, more than {MAX_FAULTS}", faults.len())));
+        }
         let faults: Vec<Order> = faults
             .into_iter()
             .enumerate()
@@ -157,10 +167,14 @@ fn order(index: usize, fault: grpc::Fault) -> Result<Order, OrderError> {
         .split_once("://")
         .filter(|(scheme, id)| {
             !scheme.is_empty()
-                && !id.is_empty()
-                && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+                && id.len() == ID_DIGITS
+                && id.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
         })
-        .ok_or_else(|| wrong(&field("container.id"), "is not of the form RUNTIME://ID"))?;
+        .ok_or_else(|| {
+            let problem =
+                format!("is not of the form RUNTIME://ID, with an ID of {ID_DIGITS} hexadecimal digits");
+            wrong(&field("container.id"), &problem)
+        })?;
     let container =
         ContainerRef { namespace, pod, pod_uid, name, scheme: scheme.to_owned(), id: runtime_id.to_owned() };
     let action = match action {
@@ -188,6 +202,8 @@ mod tests {
 
     use super::*;
 
+    const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
     fn valid() -> grpc::NodeState {
         grpc::NodeState {
             generation: Some(grpc::Generation { term: 1, counter: 2 }),
@@ -200,7 +216,7 @@ mod tests {
                     pod: "p".into(),
                     pod_uid: "u".into(),
                     name: "c".into(),
-                    id: "containerd://abc".into(),
+                    id: format!("containerd://{ID}"),
                 }),
                 stage: grpc::Stage::Fire.into(),
                 ttl: None,
@@ -225,7 +241,7 @@ mod tests {
         assert_eq!(desired.faults[0].ttl, DEFAULT_TTL);
         assert_eq!(
             (desired.faults[0].container.scheme.as_str(), desired.faults[0].container.id.as_str()),
-            ("containerd", "abc")
+            ("containerd", ID)
         );
     }
 
@@ -249,8 +265,14 @@ mod tests {
         };
         assert_eq!(refused(|fault| fault.stage = 0), "faults[0].stage");
         assert_eq!(refused(|fault| fault.container = None), "faults[0].container");
-        for id in ["abc", "://abc", "containerd://", "containerd://../x", "containerd://a b"] {
-            assert_eq!(refused(|fault| container(fault, id)), "faults[0].container.id");
+        let wrong =
+            ["ID", "://ID", "containerd://", "containerd://../x", "x://b", "x://ID0", "x://kubepods-ID"];
+        for id in wrong.map(|id| id.replace("ID", ID)) {
+            assert_eq!(refused(|fault| container(fault, &id)), "faults[0].container.id", "{id}");
+        }
+        for id in [&ID[1..], &ID.to_uppercase(), &ID.replace('0', "g"), &ID.replace('0', "-")] {
+            let id = format!("containerd://{id}");
+            assert_eq!(refused(|fault| container(fault, &id)), "faults[0].container.id", "{id}");
         }
         for seconds in [-1, i64::try_from(MAX_TTL.as_secs()).unwrap() + 1, 315_576_000_000, i64::MAX] {
             assert_eq!(refused(|fault| fault.ttl = Some(ttl(seconds))), "faults[0].ttl");
@@ -264,6 +286,11 @@ mod tests {
         let mut twice = valid();
         twice.faults.push(twice.faults[0].clone());
         assert_eq!(Desired::try_from(twice).unwrap_err().field, "faults");
+        let fault = valid().faults.remove(0);
+        let numbered = |id: usize| grpc::Fault { id: id.to_string(), ..fault.clone() };
+        let many = |count| grpc::NodeState { faults: (0..count).map(numbered).collect(), ..valid() };
+        assert_eq!(Desired::try_from(many(MAX_FAULTS)).unwrap().faults.len(), MAX_FAULTS);
+        assert_eq!(Desired::try_from(many(MAX_FAULTS + 1)).unwrap_err().field, "faults");
         let missing = grpc::NodeState { generation: None, ..valid() };
         assert_eq!(Desired::try_from(missing).unwrap_err().field, "generation");
     }
@@ -305,8 +332,9 @@ mod tests {
     /// As the controller of the first version wrote it, which knew kills only.
     #[test]
     fn an_earlier_controller_is_understood() {
-        let text = b"\x0a\x04\x08\x01\x10\x02\x12\x01n\x1a\x36\x0a\x05a/b/c\x12\x04ns/x\
-            \x1a\x1f\x0a\x02ns\x12\x01p\x1a\x01u\x22\x01c\x2a\x10containerd://abc\x20\x02\x52\x04\x08\x09\x10\x01";
+        let text = b"\x0a\x04\x08\x01\x10\x02\x12\x01n\x1a\x73\x0a\x05a/b/c\x12\x04ns/x\
+            \x1a\x5c\x0a\x02ns\x12\x01p\x1a\x01u\x22\x01c\x2a\x4dcontainerd://0123456789abcdef0123456789abcdef\
+            0123456789abcdef0123456789abcdef\x20\x02\x52\x04\x08\x09\x10\x01";
         let state = grpc::NodeState::decode(&text[..]).unwrap();
         assert_eq!(Desired::try_from(state).unwrap(), Desired::try_from(valid()).unwrap());
     }

@@ -1,7 +1,8 @@
 //! The container runtimes of this node behind one small trait; the scheme of a container ID picks the client.
 //!
-//! They are asked what a container is and which process is its first. A scheme that it has no client for goes to the way
-//! that needs none, where there is one; else it is refused by name. Never waits without a deadline.
+//! They are asked what a container is and which process is its first. One of a scheme that there is no client for, or of a
+//! runtime without a socket here, is found the way that needs none, where there is one; else it is refused by name. That
+//! way can't tell namespaces, so it is taken only for what no runtime here knows. Never waits without a deadline.
 
 pub mod by_cgroup;
 pub mod containerd;
@@ -71,7 +72,13 @@ pub enum RuntimeError {
         /// What it said.
         message: String,
     },
-    /// There is no such container, or it does not run.
+    /// It knows no such container.
+    #[error("container {id} is not running: there is no such container")]
+    NotFound {
+        /// The container.
+        id: String,
+    },
+    /// The container does not run.
     #[error("container {id} is not running: {why}")]
     Gone {
         /// The container.
@@ -86,7 +93,9 @@ impl RuntimeError {
     pub fn may_pass(&self) -> bool {
         match self {
             Self::NoSocket { .. } | Self::Connect { .. } | Self::Timeout { .. } => true,
-            Self::UnknownScheme { .. } | Self::Refused { .. } | Self::Gone { .. } => false,
+            Self::UnknownScheme { .. } | Self::Refused { .. } | Self::NotFound { .. } | Self::Gone { .. } => {
+                false
+            }
         }
     }
 }
@@ -161,7 +170,7 @@ impl Runtimes {
         Self { clients, others: None }
     }
 
-    /// And whatever other schemes there are are this one's.
+    /// And whatever no other has is this one's.
     pub fn or_else(self, others: Arc<dyn Runtime>) -> Self {
         Self { others: Some(others), ..self }
     }
@@ -169,10 +178,34 @@ impl Runtimes {
     /// The client for `scheme`.
     pub fn get(&self, scheme: &str) -> Result<Arc<dyn Runtime>, RuntimeError> {
         let client = self.clients.iter().find(|runtime| runtime.scheme() == scheme);
-        client.or(self.others.as_ref()).cloned().ok_or_else(|| {
-            let known: Vec<_> = self.clients.iter().map(|runtime| runtime.scheme()).collect();
-            RuntimeError::UnknownScheme { scheme: scheme.to_owned(), known: known.join(", ") }
-        })
+        client.or(self.others.as_ref()).cloned().ok_or_else(|| self.unknown(scheme))
+    }
+
+    /// What is known of the container `id`, of which an order says that it is of `scheme`.
+    pub async fn container(&self, scheme: &str, id: &str) -> Result<ContainerInfo, RuntimeError> {
+        let answer = match self.clients.iter().find(|runtime| runtime.scheme() == scheme) {
+            Some(runtime) => runtime.container(id).await,
+            None => Err(self.unknown(scheme)),
+        };
+        let (Some(others), Err(RuntimeError::NoSocket { .. } | RuntimeError::UnknownScheme { .. })) =
+            (&self.others, &answer)
+        else {
+            return answer;
+        };
+        // The scheme is only what the order says. Whoever knows the container decides; and while one that may can't
+        // answer, nobody does.
+        for runtime in &self.clients {
+            match runtime.container(id).await {
+                Err(RuntimeError::NoSocket { .. } | RuntimeError::NotFound { .. }) => {}
+                answer => return answer,
+            }
+        }
+        others.container(id).await
+    }
+
+    fn unknown(&self, scheme: &str) -> RuntimeError {
+        let known: Vec<_> = self.clients.iter().map(|runtime| runtime.scheme()).collect();
+        RuntimeError::UnknownScheme { scheme: scheme.to_owned(), known: known.join(", ") }
     }
 
     /// All that there are clients for.
@@ -221,5 +254,94 @@ mod tests {
     fn an_unknown_scheme_is_refused_by_name() {
         let refused = Runtimes::default().get("rkt").map(|_| ()).unwrap_err();
         assert!(refused.to_string().contains("rkt://"));
+    }
+
+    /// Answers every question with the same.
+    struct Says(&'static str, fn() -> Result<ContainerInfo, RuntimeError>);
+
+    #[async_trait]
+    impl Runtime for Says {
+        fn scheme(&self) -> &'static str {
+            self.0
+        }
+
+        fn socket(&self) -> String {
+            String::new()
+        }
+
+        async fn check(&self) -> Result<(), RuntimeError> {
+            Ok(())
+        }
+
+        async fn container(&self, _: &str) -> Result<ContainerInfo, RuntimeError> {
+            (self.1)()
+        }
+
+        async fn exit_code(&self, _: &str) -> Result<i32, RuntimeError> {
+            std::future::pending().await
+        }
+    }
+
+    fn of_the_cluster() -> Result<ContainerInfo, RuntimeError> {
+        Ok(ContainerInfo {
+            init_pid: 2,
+            namespace: Some("kube-system".into()),
+            pod: None,
+            pod_uid: None,
+            name: None,
+            by_cgroup: false,
+        })
+    }
+
+    fn by_cgroup() -> Result<ContainerInfo, RuntimeError> {
+        of_the_cluster().map(|info| ContainerInfo { namespace: None, by_cgroup: true, ..info })
+    }
+
+    fn no_socket() -> Result<ContainerInfo, RuntimeError> {
+        Err(RuntimeError::NoSocket { runtime: "docker", tried: vec![] })
+    }
+
+    fn not_found() -> Result<ContainerInfo, RuntimeError> {
+        Err(RuntimeError::NotFound { id: "abc".into() })
+    }
+
+    fn silent() -> Result<ContainerInfo, RuntimeError> {
+        Err(RuntimeError::Timeout { runtime: "containerd", call: "get" })
+    }
+
+    fn paused() -> Result<ContainerInfo, RuntimeError> {
+        Err(RuntimeError::Gone { id: "abc".into(), why: "its task is PAUSED".into() })
+    }
+
+    /// What an order of `scheme` comes to on a node of containerd that says `answer`, and without Docker.
+    async fn found(
+        scheme: &str,
+        answer: fn() -> Result<ContainerInfo, RuntimeError>,
+    ) -> Result<ContainerInfo, RuntimeError> {
+        Runtimes::new(vec![Arc::new(Says("containerd", answer)), Arc::new(Says("docker", no_socket))])
+            .or_else(Arc::new(Says("none", by_cgroup)))
+            .container(scheme, "abc")
+            .await
+    }
+
+    #[tokio::test]
+    async fn a_false_scheme_does_not_lead_past_a_runtime_that_knows_the_container() {
+        for scheme in ["x", "docker"] {
+            let info = found(scheme, of_the_cluster).await.unwrap();
+            assert_eq!(info.namespace.as_deref(), Some("kube-system"), "{scheme}");
+            // Whether it is one of its this one can't say now, or it is and does not run.
+            assert!(matches!(found(scheme, silent).await, Err(RuntimeError::Timeout { .. })), "{scheme}");
+            assert!(matches!(found(scheme, paused).await, Err(RuntimeError::Gone { .. })), "{scheme}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_no_runtime_here_knows_is_found_without() {
+        for scheme in ["x", "docker"] {
+            assert!(found(scheme, not_found).await.unwrap().by_cgroup, "{scheme}");
+        }
+        assert!(found("x", no_socket).await.unwrap().by_cgroup);
+        // Its own runtime was asked, and that settles it.
+        assert!(matches!(found("containerd", not_found).await, Err(RuntimeError::NotFound { .. })));
     }
 }

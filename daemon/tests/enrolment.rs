@@ -105,7 +105,12 @@ fn daemon(address: String, trusted: &Issuer, token: &str) -> (TempDir, Enrolment
     fs::write(dir.path().join("ca.crt"), trusted.pem()).unwrap();
     fs::write(dir.path().join("token"), format!("{token}\n")).unwrap();
     let bundle = Bundle::new(dir.path().join("ca.crt"));
-    let enrolment = Enrolment { address, token: dir.path().join("token"), bundle, node: "node-a".into() };
+    let enrolment = Enrolment {
+        addresses: vec![address],
+        token: dir.path().join("token"),
+        bundle,
+        node: "node-a".into(),
+    };
     (dir, enrolment)
 }
 
@@ -119,6 +124,21 @@ async fn the_daemon_gets_a_certificate_for_its_node_and_renews_it_in_time() {
     assert!(enrolled.renew > SystemTime::now());
     let again = enrolment.enrol().await.unwrap();
     assert_ne!(enrolled.key.cert, again.key.cert, "each has a key of its own");
+}
+
+#[tokio::test]
+async fn a_controller_that_is_not_where_it_was_is_found_by_its_other_address() {
+    let ca = Arc::new(ca());
+    let address = controller(Arc::clone(&ca), names::CONTROLLER_SERVER_NAME, "node-a").await;
+    // Where nobody listens any more, and where another one does now.
+    let closed = TcpListener::bind(("127.0.0.1", 0)).await.unwrap().local_addr().unwrap().to_string();
+    let another = controller(Arc::clone(&ca), &names::daemon_server_name("node-b"), "node-a").await;
+    let (_dir, mut enrolment) = daemon(closed.clone(), &ca, TOKEN);
+    enrolment.addresses.extend([another, address]);
+    enrolment.enrol().await.expect("the third address");
+    enrolment.addresses.truncate(1);
+    let error = enrolment.enrol().await.unwrap_err();
+    assert!(matches!(&error, EnrolError::Connect { address, .. } if *address == closed), "{error}");
 }
 
 #[tokio::test]

@@ -1,9 +1,14 @@
 //! The daemon's port from outside: who may talk to it, which states it accepts, and what it tells.
 
+mod server {
+    pub mod hostile;
+}
+
 use std::{fs, sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
-use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
+use proptest::prelude::*;
+use prost::bytes::{Buf as _, BufMut as _};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose,
@@ -13,6 +18,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName},
     sign::CertifiedKey,
 };
+use server::hostile::{self, Usual, samples};
 use squall_api::{
     grpc::{self, daemon_client::DaemonClient, node_report::Report},
     names,
@@ -23,9 +29,10 @@ use squall_daemon::{
     journal::Journal,
     kill::Tools,
     node::Node,
+    order::MAX_FAULTS,
     readiness::Readiness,
     runtime::{Runtimes, containerd::Containerd},
-    server,
+    server::serve,
     tls::{Bundle, Current, ServerTls, provider},
 };
 use tempfile::TempDir;
@@ -36,11 +43,15 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 use tonic::{
-    Code, Streaming,
+    Code, Request, Response, Status, Streaming,
+    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+    codegen::http::uri::PathAndQuery,
     transport::{Channel, Endpoint},
 };
 
 const NODE: &str = "node-a";
+/// Of a container that nobody knows.
+const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
 struct Ca(CertifiedIssuer<'static, KeyPair>);
 
@@ -97,7 +108,7 @@ impl Daemon {
         let notify = Arc::clone(&changed);
         tokio::spawn(async move {
             let readiness = Readiness::find(tools).await;
-            server::serve(listener, tls, notify, node, readiness, std::future::pending()).await
+            serve(listener, tls, notify, node, readiness, std::future::pending()).await
         });
         Self { dir, port, current, changed, ca }
     }
@@ -107,6 +118,17 @@ impl Daemon {
         ca: &Ca,
         client: Option<(CertificateDer<'static>, PrivateKeyDer<'static>)>,
     ) -> Result<DaemonClient<Channel>, Box<dyn std::error::Error>> {
+        let mut client = DaemonClient::new(self.channel_as(ca, client).await?);
+        // In TLS 1.3 a client hears of its rejection with the first answer.
+        client.watch(grpc::WatchRequest {}).await?;
+        Ok(client)
+    }
+
+    async fn channel_as(
+        &self,
+        ca: &Ca,
+        client: Option<(CertificateDer<'static>, PrivateKeyDer<'static>)>,
+    ) -> Result<Channel, Box<dyn std::error::Error>> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(ca.0.der().clone())?;
         let config = ClientConfig::builder_with_provider(provider())
@@ -126,11 +148,12 @@ impl Daemon {
                 Ok::<_, std::io::Error>(TokioIo::new(connector.connect(name, tcp).await?))
             }
         });
-        let channel = Endpoint::from_static("http://daemon").connect_with_connector(connect).await?;
-        let mut client = DaemonClient::new(channel);
-        // In TLS 1.3 a client hears of its rejection with the first answer.
-        client.watch(grpc::WatchRequest {}).await?;
-        Ok(client)
+        Ok(Endpoint::from_static("http://daemon").connect_with_connector(connect).await?)
+    }
+
+    async fn channel(&self) -> Channel {
+        let client = self.ca.client(names::CONTROLLER_CLIENT_NAME);
+        self.channel_as(&self.ca, Some(client)).await.unwrap()
     }
 
     async fn controller(&self) -> DaemonClient<Channel> {
@@ -144,7 +167,7 @@ fn identity(ca: &Ca) -> Arc<CertifiedKey> {
     Arc::new(CertifiedKey::new(vec![certificate], signing))
 }
 
-fn fault(id: &str, container: &str, stage: grpc::Stage) -> grpc::Fault {
+fn fault(id: &str, scheme: &str, stage: grpc::Stage) -> grpc::Fault {
     grpc::Fault {
         id: id.into(),
         experiment: "ns/x".into(),
@@ -153,7 +176,7 @@ fn fault(id: &str, container: &str, stage: grpc::Stage) -> grpc::Fault {
             pod: "p".into(),
             pod_uid: "u".into(),
             name: "c".into(),
-            id: container.into(),
+            id: format!("{scheme}://{ID}"),
         }),
         stage: stage.into(),
         ttl: None,
@@ -256,8 +279,7 @@ async fn older_generations_and_other_nodes_are_refused() {
     client.apply(state(4, 0, vec![])).await.expect("a new leader");
     let other = grpc::NodeState { node: "node-b".into(), ..state(9, 9, vec![]) };
     assert_eq!(client.apply(other).await.unwrap_err().code(), Code::InvalidArgument);
-    let nonsense =
-        client.apply(state(9, 9, vec![fault("a", "no-scheme", grpc::Stage::Fire)])).await.unwrap_err();
+    let nonsense = client.apply(state(9, 9, vec![fault("a", "", grpc::Stage::Fire)])).await.unwrap_err();
     assert_eq!(nonsense.code(), Code::InvalidArgument);
     assert!(nonsense.message().contains("faults[0].container.id"), "{nonsense}");
     let (snapshot, _) = snapshot(&mut client).await;
@@ -272,13 +294,13 @@ async fn what_cannot_be_done_is_reported_with_its_reason_and_kept_while_it_is_li
     let readiness = first.readiness.unwrap();
     assert!(readiness.runtimes[0].error.contains("/nowhere"), "{readiness:?}");
 
-    let mut protected = fault("protected", "containerd://abc", grpc::Stage::Fire);
+    let mut protected = fault("protected", "containerd", grpc::Stage::Fire);
     protected.container.as_mut().unwrap().namespace = "kube-system".into();
-    let mut unknown = fault("unknown", "containerd://abc", grpc::Stage::Fire);
+    let mut unknown = fault("unknown", "containerd", grpc::Stage::Fire);
     unknown.action = None;
     let faults = vec![
-        fault("docker", "docker://abc", grpc::Stage::Fire),
-        fault("silent", "containerd://abc", grpc::Stage::Arm),
+        fault("docker", "docker", grpc::Stage::Fire),
+        fault("silent", "containerd", grpc::Stage::Arm),
         protected,
         unknown,
     ];
@@ -303,94 +325,16 @@ async fn what_cannot_be_done_is_reported_with_its_reason_and_kept_while_it_is_li
     assert_eq!(kept, ["docker", "silent"]);
 }
 
-/// What a hostile controller could send: mostly what makes sense, and anything at all in its place now and then.
-fn hostile() -> impl Strategy<Value = grpc::NodeState> {
-    use grpc::{fault::Action, trigger::On};
-    fn text(usual: &'static str) -> impl Strategy<Value = String> + Clone {
-        let hostile = prop_oneof![
-            Just(String::new()),
-            Just("/".repeat(300)),
-            Just("../../../etc/passwd".to_owned()),
-            any::<String>(),
-        ];
-        prop_oneof![24 => Just(usual.to_owned()), 1 => hostile]
-    }
-    fn number<T: Arbitrary + Clone + 'static>(usual: T) -> impl Strategy<Value = T> + Clone
-    where
-        T::Strategy: Clone,
-    {
-        prop_oneof![24 => Just(usual), 1 => any::<T>()]
-    }
-    let on = prop_oneof![
-        (text("fsync"), number(3_u32))
-            .prop_map(|(name, nth)| On::Syscall(grpc::SyscallTrigger { name, nth })),
-        text("/bin/x").prop_map(|path| On::Exec(grpc::ExecTrigger { path })),
-        number(5432_u32).prop_map(|port| On::Connect(grpc::ConnectTrigger { port })),
-    ];
-    let trigger =
-        (text("x"), prop::option::weighted(0.9, on)).prop_map(|(comm, on)| grpc::Trigger { comm, on });
-    let at_once = (number(9), number(1), text("x"), text("/bin/x"))
-        .prop_map(|(signal, scope, comm, exe)| grpc::Kill { signal, scope, comm, exe, trigger: None });
-    let waiting = (number(9), trigger).prop_map(|(signal, trigger)| grpc::Kill {
-        signal,
-        trigger: Some(trigger),
-        ..grpc::Kill::default()
-    });
-    let stress = (number(1_u32), number(50_u32), number(4096_u64), text("/"), number(64_u64)).prop_map(
-        |(workers, load, bytes, path, limit)| {
-            Action::Stress(grpc::Stress {
-                cpu: Some(grpc::CpuStressor { workers, load }),
-                io: Some(grpc::IoStressor { workers, bytes, path }),
-                squeeze: Some(grpc::Squeeze { pids: limit, ..grpc::Squeeze::default() }),
-                ..grpc::Stress::default()
-            })
-        },
-    );
-    let action = prop_oneof![
-        at_once.prop_map(Action::Kill),
-        waiting.prop_map(Action::Kill),
-        stress,
-        Just(Action::Freeze(grpc::Freeze {})),
-    ];
-    let container = (text("ns"), text("p"), text("u"), text("c"), text("docker://abc")).prop_map(
-        |(namespace, pod, pod_uid, name, id)| grpc::Container { namespace, pod, pod_uid, name, id },
-    );
-    let ttl =
-        (number(30_i64), number(0_i32)).prop_map(|(seconds, nanos)| prost_types::Duration { seconds, nanos });
-    let fault = (
-        any::<String>(),
-        text("ns/x"),
-        prop::option::weighted(0.97, container),
-        prop_oneof![24 => 1..4, 1 => any::<i32>()],
-        prop::option::of(ttl),
-        prop::option::weighted(0.9, action),
-    )
-        .prop_map(|(id, experiment, container, stage, ttl, action)| grpc::Fault {
-            id,
-            experiment,
-            container,
-            stage,
-            ttl,
-            action,
-        });
-    let generation = (Just(1), any::<u64>()).prop_map(|(term, counter)| grpc::Generation { term, counter });
-    let node = prop_oneof![24 => Just(NODE.to_owned()), 1 => any::<String>()];
-    (prop::option::weighted(0.97, generation), node, prop::collection::vec(fault, 0..3))
-        .prop_map(|(generation, node, faults)| grpc::NodeState { generation, node, faults })
-}
-
-/// What `strategy` makes of the same seed every time.
-fn samples<S: Strategy>(strategy: S, count: usize) -> Vec<S::Value> {
-    let mut runner = TestRunner::deterministic();
-    (0..count).map(|_| strategy.new_tree(&mut runner).unwrap().current()).collect()
-}
-
+/// Of a container that no runtime here has; what becomes of one that is there is the kernel tests' business.
 #[tokio::test]
 async fn hostile_states_are_refused_or_end_in_a_report() {
+    let before = hostile::panics();
     let daemon = Daemon::start().await;
     let mut client = daemon.controller().await;
     let (mut refused, mut taken) = (0, 0);
-    for (term, mut state) in samples(hostile(), 400).into_iter().enumerate() {
+    let container = fault("a", "docker", grpc::Stage::Fire).container.unwrap();
+    let usual = Usual { node: NODE.into(), container, path: "/".into() };
+    for (term, mut state) in samples(hostile::state(&usual), 400).into_iter().enumerate() {
         // Mostly newer than the one before.
         if let Some(generation) = &mut state.generation {
             generation.term += term as u64;
@@ -410,14 +354,63 @@ async fn hostile_states_are_refused_or_end_in_a_report() {
     // It holds, and obeys.
     client.apply(state(u64::MAX, u64::MAX, vec![])).await.expect("a last state");
     assert!(snapshot(&mut client).await.0.faults.is_empty());
+    assert_eq!(hostile::panics(), before, "a task has died of it");
+}
+
+/// Sends bytes as they are, and takes any answer.
+#[derive(Default)]
+struct Raw;
+
+impl Codec for Raw {
+    type Encode = Vec<u8>;
+    type Decode = ();
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn encode(&mut self, bytes: Vec<u8>, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        to.put_slice(&bytes);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = ();
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<()>, Status> {
+        from.advance(from.remaining());
+        Ok(Some(()))
+    }
+}
+
+/// `bytes` where a whole state belongs, from one who may order.
+async fn apply_raw(channel: &Channel, bytes: Vec<u8>) -> Result<(), Status> {
+    let mut client = tonic::client::Grpc::new(channel.clone());
+    client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+    let path = PathAndQuery::from_static("/squall.v1alpha1.Daemon/Apply");
+    client.unary(Request::new(bytes), path, Raw).await.map(Response::into_inner)
 }
 
 #[tokio::test]
 async fn bytes_that_are_no_message_harm_nobody() {
     use prost::Message;
+    let before = hostile::panics();
     let daemon = Daemon::start().await;
     let mut client = daemon.controller().await;
-    let whole = state(1, 1, vec![fault("a", "containerd://abc", grpc::Stage::Fire)]).encode_to_vec();
+    let whole = state(1, 1, vec![fault("a", "containerd", grpc::Stage::Fire)]).encode_to_vec();
     let cut = (any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<u8>()).prop_map(
         move |(end, at, byte)| {
             let mut bytes = whole.clone();
@@ -428,12 +421,23 @@ async fn bytes_that_are_no_message_harm_nobody() {
         },
     );
     let noise = prop_oneof![cut, prop::collection::vec(any::<u8>(), 0..512)];
+    let channel = daemon.channel().await;
+    let mut senseless = 0;
     for bytes in samples(noise, 2000) {
-        if let Ok(state) = grpc::NodeState::decode(bytes.as_slice()) {
-            // Parsed or refused by a field's name, never a panic.
-            let _ = squall_daemon::order::Desired::try_from(state);
+        match apply_raw(&channel, bytes.clone()).await {
+            Ok(()) => {}
+            // Parsed and refused by a field's name, or not even parsed.
+            Err(status) if status.code() == Code::InvalidArgument => {}
+            // Older than one that was taken before.
+            Err(status) if status.code() == Code::FailedPrecondition => {}
+            Err(status) => {
+                assert!(grpc::NodeState::decode(bytes.as_slice()).is_err(), "{status}: {bytes:?}");
+                assert_eq!(status.code(), Code::Internal, "{status}: {bytes:?}");
+                senseless += 1;
+            }
         }
     }
+    assert!(senseless > 500, "only {senseless} were no message: the strategy has lost its point");
     // On the wire: before TLS, and instead of a request.
     for bytes in samples(prop::collection::vec(any::<u8>(), 1..2048), 32) {
         let mut stream = TcpStream::connect(("127.0.0.1", daemon.port)).await.unwrap();
@@ -441,11 +445,17 @@ async fn bytes_that_are_no_message_harm_nobody() {
         let _ = stream.write_all(&bytes).await;
     }
     // Larger than any state that makes sense.
-    let mut huge = fault("a", "containerd://abc", grpc::Stage::Arm);
+    let mut huge = fault("a", "containerd", grpc::Stage::Arm);
     huge.experiment = "x".repeat(64 * 1024 * 1024);
     assert!(client.apply(state(1, 1, vec![huge])).await.is_err());
     let mut client = daemon.controller().await;
-    client.apply(state(1, 1, vec![])).await.expect("it still listens");
+    client.apply(state(u64::MAX, u64::MAX, vec![])).await.expect("it still listens");
+    // More than any node has, in a message that is not too large.
+    let faults = (0..=MAX_FAULTS).map(|_| grpc::Fault::default()).collect();
+    let refused = client.apply(state(u64::MAX, u64::MAX, faults)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    assert!(refused.message().contains("faults: are"), "{refused}");
+    assert_eq!(hostile::panics(), before, "a task has died of it");
 }
 
 #[tokio::test]

@@ -1,9 +1,13 @@
 //! Triggers on real containers: the process that does it dies of it, the others live, and the status says what happened.
 
 use anyhow::{Context as _, Result};
+use k8s_openapi::api::core::v1::Event;
+use kube::api::ListParams;
 use serde_json::json;
 use squall_api::podchaos::{Action, ConnectTrigger, Mode, Phase, PodChaos, Target, TargetPhase, Trigger};
-use squall_tests::{ExperimentExt as _, Ns, OptIn, PodExt as _, container, experiment, pod_of, with_ns};
+use squall_tests::{
+    ExperimentExt as _, Ns, OptIn, PodExt as _, container, experiment, pod_of, until, with_ns,
+};
 
 /// A pod whose first process does `work` five times a second, each time in a process of its own.
 async fn working(ns: &Ns, work: &str) -> Result<()> {
@@ -23,6 +27,26 @@ async fn over(ns: &Ns) -> Result<(PodChaos, Target)> {
     let chaos = ns.chaos_until("when", "it is over", |chaos| chaos.told().completed_at.is_some()).await?;
     let target = chaos.told().targets.first().context("there is no target")?.clone();
     Ok((chaos, target))
+}
+
+/// The pod's owner is told, who may not see the experiment: an Event on the pod says what its status does.
+async fn the_pod_is_told(ns: &Ns, what: &str) -> Result<()> {
+    until("an Event tells it", async || {
+        let events = ns.api::<Event>().list(&ListParams::default()).await?;
+        let of_pod = events.items.into_iter().filter(|event| {
+            let about = &event.involved_object;
+            about.kind.as_deref() == Some("Pod") && about.name.as_deref() == Some("web")
+        });
+        let told: Vec<_> = of_pod.map(|event| (event.type_, event.reason, event.message)).collect();
+        let said = told.iter().any(|(kind, reason, message)| {
+            (kind.as_deref(), reason.as_deref()) == (Some("Warning"), Some("FaultFailed"))
+                && message
+                    .as_deref()
+                    .is_some_and(|text| text.contains(what) && text.contains("container app"))
+        });
+        Ok(if said { Ok(()) } else { Err(format!("{told:?}")) })
+    })
+    .await
 }
 
 /// One process was killed, and it was not the container's first.
@@ -86,7 +110,7 @@ fn a_trigger_is_armed_until_its_time_is_over_and_says_so() {
         assert_eq!((chaos.phase(), target.phase), (Phase::Failed, TargetPhase::Failed), "{}", chaos.shown());
         assert_eq!(target.reason.as_deref(), Some("NotTriggered"), "{}", chaos.shown());
         assert_eq!(ns.pod("web").await?.restarts("app"), 0);
-        Ok(())
+        the_pod_is_told(ns, "connects to port 5432").await
     });
 }
 
@@ -100,6 +124,6 @@ fn a_system_call_that_the_node_does_not_know_is_refused_by_name() {
         assert_eq!(target.reason.as_deref(), Some("Unsupported"), "{}", chaos.shown());
         let message = target.message.unwrap_or_default();
         assert!(message.contains("fsync_twice") && message.contains("fsync"), "{message}");
-        Ok(())
+        the_pod_is_told(ns, "fsync_twice").await
     });
 }

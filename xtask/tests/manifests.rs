@@ -236,6 +236,59 @@ fn the_components_for_runtimes_add_one_socket_each_and_nothing_else() {
     }
 }
 
+/// Each with what fails without it. Who adds one here says so, too.
+const DAEMONS_MOUNTS: [(&str, &str, bool, &str); 6] = [
+    (
+        "containerd",
+        "/run/containerd",
+        true,
+        "which process a container's first is, where the runtime is containerd",
+    ),
+    ("crio", "/run/crio", true, "the same, where it is CRI-O"),
+    (
+        "cgroup",
+        "/sys/fs/cgroup",
+        false,
+        "processes of a container, ids for the programs; freezing, limits, stressors",
+    ),
+    ("tracing", "/sys/kernel/tracing", true, "the numbers of tracepoints: triggers on system calls"),
+    ("state", "/run/squall", false, "the journal: nothing is done twice, and a new daemon puts back"),
+    ("enrolment", "/var/run/squall-enrolment", true, "token and CA bundle: no certificate without them"),
+];
+
+#[test]
+fn the_daemon_mounts_what_it_needs_and_nothing_else() {
+    let pod = find(&rendered(), "DaemonSet", names::DAEMON)["spec"]["template"]["spec"].clone();
+    let mounts: Vec<_> = list(&pod["containers"][0]["volumeMounts"])
+        .iter()
+        .map(|mount| {
+            let text = |key: &str| mount[key].as_str().unwrap_or_default();
+            assert!(mount.get("mountPropagation").is_none() && mount.get("subPath").is_none(), "{mount}");
+            (text("name"), text("mountPath"), mount["readOnly"] == true)
+        })
+        .collect();
+    let needed: Vec<_> =
+        DAEMONS_MOUNTS.iter().map(|(name, path, read_only, _)| (*name, *path, *read_only)).collect();
+    for mount in &mounts {
+        assert!(needed.contains(mount), "{mount:?}: nobody has said why the daemon needs it like this");
+    }
+    for (name, path, read_only, why) in DAEMONS_MOUNTS {
+        assert!(mounts.contains(&(name, path, read_only)), "{name} at {path} is missing: {why}");
+        let volume = by_name(&pod["volumes"], name);
+        // Of the node nothing but what is seen at the same place.
+        let shown = volume.get("hostPath").map_or(path, |host| host["path"].as_str().unwrap_or_default());
+        assert_eq!(shown, path, "{name}");
+    }
+    assert_eq!(mounts.len(), DAEMONS_MOUNTS.len(), "one of them is there twice");
+    assert_eq!(list(&pod["volumes"]).len(), DAEMONS_MOUNTS.len(), "a volume that nobody mounts");
+    assert!(list(&pod["initContainers"]).iter().all(|pull| pull.get("volumeMounts").is_none()));
+    // Where the binary looks by itself.
+    let main = fs::read_to_string(root().join("daemon/src/main.rs")).unwrap();
+    for path in ["/sys/fs/cgroup", "/run/squall/journal", "/var/run/squall-enrolment"] {
+        assert!(main.contains(&format!("default_value = \"{path}\"")), "{path}");
+    }
+}
+
 #[test]
 fn the_daemon_has_no_token_but_the_one_for_enrolment() {
     let all = rendered();

@@ -144,6 +144,7 @@ impl Task {
             self.shared.add_report(self.term, &self.node, report);
         }
         let readiness = readiness.unwrap_or_default();
+        tell_lacks(&self.node, &readiness);
         self.presence(Some(Presence::Ready { readiness, since: Timestamp::now(), refusal: None }));
         self.converse(client, reports, wake).await
     }
@@ -281,6 +282,24 @@ impl Task {
     }
 }
 
+/// What this node can't do stands in the log, before somebody wonders why a fault says so.
+fn tell_lacks(node: &str, readiness: &grpc::Readiness) {
+    let grpc::Readiness { runtimes, ebpf_error, cgroups } = readiness;
+    debug!(node, cgroups, ?runtimes, "what the daemon has found");
+    if !ebpf_error.is_empty() {
+        warn!(
+            node,
+            error = ebpf_error,
+            "the node has no eBPF: no triggers, and kills go through pidfds alone"
+        );
+    }
+    for grpc::RuntimeReadiness { scheme, socket, error } in runtimes {
+        if !error.is_empty() {
+            warn!(node, runtime = scheme, socket, error, "the daemon can't ask a runtime of its node");
+        }
+    }
+}
+
 /// Why an order was not taken.
 enum Refused {
     /// The daemon has a newer one.
@@ -338,7 +357,7 @@ fn judge(status: &Status) -> Refused {
         | Code::Unimplemented
         | Code::Internal
         | Code::DataLoss
-        | Code::Unauthenticated => Refused::Senseless(text),
+        | Code::Unauthenticated => Refused::Senseless(status.message().to_owned()),
         Code::Ok | Code::Cancelled | Code::Unknown | Code::DeadlineExceeded | Code::Unavailable => {
             Refused::Broken(text)
         }

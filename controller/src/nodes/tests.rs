@@ -31,6 +31,7 @@ struct Journal {
     watches: AtomicU64,
     slow: Mutex<Duration>,
     refuse: Mutex<Option<Status>>,
+    ebpf_error: Mutex<String>,
 }
 
 #[derive(Clone)]
@@ -67,7 +68,11 @@ impl Daemon for TestDaemon {
             node: "node-a".into(),
             version: "test".into(),
             generation: Some(Generation { term, counter }),
-            readiness: Some(Readiness { cgroups: "v2".into(), ..Readiness::default() }),
+            readiness: Some(Readiness {
+                cgroups: "v2".into(),
+                ebpf_error: self.0.ebpf_error.lock().unwrap().clone(),
+                ..Readiness::default()
+            }),
             faults: self.0.known.lock().unwrap().clone(),
         };
         let first = tokio_stream::once(Ok(NodeReport { report: Some(Report::Snapshot(snapshot)) }));
@@ -110,6 +115,7 @@ impl House {
             watches: AtomicU64::new(0),
             slow: Mutex::default(),
             refuse: Mutex::default(),
+            ebpf_error: Mutex::default(),
         };
         let (leadership, leadership_seen) = watch::channel(Leadership::Leader { term: 5 });
         let (identity, identity_seen) = watch::channel(Some(identity_of(&ca)));
@@ -393,7 +399,7 @@ async fn who_no_longer_leads_forgets_and_sends_nothing() {
     house.leadership.send_replace(Leadership::Follower);
     house.nodes.set("node-a", fault("b"), None);
     house.silence().await;
-    assert_eq!(house.nodes.counts(), (0, 0));
+    assert_eq!(house.nodes.counts(), Counts::default());
     house.leadership.send_replace(Leadership::Leader { term: 9 });
     house.nodes.set("node-a", fault("c"), None);
     house.nodes.complete();
@@ -409,11 +415,21 @@ async fn a_state_that_is_refused_is_told_and_the_next_one_tried() {
     house.nodes.set("node-a", fault("a"), None);
     let refused = |presence: &Presence| matches!(presence, Presence::Ready { refusal: Some(_), .. });
     let Presence::Ready { refusal, .. } = house.presence(refused).await else { unreachable!() };
-    assert!(refusal.unwrap().contains("faults[0].id is empty"));
+    assert_eq!(refusal.as_deref(), Some("faults[0].id is empty"));
+    assert_eq!(house.nodes.counts(), Counts { ready: 1, refusing: 1, ..Counts::default() });
     *house.journal.refuse.lock().unwrap() = None;
     house.nodes.remove("node-a", "a");
     assert!(ids(&house.next().await).is_empty());
     house.presence(|presence| matches!(presence, Presence::Ready { refusal: None, .. })).await;
+}
+
+#[tokio::test]
+async fn a_node_without_ebpf_is_counted() {
+    let mut house = House::new().await;
+    *house.journal.ebpf_error.lock().unwrap() = "the kernel has no BTF".into();
+    house.serve(&house.ca.clone(), Profile::Daemon("node-a".into())).await;
+    house.presence(|presence| matches!(presence, Presence::Ready { .. })).await;
+    assert_eq!(house.nodes.counts(), Counts { ready: 1, without_ebpf: 1, ..Counts::default() });
 }
 
 #[tokio::test]

@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::name;
+
 /// A container's cgroup below the kubelet's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodsContainer {
@@ -33,9 +35,6 @@ impl PodsContainer {
 /// Looks under one mount of a cgroup file system for the container `id`: in the kubelet's root, at most three levels
 /// down (`--cgroup-root`), which has pods, or classes of them with pods, each with its containers.
 pub fn find(mount: &Path, id: &str) -> Option<PodsContainer> {
-    if id.is_empty() {
-        return None;
-    }
     let mut roots = Vec::new();
     kubelet_roots(mount, 0, &mut roots);
     roots.iter().find_map(|root| {
@@ -59,9 +58,7 @@ fn kubelet_roots(dir: &Path, depth: u32, found: &mut Vec<PathBuf>) {
 }
 
 fn in_pod(pod: &Path, pod_uid: String, id: &str) -> Option<PodsContainer> {
-    // CRI-O's monitor of a container has a cgroup beside the container's.
-    let ours = |name: &str| name.contains(id) && !name.contains("conmon");
-    let (_, dir) = subdirectories(pod).into_iter().find(|(name, _)| ours(name))?;
+    let (_, dir) = subdirectories(pod).into_iter().find(|(name, _)| name::is_of(name, id))?;
     Some(PodsContainer { pod_uid, dir })
 }
 
@@ -88,7 +85,7 @@ fn subdirectories(dir: &Path) -> Vec<(String, PathBuf)> {
 mod tests {
     use super::*;
 
-    const ID: &str = "0123456789abcdef";
+    const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
     const UID: &str = "11111111-2222-3333-4444-555555555555";
 
     fn tree(paths: &[&str]) -> tempfile::TempDir {
@@ -118,7 +115,9 @@ mod tests {
             let dir = tree(&["system.slice/other.service", &path]);
             let found = find(dir.path(), ID).unwrap_or_else(|| panic!("{path} was not found"));
             assert_eq!((found.pod_uid.as_str(), found.dir), (UID, dir.path().join(&path)));
-            assert_eq!(find(dir.path(), "another"), None);
+            for other in ["another", "", "b", &ID[..8], &ID[8..], &format!("{ID}0")] {
+                assert_eq!(find(dir.path(), other), None, "{other}");
+            }
         }
     }
 

@@ -81,3 +81,16 @@ fn a_process_that_is_not_the_containers_has_no_target() {
         assert!(!target.holds(&parse("8:pids:/elsewhere\n0::/system.slice/containerd.service\n")));
     }
 }
+
+#[test]
+fn a_part_of_its_id_names_no_cgroup_at_all() {
+    let (_dir, root) = machine("8:pids:/kube/pod1/abc\n0::/kube/pod1/abc/init.scope\n");
+    // Of the pod, of every pod, of the container.
+    for id in ["pod", "1", "k", "kub", "ab", "bc"] {
+        let target = root.container(7, id).unwrap();
+        assert!(
+            target.memberships.0.is_empty() && target.processes().is_empty() && target.v2.is_none(),
+            "{id}"
+        );
+    }
+}

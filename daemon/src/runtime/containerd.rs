@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use containerd_client::{
     Client,
     services::v1::{GetContainerRequest, GetRequest, WaitRequest},
-    tonic::{Code, Request, Status, metadata::MetadataValue},
+    tonic::{Code, Request, metadata::MetadataValue},
 };
 use tokio::{sync::Mutex, time::timeout};
 
@@ -45,11 +45,7 @@ impl Containerd {
         }
         let socket = self.socket.find()?;
         let connected = within("connect", DEADLINE, Client::from_path(socket)).await?;
-        let connected = connected.map_err(|error| RuntimeError::Connect {
-            runtime: NAME,
-            socket: socket.to_owned(),
-            source: error.into(),
-        })?;
+        let connected = connected.map_err(|error| self.socket.lost(error.into()))?;
         let channel = connected.channel();
         *client = Some(connected);
         Ok(Client::from(channel))
@@ -69,7 +65,7 @@ impl Runtime for Containerd {
     async fn check(&self) -> Result<(), RuntimeError> {
         let client = self.client().await?;
         let answer = within("version", DEADLINE, async { client.version().version(()).await }).await?;
-        answer.map(drop).map_err(|status| refused("version", &status))
+        answer.map(drop).map_err(|status| self.socket.refused("version", &status))
     }
 
     async fn container(&self, id: &str) -> Result<ContainerInfo, RuntimeError> {
@@ -81,13 +77,18 @@ impl Runtime for Containerd {
         let both = async { futures::join!(about, task) };
         let (about, task) = within("get", DEADLINE, both).await?;
         let mut labels = about
-            .map_err(|status| gone_or("get", id, &status))?
+            .map_err(|status| self.socket.refused_of("get", id, &status))?
             .into_inner()
             .container
             .map(|container| container.labels)
             .unwrap_or_default();
-        let process =
-            task.map_err(|status| gone_or("get", id, &status))?.into_inner().process.unwrap_or_default();
+        let process = match task {
+            Ok(task) => task.into_inner().process.unwrap_or_default(),
+            Err(status) if status.code() == Code::NotFound => {
+                return Err(RuntimeError::Gone { id: id.to_owned(), why: "it has no task".into() });
+            }
+            Err(status) => return Err(self.socket.refused("get", &status)),
+        };
         let running = containerd_client::types::v1::Status::Running;
         let init_pid = i32::try_from(process.pid).unwrap_or(0);
         if process.status() != running || init_pid < 2 {
@@ -107,7 +108,11 @@ impl Runtime for Containerd {
     async fn exit_code(&self, id: &str) -> Result<i32, RuntimeError> {
         let client = self.client().await?;
         let request = in_namespace(WaitRequest { container_id: id.to_owned(), exec_id: String::new() });
-        let answer = client.tasks().wait(request).await.map_err(|status| gone_or("wait", id, &status))?;
+        let answer = client
+            .tasks()
+            .wait(request)
+            .await
+            .map_err(|status| self.socket.refused_of("wait", id, &status))?;
         Ok(i32::try_from(answer.into_inner().exit_status).unwrap_or(i32::MAX))
     }
 }
@@ -124,15 +129,4 @@ async fn within<T>(
     future: impl Future<Output = T>,
 ) -> Result<T, RuntimeError> {
     timeout(limit, future).await.map_err(|_| RuntimeError::Timeout { runtime: NAME, call })
-}
-
-fn refused(call: &'static str, status: &Status) -> RuntimeError {
-    RuntimeError::Refused { runtime: NAME, call, message: status.message().to_owned() }
-}
-
-fn gone_or(call: &'static str, id: &str, status: &Status) -> RuntimeError {
-    match status.code() {
-        Code::NotFound => RuntimeError::Gone { id: id.to_owned(), why: "there is no such container".into() },
-        _ => refused(call, status),
-    }
 }

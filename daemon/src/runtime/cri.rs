@@ -12,7 +12,7 @@ use k8s_cri::v1::{
 };
 use serde::Deserialize;
 use tokio::{sync::Mutex, time::timeout};
-use tonic::{Code, Status, transport::Channel};
+use tonic::transport::Channel;
 
 use super::{ContainerInfo, DEADLINE, LABEL_CONTAINER, LABEL_NAMESPACE, LABEL_POD, LABEL_POD_UID};
 use super::{Runtime, RuntimeError, socket::Socket};
@@ -56,11 +56,7 @@ impl Cri {
         }
         let path = self.socket.find()?;
         let connected = self.within("connect", containerd_client::connect(path)).await?;
-        let connected = connected.map_err(|error| RuntimeError::Connect {
-            runtime: self.scheme,
-            socket: path.to_owned(),
-            source: error.into(),
-        })?;
+        let connected = connected.map_err(|error| self.socket.lost(error.into()))?;
         *channel = Some(connected.clone());
         Ok(RuntimeServiceClient::new(connected))
     }
@@ -69,7 +65,8 @@ impl Cri {
         let mut client = self.client().await?;
         let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: true };
         let answer = self.within("ContainerStatus", client.container_status(request)).await?;
-        let answer = answer.map_err(|status| self.gone_or("ContainerStatus", id, &status))?.into_inner();
+        let answer =
+            answer.map_err(|status| self.socket.refused_of("ContainerStatus", id, &status))?.into_inner();
         let gone = || RuntimeError::Gone { id: id.to_owned(), why: "it has no status".into() };
         Ok((answer.status.ok_or_else(gone)?, answer.info.get("info").and_then(|info| pid(info))))
     }
@@ -80,19 +77,6 @@ impl Cri {
         future: impl Future<Output = T>,
     ) -> Result<T, RuntimeError> {
         timeout(DEADLINE, future).await.map_err(|_| RuntimeError::Timeout { runtime: self.scheme, call })
-    }
-
-    fn refused(&self, call: &'static str, message: &str) -> RuntimeError {
-        RuntimeError::Refused { runtime: self.scheme, call, message: message.to_owned() }
-    }
-
-    fn gone_or(&self, call: &'static str, id: &str, status: &Status) -> RuntimeError {
-        match status.code() {
-            Code::NotFound => {
-                RuntimeError::Gone { id: id.to_owned(), why: "there is no such container".into() }
-            }
-            _ => self.refused(call, status.message()),
-        }
     }
 }
 
@@ -110,7 +94,7 @@ impl Runtime for Cri {
         let mut client = self.client().await?;
         let request = VersionRequest { version: "v1".to_owned() };
         let answer = self.within("Version", client.version(request)).await?;
-        answer.map(drop).map_err(|status| self.refused("Version", status.message()))
+        answer.map(drop).map_err(|status| self.socket.refused("Version", &status))
     }
 
     async fn container(&self, id: &str) -> Result<ContainerInfo, RuntimeError> {
@@ -119,7 +103,11 @@ impl Runtime for Cri {
             let why = format!("its state is {}", status.state().as_str_name());
             return Err(RuntimeError::Gone { id: id.to_owned(), why });
         }
-        let nothing = || self.refused("ContainerStatus", "its verbose answer names no PID");
+        let nothing = || RuntimeError::Refused {
+            runtime: self.scheme,
+            call: "ContainerStatus",
+            message: "its verbose answer names no PID".into(),
+        };
         let init_pid = pid.filter(|pid| *pid > 1).ok_or_else(nothing)?;
         let mut labels = status.labels;
         Ok(ContainerInfo {

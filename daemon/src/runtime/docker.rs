@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use async_trait::async_trait;
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
 use hyper::{Method, Request, StatusCode, body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
@@ -68,30 +68,29 @@ impl Docker {
         method: Method,
         path: &str,
     ) -> Result<(StatusCode, Bytes), RuntimeError> {
-        let socket = self.socket.find()?.to_owned();
-        let broken = |source: Box<dyn std::error::Error + Send + Sync>| RuntimeError::Connect {
-            runtime: NAME,
-            socket: socket.clone(),
-            source,
-        };
-        let stream = within("connect", UnixStream::connect(&socket)).await?;
-        let stream = stream.map_err(|error| broken(error.into()))?;
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(error.into()))?;
+        let lost = |error: hyper::Error| self.socket.lost(error.into());
+        let refused = |message| RuntimeError::Refused { runtime: NAME, call, message };
+        let stream = within("connect", UnixStream::connect(self.socket.find()?)).await?;
+        let stream = stream.map_err(|error| self.socket.lost(error.into()))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header("Host", NAME)
             .body(Empty::<Bytes>::new())
-            .map_err(|error| broken(error.into()))?;
+            .map_err(|error| refused(error.to_string()))?;
         // Dropped with this call, and the connection with it.
         let mut driver = JoinSet::new();
         driver.spawn(connection);
-        let refused = |message| RuntimeError::Refused { runtime: NAME, call, message };
-        let answer = sender.send_request(request).await.map_err(|error| refused(error.to_string()))?;
+        // A dockerd that goes now is one that comes back.
+        let answer = sender.send_request(request).await.map_err(lost)?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), LARGEST).collect().await;
-        Ok((status, body.map_err(|error| refused(error.to_string()))?.to_bytes()))
+        let body = body.map_err(|error| match error.downcast::<LengthLimitError>() {
+            Ok(error) => refused(error.to_string()),
+            Err(error) => self.socket.lost(error),
+        })?;
+        Ok((status, body.to_bytes()))
     }
 
     async fn of<T: for<'a> Deserialize<'a>>(
@@ -105,9 +104,7 @@ impl Docker {
         let refused = |message| RuntimeError::Refused { runtime: NAME, call, message };
         match status {
             StatusCode::OK => serde_json::from_slice(&body).map_err(|error| refused(error.to_string())),
-            StatusCode::NOT_FOUND => {
-                Err(RuntimeError::Gone { id: id.to_owned(), why: "there is no such container".into() })
-            }
+            StatusCode::NOT_FOUND => Err(RuntimeError::NotFound { id: id.to_owned() }),
             other => {
                 let complaint = serde_json::from_slice::<Complaint>(&body).map(|complaint| complaint.message);
                 Err(refused(complaint.unwrap_or_else(|_| other.to_string())))

@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use squall_api::grpc;
 use squall_daemon::{
+    EBPF_LOG_TARGET,
+    ebpf::Engine,
     journal::{Journal, Progress},
     kill::Tools,
     node::{ApplyError, Node},
@@ -20,9 +23,12 @@ use tempfile::TempDir;
 use tokio::sync::broadcast::Receiver;
 
 use super::{
-    sandbox::{Sandbox, Target, crowd, slack, tools, until},
+    sandbox::{Sandbox, Target, crowd, rounds, slack, struck, tools, until},
     work::Place,
 };
+
+#[path = "../server/hostile.rs"]
+mod hostile;
 
 crate::cases![
     an_armed_kill_is_fired_when_ordered_and_only_once,
@@ -42,6 +48,8 @@ crate::cases![
     a_daemon_that_died_while_it_signalled_sends_no_second_sigterm,
     a_daemon_that_died_while_the_target_died_reports_it_done,
     an_order_for_another_pod_is_refused,
+    hostile_orders_for_a_container_that_is_there_kill_no_task,
+    the_programs_log_what_they_do_when_they_are_told_to,
 ];
 
 /// Knows the sandboxes as a runtime knows its containers.
@@ -79,7 +87,22 @@ impl Runtime for Sandboxes {
     }
 }
 
+impl Sandboxes {
+    fn add(&self, order: ContainerRef, init_pid: i32) {
+        let info = ContainerInfo {
+            init_pid,
+            namespace: Some(order.namespace),
+            pod: Some(order.pod),
+            pod_uid: Some(order.pod_uid),
+            name: Some(order.name),
+            by_cgroup: false,
+        };
+        self.known.lock().expect("the sandboxes").insert(order.id, info);
+    }
+}
+
 pub struct Rig {
+    sandboxes: Arc<Sandboxes>,
     pub dir: TempDir,
     pub tools: Tools,
     pub node: Arc<Node>,
@@ -100,22 +123,15 @@ impl Rig {
     }
 
     fn with(targets: &[(ContainerRef, i32)], takes: BTreeMap<String, Duration>) -> Self {
-        let sandboxes = Sandboxes { takes, ..Sandboxes::default() };
+        let sandboxes = Arc::new(Sandboxes { takes, ..Sandboxes::default() });
         for (order, init_pid) in targets.iter().cloned() {
-            let info = ContainerInfo {
-                init_pid,
-                namespace: Some(order.namespace),
-                pod: Some(order.pod),
-                pod_uid: Some(order.pod_uid),
-                name: Some(order.name),
-                by_cgroup: false,
-            };
-            sandboxes.known.lock().expect("the sandboxes").insert(order.id, info);
+            sandboxes.add(order, init_pid);
         }
-        let tools = Tools { runtimes: Runtimes::new(vec![Arc::new(sandboxes)]), ..tools() };
+        let runtime: Arc<dyn Runtime> = Arc::clone(&sandboxes) as _;
+        let tools = Tools { runtimes: Runtimes::new(vec![runtime]), ..tools() };
         let dir = tempfile::tempdir().expect("a directory");
         let (node, reports) = start(&tools, dir.path());
-        Self { dir, tools, node, reports, counter: 0 }
+        Self { sandboxes, dir, tools, node, reports, counter: 0 }
     }
 
     /// A new daemon with the memory of this one.
@@ -482,4 +498,95 @@ async fn a_trigger_that_may_have_fired_is_not_armed_again() {
     assert_eq!(outcome.state, State::Failed(Reason::Internal), "{outcome:?}");
     assert!(outcome.message.contains("whether it has fired is not known"), "{outcome:?}");
     assert!(target.runs());
+}
+
+/// Whatever of it can be carried out is: on a container of its own each time, so that nothing is left of the last.
+async fn hostile_orders_for_a_container_that_is_there_kill_no_task() {
+    let before = hostile::panics();
+    let dir = tempfile::tempdir_in(".").expect("a directory on a disk");
+    let path = dir.path().canonicalize().expect("its path").display().to_string();
+    let mut rig = Rig::of(&[]);
+    let (mut refused, mut told) = (0, BTreeMap::new());
+    // The same samples, whatever the ID is; it differs from one to the next.
+    let mark = "f".repeat(64);
+    let ContainerRef { namespace, pod, pod_uid, name, scheme, id: _ } = super::sandbox::order_of(&mark);
+    let container = grpc::Container { namespace, pod, pod_uid, name, id: format!("{scheme}://{mark}") };
+    let usual = hostile::Usual { node: "n".into(), container, path };
+    for mut state in hostile::samples(hostile::state(&usual), rounds(150) as usize) {
+        let mut sandbox = Sandbox::new();
+        let target = sandbox.start("sleep");
+        rig.sandboxes.add(sandbox.order(), target.pid());
+        for container in state.faults.iter_mut().filter_map(|fault| fault.container.as_mut()) {
+            container.id = container.id.replace(&mark, &sandbox.id);
+        }
+        rig.counter += 1;
+        if let Some(generation) = &mut state.generation {
+            *generation = grpc::Generation { term: 1, counter: rig.counter };
+        }
+        match Desired::try_from(state) {
+            Ok(desired) => {
+                let faults = desired.faults.len();
+                let taken = rig.node.apply(desired).is_ok() && faults > 0;
+                // As far as it comes: what is armed waits, and what stands stays.
+                let silence = slack(Duration::from_millis(if taken { 150 } else { 0 }));
+                while let Ok(Ok(report)) = tokio::time::timeout(silence, rig.reports.recv()).await {
+                    *told.entry(format!("{:?}", report.state)).or_insert(0) += 1;
+                }
+            }
+            Err(_) => refused += 1,
+        }
+        rig.order(vec![]);
+        let idle = || {
+            let text = rig.node.metrics().expect("metrics");
+            let mut active = text.lines().filter(|line| line.starts_with("squall_daemon_active_faults{"));
+            active.all(|line| line.ends_with(" 0"))
+        };
+        until(Duration::from_secs(10), "all is put back", idle).await;
+    }
+    println!("  {refused} refused, {told:?}");
+    for state in ["Armed", "Injected", "Done"] {
+        assert!(told.contains_key(state), "{state}: {told:?}");
+    }
+    assert_eq!(hostile::panics(), before, "a task has died of it");
+    until(Duration::from_secs(2), "the programs are gone", || !rig.tools.engine.is_loaded()).await;
+}
+
+/// Keeps what is logged.
+struct Lines(Mutex<Vec<String>>);
+
+static LINES: Lines = Lines(Mutex::new(Vec::new()));
+
+impl log::Log for Lines {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.target() == EBPF_LOG_TARGET
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            self.known.lock().expect("the lines").push(format!("{} {}", record.level(), record.args()));
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+async fn the_programs_log_what_they_do_when_they_are_told_to() {
+    log::set_logger(&LINES).expect("no other logger");
+    log::set_max_level(log::LevelFilter::Debug);
+    for told in [false, true] {
+        let tools = Tools { engine: Arc::new(Engine::new(told)), ..tools() };
+        let mut sandbox = Sandbox::new();
+        let target = sandbox.start("sleep");
+        let mut prepared = sandbox.prepare(&tools, target.pid(), libc::SIGKILL, Scope::Init);
+        prepared.armed().await.expect("arming");
+        struck(prepared).await.collect(std::future::ready(None)).await;
+        target.wait().await;
+        let delivered =
+            || LINES.0.lock().expect("the lines").iter().any(|line| line.starts_with("DEBUG slot "));
+        if told {
+            until(Duration::from_secs(2), "the programs' lines are logged", delivered).await;
+        } else {
+            assert!(!delivered(), "nobody has asked for them");
+        }
+    }
 }

@@ -4,6 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -47,11 +48,14 @@ fn labels() -> [(&'static str, &'static str); 4] {
 
 /// As with `--cgroup-root`, so that several tests, and a kubelet, don't meet.
 fn kubelet_root(of: &str) -> String {
-    format!("/squall-test-{of}-{}", std::process::id())
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("/squall-test-{of}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Ours to end.
 struct Server {
+    command: Command,
+    socket: PathBuf,
     child: Child,
     cgroup: String,
     /// Mounts below it are undone before it goes.
@@ -62,15 +66,33 @@ impl Server {
     fn start(mut command: Command, socket: &Path, dir: TempDir, cgroup: String) -> Self {
         let log = fs::File::create(dir.path().join("log")).expect("a log");
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
-        let child = command.spawn().unwrap_or_else(|error| panic!("starting {command:?}: {error}"));
-        let mut server = Self { child, cgroup, dir };
+        let child = spawn(&mut command);
+        let mut server = Self { command, socket: socket.to_owned(), child, cgroup, dir };
+        server.listens();
+        server
+    }
+
+    fn listens(&mut self) {
         let began = Instant::now();
-        while std::os::unix::net::UnixStream::connect(socket).is_err() {
-            let ended = server.child.try_wait().expect("looking at a child");
-            assert!(ended.is_none() && began.elapsed() < Duration::from_secs(60), "{}", server.log());
+        while std::os::unix::net::UnixStream::connect(&self.socket).is_err() {
+            let ended = self.child.try_wait().expect("looking at a child");
+            assert!(ended.is_none() && began.elapsed() < Duration::from_secs(60), "{}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
-        server
+    }
+
+    /// As an upgrade ends it. Unless it is gone already.
+    fn stop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            // SAFETY: no pointer; the child has not been waited for, so its PID is its own.
+            unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
+            let _ = self.child.wait();
+        }
+    }
+
+    fn start_again(&mut self) {
+        self.child = spawn(&mut self.command);
+        self.listens();
     }
 
     fn log(&self) -> String {
@@ -83,9 +105,7 @@ impl Drop for Server {
         if std::thread::panicking() {
             eprintln!("{}", self.log());
         }
-        // SAFETY: no pointer; the child has not been waited for, so its PID is its own.
-        unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
-        let _ = self.child.wait();
+        self.stop();
         end_what_is_in(&self.cgroup);
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let below = |line: &str| {
@@ -95,6 +115,10 @@ impl Drop for Server {
             let _ = Command::new("umount").arg("-l").arg(mount).status();
         }
     }
+}
+
+fn spawn(command: &mut Command) -> Child {
+    command.spawn().unwrap_or_else(|error| panic!("starting {command:?}: {error}"))
 }
 
 /// Ends every process below a cgroup of the test's own, and removes it in every hierarchy.
@@ -225,6 +249,14 @@ impl Containerd {
         let status = ContainerStatusRequest { container_id: id.clone(), verbose: false };
         client.container_status(status).await.expect("its status");
         Container { id, pid }
+    }
+
+    /// What `ask` comes to while it is away. Its containers run on.
+    pub async fn away<T>(&mut self, ask: impl Future<Output = T>) -> T {
+        self.server.stop();
+        let answer = ask.await;
+        self.server.start_again();
+        answer
     }
 
     /// The CRI plugin hears of an imported image a moment after it is there; until then it would pull it.
