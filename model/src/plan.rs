@@ -437,5 +437,18 @@ fn seconds(seconds: i64) -> SignedDuration {
 }
 
 fn later(from: Timestamp, by: std::time::Duration) -> Timestamp {
+/// The namespace of `target`. One that isn't known is not opted in.
+fn namespace<'a>(world: &'a dyn World, target: &Target) -> &'a NamespaceView {
+    static UNKNOWN: NamespaceView = NamespaceView {
+        name: String::new(),
+        opted_in: false,
+        protect: false,
+        terminating: false,
+        labels: BTreeMap::new(),
+        halt: None,
+    };
+    world.namespace(&target.namespace).unwrap_or(&UNKNOWN)
+}
+
     SignedDuration::try_from(by).ok().and_then(|by| from.checked_add(by).ok()).unwrap_or(Timestamp::MAX)
 }

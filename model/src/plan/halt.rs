@@ -61,14 +61,20 @@ impl Step<'_> {
                 }),
             };
         }
-        let status = &mut self.plan.status;
-        // What happens once can't be stopped any more when all of it is under way.
-        let unstoppable = !spec.lasting()
-            && status.selected_at.is_some()
-            && !status
+        // What happens once can't be stopped any more when all of it has happened, or is under way.
+        let begun = |target: &Target| {
+            if spec.action.on_containers() { self.is_signalled(target) } else { target.ordered_at.is_some() }
+        };
+        let unstoppable = found.is_some()
+            && !spec.lasting()
+            && self.plan.status.selected_at.is_some()
+            && !self
+                .plan
+                .status
                 .targets
                 .iter()
-                .any(|target| target.phase == TargetPhase::Selected && target.ordered_at.is_none());
+                .any(|target| target.phase == TargetPhase::Selected && !begun(target));
+        let status = &mut self.plan.status;
         match (&status.halted, found) {
             (None, Some(found)) if !unstoppable => status.halted = Some(found),
             (Some(_), None) if spec.on_halt == OnHalt::Resume => status.halted = None,

@@ -25,6 +25,9 @@ pub enum Move {
     KillDaemon,
     Halt(bool),
     Policy(Option<(i32, i32)>),
+    Excess(Option<usize>),
+    Trip,
+    Exit,
 }
 
 pub fn moves() -> impl Strategy<Value = Vec<Move>> {
@@ -45,6 +48,9 @@ pub fn moves() -> impl Strategy<Value = Vec<Move>> {
         1 => Just(Move::KillDaemon),
         1 => any::<bool>().prop_map(Move::Halt),
         1 => proptest::option::of((0_i32..5, 0_i32..101)).prop_map(Move::Policy),
+        1 => proptest::option::of(0_usize..30).prop_map(Move::Excess),
+        1 => Just(Move::Trip),
+        1 => Just(Move::Exit),
     ];
     proptest::collection::vec(one, 0..60)
 }
@@ -102,6 +108,15 @@ pub fn play(sim: &mut Sim, moves: Vec<Move>) {
                 sim.node.away = true;
                 sim.node.killed = true;
             }
+            Move::Excess(None) => sim.excess.clear(),
+            Move::Excess(Some(index)) => {
+                if let Some(pod) = sim.pods.values().nth(index % sim.pods.len().max(1)) {
+                    let uid = pod.metadata.uid.clone().unwrap_or_default();
+                    sim.exceed(&uid);
+                }
+            }
+            Move::Trip => sim.node.trip(),
+            Move::Exit => sim.exits(),
             Move::Halt(on) => sim.namespace.halt = on.then(|| "incident".to_owned()),
             Move::Policy(limit) => sim.policy(limit.map(|(targets, percent)| ChaosPolicySpec {
                 limits: Some(Limits {

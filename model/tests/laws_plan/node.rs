@@ -97,6 +97,7 @@ proptest! {
             matches!(target.phase, TargetPhase::Failed | TargetPhase::Released | TargetPhase::Skipped)
         });
         sim.node.back();
+        sim.excess.clear();
         sim.namespace.opted_in = true;
         sim.namespace.halt = None;
         sim.policy(None);

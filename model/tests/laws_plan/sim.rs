@@ -13,7 +13,7 @@ use squall_api::podchaos::{Action, ExperimentStatus, Mode, Phase, PodChaos, PodC
 use squall_model::plan::{Daemon, Order, Outcomes, Report, World};
 use squall_model::pod::{NamespaceView, PodView};
 use squall_model::policy::ledger::Ledger;
-use squall_model::policy::{Policies, Policy};
+use squall_model::policy::{Policies, Policy, Refusal, Rule};
 use squall_model::probe::Steady;
 use squall_model::select::Nodes;
 use squall_model::substitute::FaultImages;
@@ -44,12 +44,18 @@ pub struct Sim {
     pub without_daemons: bool,
     pub reports: BTreeMap<String, Report>,
     pub killed: Vec<String>,
+    /// Its leader has had a turn: before, no daemon is sent anything.
+    pub led: bool,
     /// What the controller would have the node have.
     pub desired: BTreeMap<String, Order>,
     pub node: Node,
     pub policies: Policies,
     pub ledger: Ledger,
     pub steady: Steady,
+    /// Kills are the node's; otherwise the test says what it tells.
+    pub kills: bool,
+    /// What is more than a policy allows.
+    pub excess: BTreeMap<String, Refusal>,
 }
 
 impl Nodes for Sim {
@@ -89,6 +95,10 @@ impl World for Sim {
 
     fn steady(&self, _: &str) -> Steady {
         self.steady.clone()
+    }
+
+    fn excess(&self, uid: &str) -> Option<&Refusal> {
+        self.excess.get(uid)
     }
 
     fn ledger(&self) -> &Ledger {
@@ -137,11 +147,14 @@ impl Sim {
             without_daemons: false,
             reports: BTreeMap::new(),
             killed: Vec::new(),
+            led: false,
             desired: BTreeMap::new(),
             node: Node::default(),
             policies: Policies::NONE,
             ledger: Ledger::EMPTY,
             steady: Steady::default(),
+            kills: false,
+            excess: BTreeMap::new(),
         };
         for _ in 0..pods {
             sim.birth();
@@ -249,6 +262,24 @@ impl Sim {
         }
         let containers = self.containers();
         self.node.look(&containers, self.now);
+    }
+
+    /// What was signalled ends, and is started again.
+    pub fn exits(&mut self) {
+        for name in self.pods.keys().cloned().collect::<Vec<_>>() {
+            let statuses =
+                self.pods[&name].status.as_ref().and_then(|status| status.container_statuses.as_ref());
+            let id = statuses.and_then(|statuses| statuses[0].container_id.as_ref());
+            if id.is_some_and(|id| self.node.signalled.contains(id)) {
+                self.restart(&name);
+            }
+        }
+    }
+
+    /// A pod is more than a policy allows.
+    pub fn exceed(&mut self, uid: &str) {
+        let (policy, found, allowed) = ("p".to_owned(), "2".to_owned(), "1".to_owned());
+        self.excess.insert(uid.to_owned(), Refusal { policy, rule: Rule::Targets, found, allowed });
     }
 
     /// The container of a pod has ended, and is not started again.

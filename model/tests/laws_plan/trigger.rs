@@ -1,13 +1,17 @@
 //! Triggers: the status says what the daemon said, and nobody waits for ever.
 
+use jiff::SignedDuration;
 use proptest::prelude::*;
+use squall_api::chaospolicy::{ChaosPolicySpec, Limits};
+use squall_api::names;
 use squall_api::podchaos::{
     Action, Mode, Phase, PodChaosSpec, ProcessReceipt, Receipt, TargetPhase, Trigger,
 };
+use squall_api::probe::OnHalt;
 use squall_model::plan::{Report, ReportState, Stage};
 
 use crate::CASES;
-use crate::sim::Sim;
+use crate::sim::{Sim, spec};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(CASES))]
@@ -28,6 +32,10 @@ proptest! {
         let mut rest = words.iter();
         for (speaks, seconds, crash) in steps {
             if speaks && let Some(word) = rest.next() {
+                if let Word::NotFired = word {
+                    // Only when its time is over; before, it was taken back.
+                    sim.now = sim.now.max(sim.status.selected_at.as_ref().map_or(sim.now, |at| at.0 + SignedDuration::from_secs(60)));
+                }
                 said = Some(*word);
                 sim.reports.insert(id.clone(), word.report(&sim));
             }
@@ -133,5 +141,100 @@ fn a_trigger_that_nobody_tells_of_any_more_is_given_up_and_one_that_fired_is_wai
         sim.wait(1);
         sim.turn(None);
         assert_eq!(sim.status.targets[0].reason.as_deref(), Some("TimedOut"), "{word:?}");
+    }
+}
+
+/// One with a node of its own that has armed it, for a month.
+fn armed() -> Sim {
+    let mut sim = triggered();
+    sim.kills = true;
+    sim.chaos.spec.duration = Some("720h".into());
+    sim.turn(None);
+    assert_eq!(sim.status.targets[0].reason.as_deref(), Some("Armed"), "{:?}", sim.status);
+    sim
+}
+
+#[test]
+fn an_armed_trigger_is_taken_back_when_its_target_is_not_to_be_hit_any_more() {
+    let stops: [(&str, fn(&mut Sim)); 4] = [
+        ("Halted", |sim| sim.namespace.halt = Some("incident".into())),
+        ("WindowClosed", |sim| {
+            let never = ChaosPolicySpec { windows: Some(vec![]), ..ChaosPolicySpec::default() };
+            sim.policy(Some(never));
+        }),
+        ("NotOptedIn", |sim| sim.namespace.opted_in = false),
+        ("Protected", |sim| sim.namespace.protect = true),
+    ];
+    for (reason, stop) in stops {
+        for away in [false, true] {
+            let mut sim = armed();
+            // Its node may be told later, or by another leader.
+            if away {
+                sim.node.away = true;
+                sim.crash();
+            }
+            stop(&mut sim);
+            sim.turn(None);
+            sim.node.back();
+            for _ in 0..3 {
+                sim.news();
+                sim.turn(None);
+            }
+            sim.node.trip();
+            assert_eq!(sim.node.signalled, Vec::<String>::new(), "{reason}");
+            let target = &sim.status.targets[0];
+            assert_eq!((target.phase, target.reason.as_deref()), (TargetPhase::Skipped, Some(reason)));
+            assert!(sim.status.completed_at.is_some() && sim.desired.is_empty());
+        }
+    }
+}
+
+#[test]
+fn a_trigger_waits_no_longer_while_it_is_paused_or_halted_and_waits_again_afterwards() {
+    let stops: [fn(&mut Sim, bool); 2] = [
+        |sim, on| sim.annotate(names::PAUSE, on.then_some("true")),
+        |sim, on| sim.namespace.halt = on.then(|| "incident".to_owned()),
+    ];
+    for stop in stops {
+        let mut sim = armed();
+        sim.chaos.spec.on_halt = Some(OnHalt::Resume);
+        stop(&mut sim, true);
+        for _ in 0..3 {
+            sim.news();
+            sim.turn(None);
+        }
+        sim.node.trip();
+        assert!(sim.node.signalled.is_empty() && sim.desired.is_empty());
+        assert_eq!(
+            (sim.status.targets[0].phase, sim.status.completed_at.is_some()),
+            (TargetPhase::Selected, false)
+        );
+        stop(&mut sim, false);
+        sim.turn(None);
+        sim.node.trip();
+        assert_eq!(sim.node.signalled.len(), 1);
+    }
+}
+
+#[test]
+fn a_trigger_that_had_fired_is_waited_for_under_a_halt() {
+    let mut sim = armed();
+    sim.node.trip();
+    sim.namespace.halt = Some("incident".into());
+    sim.turn(None);
+    sim.exits();
+    sim.turn(None);
+    sim.turn(None);
+    assert_eq!(sim.status.targets[0].phase, TargetPhase::Killed, "{:?}", sim.status);
+}
+
+#[test]
+fn a_policys_longest_duration_is_the_longest_that_a_trigger_waits() {
+    let limits = |duration: &str| Limits { max_duration: Some(duration.into()), ..Limits::default() };
+    for (most, phase) in [("59s", Phase::Failed), ("60s", Phase::Injecting)] {
+        let mut sim = triggered();
+        sim.policy(Some(ChaosPolicySpec { limits: Some(limits(most)), ..ChaosPolicySpec::default() }));
+        sim.turn(None);
+        assert_eq!(sim.status.phase, Some(phase), "{:?}", sim.status.message);
     }
 }

@@ -45,6 +45,7 @@ impl Sim {
         if whole {
             self.desired.clear();
         }
+        self.led = true;
         self.desired.extend(orders.iter().map(|order| (order.id.clone(), order.clone())));
         self.news();
     }
@@ -53,14 +54,14 @@ impl Sim {
     pub fn news(&mut self) {
         let containers = self.containers();
         self.node.look(&containers, self.now);
-        if !self.node.away && self.lasting_on_containers() {
+        if !self.node.away && self.led && self.on_the_node() {
             self.node.apply(&self.desired, &containers, self.now);
             self.reports = self.node.told.clone();
         }
     }
 
-    pub fn lasting_on_containers(&self) -> bool {
-        self.chaos.spec.action == Action::ContainerFreeze
+    fn on_the_node(&self) -> bool {
+        self.chaos.spec.action == Action::ContainerFreeze || self.kills
     }
 
     /// One turn, as the controller takes it; `crash_after` effects or writes the process dies.
@@ -125,6 +126,10 @@ impl Sim {
     pub fn crash(&mut self) {
         self.outcomes = Outcomes::default();
         self.desired.clear();
+        self.led = false;
+        if self.kills {
+            self.reports.clear();
+        }
     }
 
     pub fn carry_out(&mut self, effect: &Effect) {
