@@ -11,6 +11,7 @@ mod moves;
 mod node;
 mod sim;
 mod steady;
+mod times;
 mod trigger;
 mod turn;
 
