@@ -86,6 +86,10 @@ pub trait World: Nodes {
     fn steady(&self, _uid: &str) -> Steady {
         Steady::default()
     }
+    /// How what the policy `name` looks at stands; `None`: it looks at nothing.
+    fn watched(&self, _name: &str) -> Option<Steady> {
+        None
+    }
     /// How things stand with a node's daemon.
     fn daemon(&self, node: &str) -> Daemon;
     /// The newest that `node`'s daemon has told of the fault `id`.
@@ -432,11 +436,6 @@ fn view<'a>(world: &'a dyn World, target: &Target) -> Option<&'a PodView> {
     world.pod(&target.namespace, &target.pod).filter(|view| view.uid == target.uid)
 }
 
-fn seconds(seconds: i64) -> SignedDuration {
-    SignedDuration::from_secs(seconds)
-}
-
-fn later(from: Timestamp, by: std::time::Duration) -> Timestamp {
 /// The namespace of `target`. One that isn't known is not opted in.
 fn namespace<'a>(world: &'a dyn World, target: &Target) -> &'a NamespaceView {
     static UNKNOWN: NamespaceView = NamespaceView {
@@ -450,5 +449,10 @@ fn namespace<'a>(world: &'a dyn World, target: &Target) -> &'a NamespaceView {
     world.namespace(&target.namespace).unwrap_or(&UNKNOWN)
 }
 
+fn seconds(seconds: i64) -> SignedDuration {
+    SignedDuration::from_secs(seconds)
+}
+
+fn later(from: Timestamp, by: std::time::Duration) -> Timestamp {
     SignedDuration::try_from(by).ok().and_then(|by| from.checked_add(by).ok()).unwrap_or(Timestamp::MAX)
 }

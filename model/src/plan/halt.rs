@@ -10,7 +10,7 @@ use super::{Input, Step, seconds};
 use crate::pod::PodView;
 use crate::policy::ledger::Hold;
 use crate::policy::{Ask, Refusal, Who, choice};
-use crate::probe::Health;
+use crate::probe::{Health, Steady};
 use crate::spec::Spec;
 
 /// The stable word for what a policy refused.
@@ -18,13 +18,13 @@ pub(super) const REFUSED: &str = "PolicyRefused";
 /// The stable word for what `steadyState` halted.
 const UNSTEADY: &str = "Unsteady";
 
-/// How `steadyState` stands when all is over.
+/// How probes stand when all is over.
 pub(super) enum Afterwards {
     /// Nobody has looked since.
     NotSeen,
-    /// It holds.
+    /// All is well.
     Steady,
-    /// It doesn't.
+    /// It isn't.
     Unsteady(Halted),
 }
 
@@ -98,37 +98,48 @@ impl Step<'_> {
         unknown.then(|| "looking whether spec.steadyState holds".to_owned())
     }
 
-    /// All is over. Whether `spec.steadyState` holds is looked at once more, after the last thing that was done.
+    /// All is over. Whether `spec.steadyState` holds, and no `haltWhen` of a policy, is looked at once more, after the
+    /// last thing that was done.
     pub(super) fn holds_afterwards(&mut self) -> Afterwards {
         let Input { now, world, experiment, .. } = self.input;
         let Ok(spec) = experiment.spec else { return Afterwards::Steady };
-        if spec.steady.is_empty() {
-            return Afterwards::Steady;
-        }
         let times = self.plan.status.targets.iter().flat_map(|target| {
             let Target { injected_at, gone_at, recovered_at, ready_at, .. } = target;
             [injected_at, gone_at, recovered_at, ready_at].into_iter().flatten().map(|at| at.0)
         });
         // Some are by the clock of a node, which may be ahead.
         let last = times.filter(|at| *at <= now).max();
-        let steady = world.steady(self.ident.uid);
-        let seen = steady.settled.is_some_and(|at| last.is_none_or(|last| at >= last));
-        match steady.health {
-            Health::Healthy(_) if seen => Afterwards::Steady,
-            Health::Unhealthy(evidence) if seen => Afterwards::Unsteady(Halted {
-                at: MicroTime(now),
-                by: "steadyState".to_owned(),
-                reason: UNSTEADY.to_owned(),
-                message: format!("spec.steadyState, after it: {evidence}"),
-            }),
-            Health::Unknown | Health::Healthy(_) | Health::Unhealthy(_) => {
-                self.plan.status.phase = Some(Phase::Recovering);
-                self.plan.status.message =
-                    Some("over; looking whether spec.steadyState holds after it".to_owned());
-                self.wake(now + seconds(1));
-                Afterwards::NotSeen
+        let own = (!spec.steady.is_empty()).then(|| {
+            let stands = world.steady(self.ident.uid);
+            ("steadyState".to_owned(), UNSTEADY, "spec.steadyState".to_owned(), stands)
+        });
+        let namespaces = spec.selector.namespaces.iter().filter_map(|name| world.namespace(name));
+        let policies =
+            namespaces.flat_map(|namespace| world.policies().over(namespace)).filter_map(|policy| {
+                let by = format!("ChaosPolicy {}", policy.name);
+                let what = format!("haltWhen of {by}");
+                Some((by, "Halted", what, world.watched(&policy.name)?))
+            });
+        let mut unseen = None;
+        for (by, reason, what, Steady { health, settled }) in own.into_iter().chain(policies) {
+            let seen = settled.is_some_and(|at| last.is_none_or(|last| at >= last));
+            match health {
+                Health::Healthy(_) if seen => {}
+                Health::Unhealthy(evidence) if seen => {
+                    let message = format!("{what}, after it: {evidence}");
+                    let reason = reason.to_owned();
+                    return Afterwards::Unsteady(Halted { at: MicroTime(now), by, reason, message });
+                }
+                Health::Unknown | Health::Healthy(_) | Health::Unhealthy(_) => {
+                    unseen.get_or_insert(what);
+                }
             }
         }
+        let Some(what) = unseen else { return Afterwards::Steady };
+        self.plan.status.phase = Some(Phase::Recovering);
+        self.plan.status.message = Some(format!("over; looking whether {what} holds after it"));
+        self.wake(now + seconds(1));
+        Afterwards::NotSeen
     }
 
     /// It was halted before anything was chosen.

@@ -52,6 +52,8 @@ pub struct Sim {
     pub policies: Policies,
     pub ledger: Ledger,
     pub steady: Steady,
+    /// How what the policy looks at stands.
+    pub watched: Option<Steady>,
     /// Kills are the node's; otherwise the test says what it tells.
     pub kills: bool,
     /// What is more than a policy allows.
@@ -95,6 +97,10 @@ impl World for Sim {
 
     fn steady(&self, _: &str) -> Steady {
         self.steady.clone()
+    }
+
+    fn watched(&self, _: &str) -> Option<Steady> {
+        self.watched.clone()
     }
 
     fn excess(&self, uid: &str) -> Option<&Refusal> {
@@ -153,6 +159,7 @@ impl Sim {
             policies: Policies::NONE,
             ledger: Ledger::EMPTY,
             steady: Steady::default(),
+            watched: None,
             kills: false,
             excess: BTreeMap::new(),
         };

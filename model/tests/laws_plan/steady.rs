@@ -1,6 +1,6 @@
 //! Probes, of experiments and of policies: looked at before, during and after.
 
-use squall_api::chaospolicy::ChaosPolicy;
+use squall_api::chaospolicy::{ChaosPolicy, ChaosPolicySpec};
 use squall_api::podchaos::{Action, Mode, Phase, PodChaosSpec};
 use squall_api::probe::OnHalt;
 use squall_model::policy::{Policies, Policy};
@@ -139,4 +139,34 @@ fn nothing_begins_before_what_a_policy_looks_at_was_seen() {
     sim.policies = policy(probe("True", 2));
     sim.turn(None);
     assert_eq!(sim.killed.len(), 1);
+}
+
+#[test]
+fn what_policies_look_at_is_looked_at_once_more_after_the_last_thing_that_was_done() {
+    for (health, phase) in [
+        (Health::Healthy(String::new()), Phase::Completed),
+        (Health::Unhealthy("1 of 3 pods Ready".into()), Phase::Halted),
+    ] {
+        let mut sim = Sim::new(spec(Action::PodKill, Mode::One, None), 1);
+        sim.policy(Some(ChaosPolicySpec::default()));
+        sim.watched = Some(Steady { health: Health::Healthy(String::new()), settled: Some(sim.now) });
+        sim.wait(1);
+        sim.settle();
+        assert_eq!(sim.killed.len(), 1);
+        assert_eq!(
+            told(&sim),
+            (
+                Some(Phase::Recovering),
+                "over; looking whether haltWhen of ChaosPolicy p holds after it".into()
+            )
+        );
+        sim.wait(1);
+        sim.watched = Some(Steady { health: health.clone(), settled: Some(sim.now) });
+        sim.turn(None);
+        assert_eq!(told(&sim).0, Some(phase), "{:?}", sim.status);
+        if let Health::Unhealthy(evidence) = health {
+            assert_eq!(told(&sim).1, format!("haltWhen of ChaosPolicy p, after it: {evidence}"));
+            assert_eq!(sim.status.halted.unwrap().by, "ChaosPolicy p");
+        }
+    }
 }
