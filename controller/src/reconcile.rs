@@ -9,18 +9,21 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use jiff::{SignedDuration, Timestamp};
-use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
+use kube::api::{ObjectMeta, PartialObjectMeta, Patch, PatchParams, PostParams, TypeMeta};
+use kube::core::Request;
 use kube::{Api, Client, ResourceExt};
 use kube_runtime::controller::Action;
 use squall_api::names;
 use squall_api::status::{ExperimentStatus, Target, TargetPhase};
 use squall_model::experiment::{Experiment, ExperimentSpec, parsed};
-use squall_model::plan::{Effect, Input, Order, Outcome, Outcomes, Plan, Verb, is_progress, notes, plan};
+use squall_model::plan::{
+    Effect, Input, Order, Outcome, Outcomes, Plan, Verb, is_progress, may_begin, notes, plan,
+};
 use squall_model::policy::ledger::Hold;
 use squall_model::spec::Spec;
 
 use crate::apply::{Applier, ApplyError};
-use crate::chaos::{Chaos, Named};
+use crate::chaos::{Chaos, Experiments, Named};
 use crate::client::{is_conflict, is_gone};
 use crate::figures;
 use crate::guard::Guard;
@@ -65,6 +68,8 @@ pub enum ReconcileError {
 
 /// How often mere progress is written, at most.
 const PROGRESS: SignedDuration = SignedDuration::from_millis(100);
+/// So much longer it waits for each target: all of them are written each time, and read by everyone who watches.
+const PER_TARGET: SignedDuration = SignedDuration::from_millis(1);
 
 /// What a turn works with.
 pub struct Context {
@@ -88,6 +93,8 @@ pub struct Context {
     pub probes: Probes,
     /// Who has had a turn in this term.
     pub roll: Arc<RollCall>,
+    /// The experiments, as their watches have them.
+    pub experiments: Experiments,
     /// What is remembered of each experiment, by UID. Taken out for a turn, put back after it.
     pub memories: Mutex<HashMap<String, Memory>>,
 }
@@ -113,7 +120,7 @@ pub struct Memory {
 impl Memory {
     /// Until when writing `plan`'s status waits, if it does: mere progress is written at most once in a while.
     fn hold_back(&self, plan: &Plan) -> Option<Timestamp> {
-        let at = self.written?.saturating_add(PROGRESS).ok()?;
+        let at = self.written?.saturating_add(pause(plan.status.targets.len())).ok()?;
         let waits = plan.effects.is_empty()
             && at > Timestamp::now()
             && plan.notes.is_empty()
@@ -123,6 +130,28 @@ impl Memory {
     }
 }
 
+/// How long mere progress of so many targets waits.
+fn pause(targets: usize) -> SignedDuration {
+    PROGRESS.max(PER_TARGET * i32::try_from(targets).unwrap_or(i32::MAX))
+}
+
+/// The effects as they are begun: nothing waits behind an injection to be put back, and none is begun once `goes_on` says
+/// no.
+fn begun(mut effects: Vec<Effect>, goes_on: impl Fn(&Effect) -> bool) -> impl Iterator<Item = Effect> {
+    effects.sort_by_key(|effect| effect.verb() != Verb::Release);
+    effects.into_iter().take_while(move |effect| goes_on(effect))
+}
+
+/// An experiment as its status is written. Nothing is copied: a status may be large.
+#[derive(serde::Serialize)]
+struct Written<'a, S> {
+    #[serde(flatten)]
+    types: TypeMeta,
+    metadata: ObjectMeta,
+    spec: &'a S,
+    status: &'a ExperimentStatus,
+}
+
 /// Node and id of faults.
 type Orders = BTreeSet<(String, String)>;
 
@@ -130,7 +159,7 @@ type Orders = BTreeSet<(String, String)>;
 pub async fn reconcile<K: Chaos>(chaos: Arc<K>, context: Arc<Context>) -> Result<Action, ReconcileError> {
     let Some(uid) = chaos.uid() else { return Ok(Action::await_change()) };
     let mut memory = context.memories().remove(&uid).unwrap_or_default();
-    let seen = version(&*chaos);
+    let seen = version(chaos.meta());
     if seen > memory.version {
         // New to us, or written by someone else after us: what it says now is what counts.
         memory.status = chaos.status().cloned().unwrap_or_default();
@@ -171,8 +200,8 @@ pub async fn reconcile<K: Chaos>(chaos: Arc<K>, context: Arc<Context>) -> Result
 }
 
 /// The resource version, as the number that it is.
-fn version<K: Chaos>(chaos: &K) -> u64 {
-    chaos.resource_version().and_then(|text| text.parse().ok()).unwrap_or(0)
+fn version(meta: &ObjectMeta) -> u64 {
+    meta.resource_version.as_deref().and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
 /// After an error: soon again. A conflict means that the watch is about to bring the newer object.
@@ -230,7 +259,11 @@ impl Context {
                 return Ok(Next::At(Some(plan.wake.map_or(at, |wake| wake.min(at)))));
             }
             if due {
-                self.carry_out(&name, memory, plan.effects).await;
+                self.carry_out(&name, spec.as_ref().ok(), memory, plan.effects).await;
+                if self.is_overtaken(&name, memory.version) {
+                    // What was planned for the older object is not written: the newer one has its own turn, at once.
+                    return Ok(Next::At(Some(Timestamp::now())));
+                }
             }
             let mut told = notes(&memory.status, &plan.status, &experiment, deed);
             told.extend(plan.notes);
@@ -315,8 +348,28 @@ impl Context {
         self.no_more(uid);
     }
 
-    async fn carry_out(&self, name: &Named, memory: &mut Memory, effects: Vec<Effect>) {
-        let mut results = futures::stream::iter(effects.into_iter().map(|effect| async move {
+    /// Whether somebody has changed the object since `version`: it may be on its way out, or paused.
+    fn is_overtaken(&self, name: &Named, version: u64) -> bool {
+        let newest = self.experiments.version(name).and_then(|text| text.parse::<u64>().ok());
+        newest.is_some_and(|newest| newest > version)
+    }
+
+    /// Whether nothing has come up meanwhile that would have been planned for.
+    fn goes_on(&self, name: &Named, spec: Option<&Spec>, version: u64, effect: &Effect) -> bool {
+        let may_begin = |spec: &Spec| {
+            let (index, book) = (self.observer.read(), self.guard.read());
+            let world = Cluster { index: &index, nodes: &self.nodes, book: &book };
+            may_begin(&world, spec, effect, Timestamp::now())
+        };
+        !self.is_overtaken(name, version) && spec.is_none_or(may_begin)
+    }
+
+    /// Carry the effects out, many at a time. Of thousands none is begun any more once it is overtaken: what else is to
+    /// be done the next plan says.
+    async fn carry_out(&self, name: &Named, spec: Option<&Spec>, memory: &mut Memory, effects: Vec<Effect>) {
+        let version = memory.version;
+        let effects = begun(effects, |effect| self.goes_on(name, spec, version, effect));
+        let mut results = futures::stream::iter(effects.map(|effect| async move {
             let view = {
                 let index = self.observer.read();
                 index.pod(&effect.pod().namespace, &effect.pod().name).cloned()
@@ -370,22 +423,11 @@ impl Context {
     ) -> Result<(), ReconcileError> {
         let namespace = chaos.namespace().unwrap_or_default();
         let name = chaos.name_any();
-        let mut object = chaos.clone();
-        *object.meta_mut() = ObjectMeta {
-            name: Some(name.clone()),
-            namespace: Some(namespace.clone()),
-            uid: chaos.uid(),
-            resource_version: Some(memory.version.to_string()),
-            ..ObjectMeta::default()
-        };
-        *object.status_mut() = Some(status);
-        let api: Api<K> = Api::namespaced(self.client.clone(), &namespace);
-        match api.replace_status(&name, &PostParams::default(), &object).await {
+        match self.replace_status(chaos, &namespace, &name, memory.version, &status).await {
             Ok(written) => {
-                memory.version = version(&written);
+                memory.version = written;
                 memory.unsure = false;
                 memory.written = Some(Timestamp::now());
-                let status = object.status_mut().take().unwrap_or_default();
                 if status.phase != memory.status.phase {
                     tracing::info!(
                         experiment = name,
@@ -412,6 +454,32 @@ impl Context {
                 Err(ReconcileError::Status { namespace, name, source: Box::new(source) })
             }
         }
+    }
+
+    /// The resource version afterwards.
+    async fn replace_status<K: Chaos>(
+        &self,
+        chaos: &K,
+        namespace: &str,
+        name: &str,
+        version: u64,
+        status: &ExperimentStatus,
+    ) -> Result<u64, kube::Error> {
+        let metadata = ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: Some(namespace.to_owned()),
+            uid: chaos.uid(),
+            resource_version: Some(version.to_string()),
+            ..ObjectMeta::default()
+        };
+        let written = Written { types: TypeMeta::resource::<K>(), metadata, spec: chaos.spec(), status };
+        let body = serde_json::to_vec(&written).map_err(kube::Error::SerdeError)?;
+        let request = Request::new(K::url_path(&(), Some(namespace)))
+            .replace_subresource("status", name, &PostParams::default(), body)
+            .map_err(kube::Error::BuildRequest)?;
+        // The answer is as large, and nothing else of it matters.
+        let answer: PartialObjectMeta<K> = self.client.request(request).await?;
+        Ok(self::version(answer.meta()))
     }
 
     async fn drop_finalizer<K: Chaos>(&self, chaos: &K) -> Result<(), ReconcileError> {
@@ -460,5 +528,52 @@ fn interest(experiment: Named, spec: Option<&Spec>, status: &ExperimentStatus) -
         node_labels: looking.is_some_and(|spec| spec.selector.asks_for_node_labels()),
         opt_ins: targets().map(|target| target.namespace.clone()).collect(),
         namespaces,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use squall_model::plan::PodRef;
+    use squall_model::substitute::Holder;
+
+    use super::*;
+
+    fn effect(verb: Verb, name: &str) -> Effect {
+        let pod = PodRef { namespace: "ns".into(), name: name.into(), uid: name.into() };
+        match verb {
+            Verb::Delete => Effect::Delete { pod, grace: None },
+            Verb::Inject => Effect::Inject { pod, holder: Holder::default() },
+            Verb::Release => Effect::Release { pod, holder: "x".into() },
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_begun_yet_is_not_begun_once_it_is_overtaken() {
+        let mut effects: Vec<Effect> =
+            (0..1000).map(|index| effect(Verb::Inject, &index.to_string())).collect();
+        effects.push(effect(Verb::Release, "first"));
+        let done = Cell::new(0);
+        let effects = begun(effects, |_| done.get() < 10);
+        let carried_out: Vec<String> = futures::stream::iter(effects.map(|effect| {
+            let done = &done;
+            async move {
+                tokio::task::yield_now().await;
+                done.set(done.get() + 1);
+                effect.pod().name.clone()
+            }
+        }))
+        .buffer_unordered(CONCURRENCY)
+        .collect()
+        .await;
+        assert!((10..=10 + CONCURRENCY).contains(&carried_out.len()), "{}", carried_out.len());
+        assert!(carried_out[..CONCURRENCY].contains(&"first".to_owned()), "what is put back goes first");
+    }
+
+    #[test]
+    fn the_more_targets_are_written_the_seldomer() {
+        assert_eq!(pause(30), SignedDuration::from_millis(100));
+        assert_eq!(pause(1000), SignedDuration::from_secs(1));
     }
 }

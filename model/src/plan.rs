@@ -36,6 +36,7 @@ use squall_api::names;
 use squall_api::status::{Effect as Measured, ExperimentStatus, Phase, Receipt, Target};
 
 use self::back::Left;
+pub use self::halt::may_begin;
 pub use self::janitor::{Chore, chore};
 pub use self::notes::{Note, NoteKind, notes};
 pub use self::order::{NodeFault, Order, Stage};

@@ -1,13 +1,14 @@
 //! Halts, windows that close, probes that fail, and what policies refuse: what keeps an experiment from beginning or
 //! from going on. Recovery never looks here.
 
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use squall_api::names;
 use squall_api::probe::OnHalt;
 use squall_api::status::{ExperimentStatus, Halted, Phase, Target, TargetPhase};
 
-use super::{Input, Step, seconds};
-use crate::pod::PodView;
+use super::{Effect, Input, Step, Verb, World, seconds};
+use crate::pod::{NamespaceView, PodView};
 use crate::policy::ledger::Hold;
 use crate::policy::{Ask, Refusal, Who, choice};
 use crate::probe::{Health, Steady};
@@ -26,6 +27,23 @@ pub(super) enum Afterwards {
     Steady,
     /// It isn't.
     Unsteady(Halted),
+}
+
+/// Whether `effect` may still be begun at `now`, though it was planned a while ago: nothing halts what `spec` asks for, and
+/// the pod's namespace is as open as it was. Where it may not, another plan says what is due.
+pub fn may_begin(world: &dyn World, spec: &Spec, effect: &Effect, now: Timestamp) -> bool {
+    if effect.verb() == Verb::Release {
+        return true;
+    }
+    let system = world.namespace(names::NAMESPACE);
+    let open = |namespace: &NamespaceView| namespace.opted_in && !namespace.protect && !namespace.terminating;
+    let halted = |name: &String| {
+        let namespace = world.namespace(name);
+        namespace.is_some_and(|namespace| world.policies().stop(namespace, system, now).is_some())
+    };
+    !system.is_some_and(|system| system.terminating)
+        && world.namespace(&effect.pod().namespace).is_some_and(open)
+        && !spec.selector.namespaces.iter().any(halted)
 }
 
 impl Step<'_> {

@@ -3,6 +3,8 @@
 use squall_api::chaospolicy::{Allow, ChaosPolicySpec, Limits, Window};
 use squall_api::names;
 use squall_api::podchaos::{Action, Mode, Phase, TargetPhase};
+use squall_model::plan::{Effect, may_begin};
+use squall_model::validate::validate;
 
 use crate::sim::{Sim, spec};
 
@@ -137,4 +139,28 @@ fn births_stay_within_a_policy() {
     sim.all_catch_up();
     sim.settle();
     assert_eq!(sim.failed(), 2);
+}
+
+#[test]
+fn nothing_more_is_begun_where_it_is_halted_closed_or_being_removed() {
+    let stops: [fn(&mut Sim); 5] = [
+        |sim| sim.namespace.halt = Some(String::new()),
+        |sim| sim.namespace.opted_in = false,
+        |sim| sim.namespace.protect = true,
+        |sim| sim.namespace.terminating = true,
+        |sim| sim.policy(Some(ChaosPolicySpec { windows: Some(vec![]), ..ChaosPolicySpec::default() })),
+    ];
+    for stop in stops {
+        let mut sim = Sim::new(spec(Action::PodFailure, Mode::All, None), 1);
+        let parsed = validate(&sim.chaos.spec, "ns").unwrap();
+        sim.status = sim.plan().status;
+        let inject = sim.plan().effects.remove(0);
+        assert!(may_begin(&sim, &parsed, &inject, sim.now));
+        stop(&mut sim);
+        assert!(!may_begin(&sim, &parsed, &inject, sim.now));
+        // It would not be planned any more, either; what puts back always is.
+        assert_eq!(sim.plan().effects, []);
+        let release = Effect::Release { pod: inject.pod().clone(), holder: "chaos-uid".into() };
+        assert!(may_begin(&sim, &parsed, &release, sim.now));
+    }
 }
