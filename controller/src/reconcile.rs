@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use jiff::{SignedDuration, Timestamp};
-use kube::api::{ObjectMeta, PartialObjectMeta, Patch, PatchParams, PostParams, TypeMeta};
+use kube::api::{ObjectMeta, Patch, PatchParams, PostParams, TypeMeta};
 use kube::core::Request;
 use kube::{Api, Client, ResourceExt};
 use kube_runtime::controller::Action;
@@ -150,6 +150,12 @@ struct Written<'a, S> {
     metadata: ObjectMeta,
     spec: &'a S,
     status: &'a ExperimentStatus,
+}
+
+/// What is read of the answer, which is as large.
+#[derive(serde::Deserialize)]
+struct Answer {
+    metadata: ObjectMeta,
 }
 
 /// Node and id of faults.
@@ -477,9 +483,8 @@ impl Context {
         let request = Request::new(K::url_path(&(), Some(namespace)))
             .replace_subresource("status", name, &PostParams::default(), body)
             .map_err(kube::Error::BuildRequest)?;
-        // The answer is as large, and nothing else of it matters.
-        let answer: PartialObjectMeta<K> = self.client.request(request).await?;
-        Ok(self::version(answer.meta()))
+        let answer: Answer = self.client.request(request).await?;
+        Ok(self::version(&answer.metadata))
     }
 
     async fn drop_finalizer<K: Chaos>(&self, chaos: &K) -> Result<(), ReconcileError> {
