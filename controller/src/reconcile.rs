@@ -3,29 +3,26 @@
 //! Between the event that wakes it and the first effect stands one write, the status that names the targets.
 //! This module decides nothing: it carries plans out and remembers what came of them.
 
+mod carry;
+mod write;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
 use jiff::{SignedDuration, Timestamp};
-use kube::api::{ObjectMeta, Patch, PatchParams, PostParams, TypeMeta};
-use kube::core::Request;
-use kube::{Api, Client, ResourceExt};
+use kube::api::ObjectMeta;
+use kube::{Client, ResourceExt};
 use kube_runtime::controller::Action;
-use squall_api::names;
 use squall_api::status::{ExperimentStatus, Target, TargetPhase};
-use squall_model::experiment::{Experiment, ExperimentSpec, parsed};
-use squall_model::plan::{
-    Effect, Input, Order, Outcome, Outcomes, Plan, Verb, is_progress, may_begin, notes, plan,
-};
+use squall_model::experiment::{Experiment, parsed};
+use squall_model::plan::{Input, Order, Outcomes, Plan, is_progress, notes, plan};
 use squall_model::policy::ledger::Hold;
 use squall_model::spec::Spec;
 
-use crate::apply::{Applier, ApplyError};
+use crate::apply::Applier;
 use crate::chaos::{Chaos, Experiments, Named};
 use crate::client::{is_conflict, is_gone};
-use crate::figures;
 use crate::guard::Guard;
 use crate::interest::{Interest, Interests};
 use crate::metrics::Metrics;
@@ -36,8 +33,6 @@ use crate::probes::Probes;
 use crate::tell::Teller;
 use crate::world::Cluster;
 
-/// How many effects of one experiment are under way at once.
-const CONCURRENCY: usize = 64;
 /// How many rounds one turn may take; the next turn follows at once.
 const ROUNDS: usize = 16;
 
@@ -133,29 +128,6 @@ impl Memory {
 /// How long mere progress of so many targets waits.
 fn pause(targets: usize) -> SignedDuration {
     PROGRESS.max(PER_TARGET * i32::try_from(targets).unwrap_or(i32::MAX))
-}
-
-/// The effects as they are begun: nothing waits behind an injection to be put back, and none is begun once `goes_on` says
-/// no.
-fn begun(mut effects: Vec<Effect>, goes_on: impl Fn(&Effect) -> bool) -> impl Iterator<Item = Effect> {
-    effects.sort_by_key(|effect| effect.verb() != Verb::Release);
-    effects.into_iter().take_while(move |effect| goes_on(effect))
-}
-
-/// An experiment as its status is written. Nothing is copied: a status may be large.
-#[derive(serde::Serialize)]
-struct Written<'a, S> {
-    #[serde(flatten)]
-    types: TypeMeta,
-    metadata: ObjectMeta,
-    spec: &'a S,
-    status: &'a ExperimentStatus,
-}
-
-/// What is read of the answer, which is as large.
-#[derive(serde::Deserialize)]
-struct Answer {
-    metadata: ObjectMeta,
 }
 
 /// Node and id of faults.
@@ -353,160 +325,6 @@ impl Context {
         self.interests.forget(uid);
         self.no_more(uid);
     }
-
-    /// Whether somebody has changed the object since `version`: it may be on its way out, or paused.
-    fn is_overtaken(&self, name: &Named, version: u64) -> bool {
-        let newest = self.experiments.version(name).and_then(|text| text.parse::<u64>().ok());
-        newest.is_some_and(|newest| newest > version)
-    }
-
-    /// Whether nothing has come up meanwhile that would have been planned for.
-    fn goes_on(&self, name: &Named, spec: Option<&Spec>, version: u64, effect: &Effect) -> bool {
-        let may_begin = |spec: &Spec| {
-            let (index, book) = (self.observer.read(), self.guard.read());
-            let world = Cluster { index: &index, nodes: &self.nodes, book: &book };
-            may_begin(&world, spec, effect, Timestamp::now())
-        };
-        !self.is_overtaken(name, version) && spec.is_none_or(may_begin)
-    }
-
-    /// Carry the effects out, many at a time. Of thousands none is begun any more once it is overtaken: what else is to
-    /// be done the next plan says.
-    async fn carry_out(&self, name: &Named, spec: Option<&Spec>, memory: &mut Memory, effects: Vec<Effect>) {
-        let version = memory.version;
-        let effects = begun(effects, |effect| self.goes_on(name, spec, version, effect));
-        let mut results = futures::stream::iter(effects.map(|effect| async move {
-            let view = {
-                let index = self.observer.read();
-                index.pod(&effect.pod().namespace, &effect.pod().name).cloned()
-            };
-            let result = self.applier.apply(&effect, view.as_ref()).await;
-            (effect, result)
-        }))
-        .buffer_unordered(CONCURRENCY);
-        while let Some((effect, result)) = results.next().await {
-            let pod = effect.pod();
-            let outcome = match result {
-                Ok(outcome) => {
-                    tracing::info!(
-                        experiment = name.name,
-                        experiment_namespace = name.namespace,
-                        namespace = pod.namespace,
-                        pod = pod.name,
-                        uid = pod.uid,
-                        verb = ?effect.verb(),
-                        "done"
-                    );
-                    outcome
-                }
-                Err(ApplyError::Refused(refusal)) if effect.verb() != Verb::Release => {
-                    Outcome::Refused { reason: "Refused".to_owned(), message: refusal.to_string() }
-                }
-                Err(error) => {
-                    tracing::warn!(
-                        experiment = name.name,
-                        experiment_namespace = name.namespace,
-                        namespace = pod.namespace,
-                        pod = pod.name,
-                        uid = pod.uid,
-                        %error,
-                        "will be tried again"
-                    );
-                    memory.outcomes.retry(&effect, Timestamp::now(), error.to_string());
-                    continue;
-                }
-            };
-            memory.outcomes.record(&effect, outcome);
-        }
-    }
-
-    /// Write the status, on the condition that the object is the one that was looked at.
-    async fn write<K: Chaos>(
-        &self,
-        chaos: &K,
-        memory: &mut Memory,
-        status: ExperimentStatus,
-    ) -> Result<(), ReconcileError> {
-        let namespace = chaos.namespace().unwrap_or_default();
-        let name = chaos.name_any();
-        match self.replace_status(chaos, &namespace, &name, memory.version, &status).await {
-            Ok(written) => {
-                memory.version = written;
-                memory.unsure = false;
-                memory.written = Some(Timestamp::now());
-                if status.phase != memory.status.phase {
-                    tracing::info!(
-                        experiment = name,
-                        namespace,
-                        phase = ?status.phase.unwrap_or_default(),
-                        "phase"
-                    );
-                }
-                figures::count(
-                    &self.metrics,
-                    chaos.spec().action_word(),
-                    &memory.status,
-                    &status,
-                    &mut memory.recovering,
-                    Timestamp::now(),
-                );
-                // Kept as planned, not as answered: the server rounds nothing and drops nothing that we compare.
-                memory.status = status;
-                Ok(())
-            }
-            Err(source) => {
-                // What the server refused wasn't written; what it didn't answer may have been.
-                memory.unsure = !matches!(source, kube::Error::Api(_));
-                Err(ReconcileError::Status { namespace, name, source: Box::new(source) })
-            }
-        }
-    }
-
-    /// The resource version afterwards.
-    async fn replace_status<K: Chaos>(
-        &self,
-        chaos: &K,
-        namespace: &str,
-        name: &str,
-        version: u64,
-        status: &ExperimentStatus,
-    ) -> Result<u64, kube::Error> {
-        let metadata = ObjectMeta {
-            name: Some(name.to_owned()),
-            namespace: Some(namespace.to_owned()),
-            uid: chaos.uid(),
-            resource_version: Some(version.to_string()),
-            ..ObjectMeta::default()
-        };
-        let written = Written { types: TypeMeta::resource::<K>(), metadata, spec: chaos.spec(), status };
-        let body = serde_json::to_vec(&written).map_err(kube::Error::SerdeError)?;
-        let request = Request::new(K::url_path(&(), Some(namespace)))
-            .replace_subresource("status", name, &PostParams::default(), body)
-            .map_err(kube::Error::BuildRequest)?;
-        let answer: Answer = self.client.request(request).await?;
-        Ok(self::version(&answer.metadata))
-    }
-
-    async fn drop_finalizer<K: Chaos>(&self, chaos: &K) -> Result<(), ReconcileError> {
-        let Some(index) = chaos.finalizers().iter().position(|finalizer| finalizer == names::FINALIZER)
-        else {
-            return Ok(());
-        };
-        let namespace = chaos.namespace().unwrap_or_default();
-        let name = chaos.name_any();
-        let api: Api<K> = Api::namespaced(self.client.clone(), &namespace);
-        // Ours only, and only if it is still where it was seen.
-        let patch: json_patch::Patch = serde_json::from_value(serde_json::json!([
-            { "op": "test", "path": format!("/metadata/finalizers/{index}"), "value": names::FINALIZER },
-            { "op": "remove", "path": format!("/metadata/finalizers/{index}") },
-        ]))
-        .unwrap_or_default();
-        match api.patch(&name, &PatchParams::default(), &Patch::<K>::Json(patch)).await {
-            Ok(_) => Ok(()),
-            Err(error) if is_gone(&error) => Ok(()),
-            Err(source) => Err(ReconcileError::Finalizer { namespace, name, source: Box::new(source) }),
-        }
-    }
 }
 
 /// What the experiment has to be woken for.
@@ -538,43 +356,7 @@ fn interest(experiment: Named, spec: Option<&Spec>, status: &ExperimentStatus) -
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-
-    use squall_model::plan::PodRef;
-    use squall_model::substitute::Holder;
-
     use super::*;
-
-    fn effect(verb: Verb, name: &str) -> Effect {
-        let pod = PodRef { namespace: "ns".into(), name: name.into(), uid: name.into() };
-        match verb {
-            Verb::Delete => Effect::Delete { pod, grace: None },
-            Verb::Inject => Effect::Inject { pod, holder: Holder::default() },
-            Verb::Release => Effect::Release { pod, holder: "x".into() },
-        }
-    }
-
-    #[tokio::test]
-    async fn what_is_not_begun_yet_is_not_begun_once_it_is_overtaken() {
-        let mut effects: Vec<Effect> =
-            (0..1000).map(|index| effect(Verb::Inject, &index.to_string())).collect();
-        effects.push(effect(Verb::Release, "first"));
-        let done = Cell::new(0);
-        let effects = begun(effects, |_| done.get() < 10);
-        let carried_out: Vec<String> = futures::stream::iter(effects.map(|effect| {
-            let done = &done;
-            async move {
-                tokio::task::yield_now().await;
-                done.set(done.get() + 1);
-                effect.pod().name.clone()
-            }
-        }))
-        .buffer_unordered(CONCURRENCY)
-        .collect()
-        .await;
-        assert!((10..=10 + CONCURRENCY).contains(&carried_out.len()), "{}", carried_out.len());
-        assert!(carried_out[..CONCURRENCY].contains(&"first".to_owned()), "what is put back goes first");
-    }
 
     #[test]
     fn the_more_targets_are_written_the_seldomer() {
