@@ -103,6 +103,15 @@ impl Experiments {
         all
     }
 
+    /// The resource version of one, as the watch has it.
+    pub fn version(&self, named: &Named) -> Option<String> {
+        let Self { pods, stress } = self;
+        match named.kind {
+            Kind::PodChaos => pods.get(&named.reference())?.resource_version(),
+            Kind::StressChaos => stress.get(&named.reference())?.resource_version(),
+        }
+    }
+
     /// Every one, by name.
     pub fn named(&self) -> Vec<Named> {
         let Self { pods, stress } = self;

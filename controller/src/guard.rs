@@ -28,6 +28,8 @@ pub struct Book {
     pub excess: BTreeMap<String, Refusal>,
     /// How the probes of experiments stand, by the experiment's UID.
     pub steady: HashMap<String, Steady>,
+    /// How what policies look at stands, by the policy's name.
+    pub watched: HashMap<String, Steady>,
 }
 
 impl Default for Guard {

@@ -247,6 +247,7 @@ pub async fn lead(parts: Parts, router: Router) {
         guard: guard.clone(),
         probes: probes.clone(),
         roll: roll.clone(),
+        experiments: experiments.clone(),
         memories: Mutex::new(HashMap::new()),
     });
     metrics.on_scrape(Some(Box::new({

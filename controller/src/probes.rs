@@ -135,9 +135,11 @@ impl Probes {
         if probes.is_empty() {
             table.remove(&owner);
             drop(table);
-            if let Owner::Experiment(uid) = &owner {
-                self.guard.read().steady.remove(uid);
-            }
+            let mut book = self.guard.read();
+            match &owner {
+                Owner::Experiment(uid) => book.steady.remove(uid),
+                Owner::Policy(name) => book.watched.remove(name),
+            };
             return;
         }
         let asked = table.entry(owner.clone()).or_default();
@@ -156,6 +158,11 @@ impl Probes {
             let judge = Judge::of(health.clone());
             let task = tokio::spawn(self.clone().keep_asking(owner.clone(), index, probe.clone(), judge));
             asked.insert(index, Asked { probe: probe.clone(), health, settled: None, since, task });
+        }
+        if let Owner::Policy(name) = owner {
+            let sum = sum(asked.values());
+            drop(table);
+            self.guard.read().watched.insert(name, sum);
         }
     }
 
@@ -182,11 +189,14 @@ impl Probes {
             asked.since = Timestamp::now();
         }
         match owner {
-            Owner::Policy(_) if news => {
+            Owner::Policy(name) => {
+                let sum = sum(all.values());
                 drop(table);
-                self.guard.notify();
+                self.guard.read().watched.insert(name.clone(), sum);
+                if news {
+                    self.guard.notify();
+                }
             }
-            Owner::Policy(_) => {}
             Owner::Experiment(uid) => {
                 let sum = sum(all.values());
                 drop(table);

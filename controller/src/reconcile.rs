@@ -3,26 +3,26 @@
 //! Between the event that wakes it and the first effect stands one write, the status that names the targets.
 //! This module decides nothing: it carries plans out and remembers what came of them.
 
+mod carry;
+mod write;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
 use jiff::{SignedDuration, Timestamp};
-use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
-use kube::{Api, Client, ResourceExt};
+use kube::api::ObjectMeta;
+use kube::{Client, ResourceExt};
 use kube_runtime::controller::Action;
-use squall_api::names;
 use squall_api::status::{ExperimentStatus, Target, TargetPhase};
-use squall_model::experiment::{Experiment, ExperimentSpec, parsed};
-use squall_model::plan::{Effect, Input, Order, Outcome, Outcomes, Plan, Verb, is_progress, notes, plan};
+use squall_model::experiment::{Experiment, parsed};
+use squall_model::plan::{Input, Order, Outcomes, Plan, is_progress, notes, plan};
 use squall_model::policy::ledger::Hold;
 use squall_model::spec::Spec;
 
-use crate::apply::{Applier, ApplyError};
-use crate::chaos::{Chaos, Named};
+use crate::apply::Applier;
+use crate::chaos::{Chaos, Experiments, Named};
 use crate::client::{is_conflict, is_gone};
-use crate::figures;
 use crate::guard::Guard;
 use crate::interest::{Interest, Interests};
 use crate::metrics::Metrics;
@@ -33,8 +33,6 @@ use crate::probes::Probes;
 use crate::tell::Teller;
 use crate::world::Cluster;
 
-/// How many effects of one experiment are under way at once.
-const CONCURRENCY: usize = 64;
 /// How many rounds one turn may take; the next turn follows at once.
 const ROUNDS: usize = 16;
 
@@ -65,6 +63,8 @@ pub enum ReconcileError {
 
 /// How often mere progress is written, at most.
 const PROGRESS: SignedDuration = SignedDuration::from_millis(100);
+/// So much longer it waits for each target: all of them are written each time, and read by everyone who watches.
+const PER_TARGET: SignedDuration = SignedDuration::from_millis(1);
 
 /// What a turn works with.
 pub struct Context {
@@ -88,6 +88,8 @@ pub struct Context {
     pub probes: Probes,
     /// Who has had a turn in this term.
     pub roll: Arc<RollCall>,
+    /// The experiments, as their watches have them.
+    pub experiments: Experiments,
     /// What is remembered of each experiment, by UID. Taken out for a turn, put back after it.
     pub memories: Mutex<HashMap<String, Memory>>,
 }
@@ -113,7 +115,7 @@ pub struct Memory {
 impl Memory {
     /// Until when writing `plan`'s status waits, if it does: mere progress is written at most once in a while.
     fn hold_back(&self, plan: &Plan) -> Option<Timestamp> {
-        let at = self.written?.saturating_add(PROGRESS).ok()?;
+        let at = self.written?.saturating_add(pause(plan.status.targets.len())).ok()?;
         let waits = plan.effects.is_empty()
             && at > Timestamp::now()
             && plan.notes.is_empty()
@@ -123,6 +125,11 @@ impl Memory {
     }
 }
 
+/// How long mere progress of so many targets waits.
+fn pause(targets: usize) -> SignedDuration {
+    PROGRESS.max(PER_TARGET * i32::try_from(targets).unwrap_or(i32::MAX))
+}
+
 /// Node and id of faults.
 type Orders = BTreeSet<(String, String)>;
 
@@ -130,7 +137,7 @@ type Orders = BTreeSet<(String, String)>;
 pub async fn reconcile<K: Chaos>(chaos: Arc<K>, context: Arc<Context>) -> Result<Action, ReconcileError> {
     let Some(uid) = chaos.uid() else { return Ok(Action::await_change()) };
     let mut memory = context.memories().remove(&uid).unwrap_or_default();
-    let seen = version(&*chaos);
+    let seen = version(chaos.meta());
     if seen > memory.version {
         // New to us, or written by someone else after us: what it says now is what counts.
         memory.status = chaos.status().cloned().unwrap_or_default();
@@ -171,8 +178,8 @@ pub async fn reconcile<K: Chaos>(chaos: Arc<K>, context: Arc<Context>) -> Result
 }
 
 /// The resource version, as the number that it is.
-fn version<K: Chaos>(chaos: &K) -> u64 {
-    chaos.resource_version().and_then(|text| text.parse().ok()).unwrap_or(0)
+fn version(meta: &ObjectMeta) -> u64 {
+    meta.resource_version.as_deref().and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
 /// After an error: soon again. A conflict means that the watch is about to bring the newer object.
@@ -230,7 +237,11 @@ impl Context {
                 return Ok(Next::At(Some(plan.wake.map_or(at, |wake| wake.min(at)))));
             }
             if due {
-                self.carry_out(&name, memory, plan.effects).await;
+                self.carry_out(&name, spec.as_ref().ok(), memory, plan.effects).await;
+                if self.is_overtaken(&name, memory.version) {
+                    // What was planned for the older object is not written: the newer one has its own turn, at once.
+                    return Ok(Next::At(Some(Timestamp::now())));
+                }
             }
             let mut told = notes(&memory.status, &plan.status, &experiment, deed);
             told.extend(plan.notes);
@@ -314,126 +325,6 @@ impl Context {
         self.interests.forget(uid);
         self.no_more(uid);
     }
-
-    async fn carry_out(&self, name: &Named, memory: &mut Memory, effects: Vec<Effect>) {
-        let mut results = futures::stream::iter(effects.into_iter().map(|effect| async move {
-            let view = {
-                let index = self.observer.read();
-                index.pod(&effect.pod().namespace, &effect.pod().name).cloned()
-            };
-            let result = self.applier.apply(&effect, view.as_ref()).await;
-            (effect, result)
-        }))
-        .buffer_unordered(CONCURRENCY);
-        while let Some((effect, result)) = results.next().await {
-            let pod = effect.pod();
-            let outcome = match result {
-                Ok(outcome) => {
-                    tracing::info!(
-                        experiment = name.name,
-                        experiment_namespace = name.namespace,
-                        namespace = pod.namespace,
-                        pod = pod.name,
-                        uid = pod.uid,
-                        verb = ?effect.verb(),
-                        "done"
-                    );
-                    outcome
-                }
-                Err(ApplyError::Refused(refusal)) if effect.verb() != Verb::Release => {
-                    Outcome::Refused { reason: "Refused".to_owned(), message: refusal.to_string() }
-                }
-                Err(error) => {
-                    tracing::warn!(
-                        experiment = name.name,
-                        experiment_namespace = name.namespace,
-                        namespace = pod.namespace,
-                        pod = pod.name,
-                        uid = pod.uid,
-                        %error,
-                        "will be tried again"
-                    );
-                    memory.outcomes.retry(&effect, Timestamp::now(), error.to_string());
-                    continue;
-                }
-            };
-            memory.outcomes.record(&effect, outcome);
-        }
-    }
-
-    /// Write the status, on the condition that the object is the one that was looked at.
-    async fn write<K: Chaos>(
-        &self,
-        chaos: &K,
-        memory: &mut Memory,
-        status: ExperimentStatus,
-    ) -> Result<(), ReconcileError> {
-        let namespace = chaos.namespace().unwrap_or_default();
-        let name = chaos.name_any();
-        let mut object = chaos.clone();
-        *object.meta_mut() = ObjectMeta {
-            name: Some(name.clone()),
-            namespace: Some(namespace.clone()),
-            uid: chaos.uid(),
-            resource_version: Some(memory.version.to_string()),
-            ..ObjectMeta::default()
-        };
-        *object.status_mut() = Some(status);
-        let api: Api<K> = Api::namespaced(self.client.clone(), &namespace);
-        match api.replace_status(&name, &PostParams::default(), &object).await {
-            Ok(written) => {
-                memory.version = version(&written);
-                memory.unsure = false;
-                memory.written = Some(Timestamp::now());
-                let status = object.status_mut().take().unwrap_or_default();
-                if status.phase != memory.status.phase {
-                    tracing::info!(
-                        experiment = name,
-                        namespace,
-                        phase = ?status.phase.unwrap_or_default(),
-                        "phase"
-                    );
-                }
-                figures::count(
-                    &self.metrics,
-                    chaos.spec().action_word(),
-                    &memory.status,
-                    &status,
-                    &mut memory.recovering,
-                    Timestamp::now(),
-                );
-                // Kept as planned, not as answered: the server rounds nothing and drops nothing that we compare.
-                memory.status = status;
-                Ok(())
-            }
-            Err(source) => {
-                // What the server refused wasn't written; what it didn't answer may have been.
-                memory.unsure = !matches!(source, kube::Error::Api(_));
-                Err(ReconcileError::Status { namespace, name, source: Box::new(source) })
-            }
-        }
-    }
-
-    async fn drop_finalizer<K: Chaos>(&self, chaos: &K) -> Result<(), ReconcileError> {
-        let Some(index) = chaos.finalizers().iter().position(|finalizer| finalizer == names::FINALIZER)
-        else {
-            return Ok(());
-        };
-        let namespace = chaos.namespace().unwrap_or_default();
-        let name = chaos.name_any();
-        let api: Api<K> = Api::namespaced(self.client.clone(), &namespace);
-        // Ours only, and only if it is still where it was seen.
-        let patch: json_patch::Patch = serde_json::from_value(serde_json::json!([
-            { "op": "test", "path": format!("/metadata/finalizers/{index}"), "value": names::FINALIZER },
-            { "op": "remove", "path": format!("/metadata/finalizers/{index}") },
-        ]))
-        .unwrap_or_default();
-        match api.patch(&name, &PatchParams::default(), &Patch::<K>::Json(patch)).await {
-            Ok(_) => Ok(()),
-            Err(error) if is_gone(&error) => Ok(()),
-            Err(source) => Err(ReconcileError::Finalizer { namespace, name, source: Box::new(source) }),
-        }
-    }
 }
 
 /// What the experiment has to be woken for.
@@ -459,5 +350,16 @@ fn interest(experiment: Named, spec: Option<&Spec>, status: &ExperimentStatus) -
         node_labels: looking.is_some_and(|spec| spec.selector.asks_for_node_labels()),
         opt_ins: targets().map(|target| target.namespace.clone()).collect(),
         looking: looking.map(|spec| spec.selector.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_more_targets_are_written_the_seldomer() {
+        assert_eq!(pause(30), SignedDuration::from_millis(100));
+        assert_eq!(pause(1000), SignedDuration::from_secs(1));
     }
 }

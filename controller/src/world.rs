@@ -73,6 +73,10 @@ impl World for Cluster<'_> {
         self.book.steady.get(uid).cloned().unwrap_or_default()
     }
 
+    fn watched(&self, name: &str) -> Option<Steady> {
+        self.book.watched.get(name).cloned()
+    }
+
     fn daemon(&self, node: &str) -> Daemon {
         daemon(self.nodes.presence(node))
     }

@@ -36,6 +36,7 @@ use squall_api::names;
 use squall_api::status::{Effect as Measured, ExperimentStatus, Phase, Receipt, Target};
 
 use self::back::Left;
+pub use self::halt::may_begin;
 pub use self::janitor::{Chore, chore};
 pub use self::notes::{Note, NoteKind, notes};
 pub use self::order::{NodeFault, Order, Stage};
@@ -85,6 +86,10 @@ pub trait World: Nodes {
     /// How the probes of the experiment `uid` stand.
     fn steady(&self, _uid: &str) -> Steady {
         Steady::default()
+    }
+    /// How what the policy `name` looks at stands; `None`: it looks at nothing.
+    fn watched(&self, _name: &str) -> Option<Steady> {
+        None
     }
     /// How things stand with a node's daemon.
     fn daemon(&self, node: &str) -> Daemon;
@@ -430,6 +435,19 @@ impl Step<'_> {
 /// The pod that `target` is about, if this incarnation is still there.
 fn view<'a>(world: &'a dyn World, target: &Target) -> Option<&'a PodView> {
     world.pod(&target.namespace, &target.pod).filter(|view| view.uid == target.uid)
+}
+
+/// The namespace of `target`. One that isn't known is not opted in.
+fn namespace<'a>(world: &'a dyn World, target: &Target) -> &'a NamespaceView {
+    static UNKNOWN: NamespaceView = NamespaceView {
+        name: String::new(),
+        opted_in: false,
+        protect: false,
+        terminating: false,
+        labels: BTreeMap::new(),
+        halt: None,
+    };
+    world.namespace(&target.namespace).unwrap_or(&UNKNOWN)
 }
 
 fn seconds(seconds: i64) -> SignedDuration {

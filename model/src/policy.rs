@@ -196,7 +196,7 @@ pub struct Ask {
     pub action: PolicyAction,
     /// The signal's number, where one is sent.
     pub signal: Option<i32>,
-    /// For how long; `None` where it is not said. What happens once is asked for zero.
+    /// For how long; `None` where it is not said. What happens once is asked for zero, a trigger for as long as it waits.
     pub duration: Option<Duration>,
     /// How many pods, where that is said beforehand.
     pub pods: Option<usize>,
@@ -215,7 +215,12 @@ impl Ask {
         Self {
             action,
             signal,
-            duration: if spec.lasting() { spec.duration } else { Some(Duration::ZERO) },
+            duration: match &spec.action {
+                // Its process may die at any moment until then.
+                Action::ContainerKill { whom, .. } if whom.waits() => Some(spec.patience()),
+                Action::PodKill { .. } | Action::ContainerKill { .. } => Some(Duration::ZERO),
+                Action::PodFailure { .. } | Action::ContainerFreeze | Action::Stress(_) => spec.duration,
+            },
             pods: match spec.mode {
                 Mode::One => Some(1),
                 Mode::Fixed(count) => Some(usize::try_from(count).unwrap_or(usize::MAX)),

@@ -1,12 +1,12 @@
 //! Triggers on real containers: the process that does it dies of it, the others live, and the status says what happened.
 
-use anyhow::{Context as _, Result};
-use k8s_openapi::api::core::v1::Event;
-use kube::api::ListParams;
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
+use squall_api::names;
 use squall_api::podchaos::{Action, ConnectTrigger, Mode, Phase, PodChaos, Target, TargetPhase, Trigger};
 use squall_tests::{
-    ExperimentExt as _, Ns, OptIn, PodExt as _, container, experiment, pod_of, until, with_ns,
+    ExperimentExt as _, Ns, OptIn, PodExt as _, container, event_on, experiment, pod_of, with_ns,
 };
 
 /// A pod whose first process does `work` five times a second, each time in a process of its own.
@@ -31,22 +31,16 @@ async fn over(ns: &Ns) -> Result<(PodChaos, Target)> {
 
 /// The pod's owner is told, who may not see the experiment: an Event on the pod says what its status does.
 async fn the_pod_is_told(ns: &Ns, what: &str) -> Result<()> {
-    until("an Event tells it", async || {
-        let events = ns.api::<Event>().list(&ListParams::default()).await?;
-        let of_pod = events.items.into_iter().filter(|event| {
-            let about = &event.involved_object;
-            about.kind.as_deref() == Some("Pod") && about.name.as_deref() == Some("web")
-        });
-        let told: Vec<_> = of_pod.map(|event| (event.type_, event.reason, event.message)).collect();
-        let said = told.iter().any(|(kind, reason, message)| {
-            (kind.as_deref(), reason.as_deref()) == (Some("Warning"), Some("FaultFailed"))
-                && message
-                    .as_deref()
-                    .is_some_and(|text| text.contains(what) && text.contains("container app"))
-        });
-        Ok(if said { Ok(()) } else { Err(format!("{told:?}")) })
+    let said = event_on(ns, "Pod", "web", "FaultFailed").await?;
+    ensure!(said.contains(what) && said.contains("container app"), "{said}");
+    Ok(())
+}
+
+fn armed(chaos: &PodChaos) -> bool {
+    chaos.told().targets.first().is_some_and(|target| {
+        let message = target.message.as_deref().unwrap_or_default();
+        target.reason.as_deref() == Some("Armed") && message.contains("connects to port 5432")
     })
-    .await
 }
 
 /// One process was killed, and it was not the container's first.
@@ -98,19 +92,34 @@ fn a_trigger_is_armed_until_its_time_is_over_and_says_so() {
         working(ns, "true").await?;
         let trigger = Trigger { connect: Some(ConnectTrigger { port: 5432 }), ..Trigger::default() };
         ns.create(&when(trigger, "4s")).await?;
-        let armed = |chaos: &PodChaos| {
-            let targets = chaos.told().targets;
-            targets.first().is_some_and(|target| {
-                let message = target.message.as_deref().unwrap_or_default();
-                target.reason.as_deref() == Some("Armed") && message.contains("connects to port 5432")
-            })
-        };
         ns.chaos_until("when", "it is armed", armed).await?;
         let (chaos, target) = over(ns).await?;
         assert_eq!((chaos.phase(), target.phase), (Phase::Failed, TargetPhase::Failed), "{}", chaos.shown());
         assert_eq!(target.reason.as_deref(), Some("NotTriggered"), "{}", chaos.shown());
         assert_eq!(ns.pod("web").await?.restarts("app"), 0);
         the_pod_is_told(ns, "connects to port 5432").await
+    });
+}
+
+#[test]
+fn a_trigger_waits_no_longer_while_it_is_paused_nor_once_its_pod_is_protected() {
+    with_ns("trigger-back", OptIn::Yes, async |ns| {
+        working(ns, "true").await?;
+        let trigger = Trigger { connect: Some(ConnectTrigger { port: 5432 }), ..Trigger::default() };
+        ns.create(&when(trigger, "1h")).await?;
+        ns.chaos_until("when", "it is armed", armed).await?;
+        ns.annotate::<PodChaos>("when", names::PAUSE, Some("true")).await?;
+        let taken_back = |chaos: &PodChaos| chaos.told().targets[0].attempt == Some(1);
+        let chaos = ns.chaos_until("when", "it is taken back", taken_back).await?;
+        assert_eq!((chaos.phase(), armed(&chaos)), (Phase::Paused, false), "{}", chaos.shown());
+        ns.annotate::<PodChaos>("when", names::PAUSE, None).await?;
+        ns.chaos_until("when", "it is armed again", armed).await?;
+        ns.label::<Pod>("web", names::PROTECT, Some("true")).await?;
+        let (chaos, target) = over(ns).await?;
+        assert_eq!(target.phase, TargetPhase::Skipped, "{}", chaos.shown());
+        assert_eq!(target.reason.as_deref(), Some("Protected"), "{}", chaos.shown());
+        assert_eq!(ns.pod("web").await?.restarts("app"), 0);
+        Ok(())
     });
 }
 

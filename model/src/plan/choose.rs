@@ -182,13 +182,11 @@ impl Step<'_> {
     /// Have the daemons prepare while the choice is written.
     fn arm(&mut self, spec: &Spec) {
         let Some(fault) = NodeFault::of(spec) else { return };
-        if spec.lasting() && !self.ident.paused {
-            // Written with the choice: whoever finds it there knows that it may have been ordered.
-            let now = MicroTime(self.input.now);
-            let chosen = self.plan.status.targets.iter_mut();
-            for target in chosen.filter(|target| target.phase == TargetPhase::Selected) {
-                target.ordered_at = Some(now.clone());
-            }
+        // Written with the choice: whoever finds it there knows that it may have been ordered.
+        let now = MicroTime(self.input.now);
+        let chosen = self.plan.status.targets.iter_mut();
+        for target in chosen.filter(|target| target.phase == TargetPhase::Selected) {
+            target.ordered_at = Some(now.clone());
         }
         self.plan.orders = self
             .plan

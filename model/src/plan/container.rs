@@ -1,13 +1,20 @@
 //! container-kill: each target is ordered from its node's daemon, which carries it out once; what it reports
 //! is the result. Afterwards the container's restart is followed.
+//!
+//! What may have been ordered stays listed until its daemon has told what came of it, or it would forget what it did.
+//! Where it shall not be hit any more (a halt, a pause, an opt-in withdrawn) it is listed as armed only: a daemon never
+//! goes back from what it was ordered, so what has fired stays fired, and nothing else fires. What is armed it takes back.
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use squall_api::podchaos::{Phase, Target, TargetPhase};
 
 use super::kill::fail;
+use super::node::EXPIRED;
 use super::order::{order, order_id};
-use super::{Daemon, Input, NodeFault, Order, ReportState, Stage, Step, later, seconds, view};
+use super::{
+    Daemon, Input, NodeFault, Order, Report, ReportState, Stage, Step, later, namespace, seconds, view,
+};
 use crate::pod::ContainerState;
 use crate::select::{Ineligible, eligible};
 use crate::spec::Spec;
@@ -16,6 +23,9 @@ use crate::spec::Spec;
 const TOLD_WITHIN: SignedDuration = SignedDuration::from_secs(10);
 /// How long the word of a daemon may take of what has fired: it waits two minutes for those who were signalled.
 const ENDED_WITHIN: SignedDuration = SignedDuration::from_secs(130);
+
+/// What a daemon says of a trigger that it took back before it fired.
+const NOT_TRIGGERED: &str = "NotTriggered";
 
 /// Whether `fault` waits for something.
 fn waits(fault: &NodeFault) -> bool {
@@ -30,9 +40,9 @@ impl Step<'_> {
         let selected = self.plan.status.selected_at.as_ref().map_or(self.input.now, |at| at.0);
         let give_up = later(selected, spec.patience());
         let mut targets = std::mem::take(&mut self.plan.status.targets);
-        for target in &mut targets {
+        for (index, target) in targets.iter_mut().enumerate() {
             if target.phase == TargetPhase::Selected {
-                self.order_one(spec, target, selected, give_up, fault);
+                self.order_one(spec, index, target, selected, give_up, fault);
             }
         }
         let open = targets.iter().any(|target| target.phase == TargetPhase::Selected);
@@ -55,6 +65,7 @@ impl Step<'_> {
     fn order_one(
         &mut self,
         spec: &Spec,
+        index: usize,
         target: &mut Target,
         selected: Timestamp,
         give_up: Timestamp,
@@ -72,7 +83,7 @@ impl Step<'_> {
             None => false,
             Some(report) => {
                 fired = report.receipt.is_some();
-                target.receipt = report.receipt;
+                target.receipt.clone_from(&report.receipt);
                 match report.state {
                     ReportState::Underway | ReportState::Injected | ReportState::Recovered => {
                         // Of a trigger it is worth telling that it is armed, and that it has fired.
@@ -96,6 +107,12 @@ impl Step<'_> {
                         target.message = Some(report.message);
                         return;
                     }
+                    // Before its time it was taken back only because we said so.
+                    ReportState::Refused | ReportState::Failed if now < give_up && is_unfired(&report) => {
+                        anew(target);
+                        fired = false;
+                        false
+                    }
                     ReportState::Refused | ReportState::Failed => {
                         fail(target, &report.reason, &report.message);
                         return;
@@ -104,8 +121,8 @@ impl Step<'_> {
             }
         };
         // What was done to it before is known only once its daemon has told.
-        let unsure =
-            underway || target.ordered_at.is_some() || matches!(world.daemon(&node), Daemon::Unreachable(_));
+        let unsure = target.ordered_at.is_some();
+        let mut stopped = self.ident.paused || self.is_halted();
         match view(world, target) {
             None if unsure && now < give_up => {}
             None => {
@@ -114,23 +131,20 @@ impl Step<'_> {
                 target.message = Some("the pod was gone before its container was hit".to_owned());
                 return;
             }
-            Some(pod) => {
-                let namespace = world.namespace(&target.namespace).cloned().unwrap_or_default();
-                match eligible(spec, pod, &namespace) {
-                    Ok(_) => {}
-                    // Perhaps it does not run because it was hit: only the daemon knows whether that was our doing.
-                    Err(Ineligible::NotRunning | Ineligible::Completed | Ineligible::Terminating)
-                        if unsure => {}
-                    Err(_) if underway => {}
-                    Err(why) => {
-                        target.phase = TargetPhase::Skipped;
-                        target.reason = Some(why.reason().to_owned());
-                        target.message = Some(why.to_string());
-                        return;
-                    }
+            Some(pod) => match eligible(spec, pod, namespace(world, target)) {
+                Ok(_) => {}
+                // Perhaps it does not run because it was hit.
+                Err(Ineligible::NotRunning | Ineligible::Completed) if unsure => {}
+                Err(_) if unsure => stopped = true,
+                Err(why) => {
+                    target.phase = TargetPhase::Skipped;
+                    target.reason = Some(why.reason().to_owned());
+                    target.message = Some(why.to_string());
+                    return;
                 }
-            }
+            },
         }
+        stopped &= !fired;
         let ready = matches!(world.daemon(&node), Daemon::Ready);
         let given_up = match (fired, waits && underway) {
             // A process may take its time to end, and that it was signalled stands.
@@ -145,16 +159,18 @@ impl Step<'_> {
             let message = match world.daemon(&node) {
                 Daemon::None => format!("node {node} runs no Squall daemon"),
                 Daemon::Unreachable(why) => format!("the daemon on node {node} can't be reached: {why}"),
-                Daemon::Ready => format!("the daemon on node {node} did not report in time"),
+                Daemon::Ready if unsure => format!("the daemon on node {node} did not report in time"),
+                Daemon::Ready => "its time was over before it could be ordered".to_owned(),
             };
             fail(target, "TimedOut", &message);
             return;
         }
-        if !underway && self.is_spared(spec, target) {
+        if !unsure && (self.is_spared(spec, target) || self.ident.paused) {
             return;
         }
+        let ordered = target.ordered_at.get_or_insert(MicroTime(now)).0;
         if matches!(world.daemon(&node), Daemon::None) && !underway {
-            let ordered = target.ordered_at.as_ref().map_or(selected, |at| at.0);
+            // It stays listed, or a daemon that is being replaced would forget what it did.
             let limit = ordered + seconds(8);
             if limit <= now {
                 fail(
@@ -164,25 +180,30 @@ impl Step<'_> {
                         "node {node} runs no Squall daemon; see `kubectl -n squall-system get pods -o wide`"
                     ),
                 );
-            } else {
-                self.wake(limit);
-                // It stays listed, or a daemon that is being replaced would forget what it did.
-                if !self.ident.paused {
-                    self.plan.orders.extend(order(self.ident.uid, target, fault.clone(), Stage::Fire));
-                }
+                return;
             }
-            return;
+            self.wake(limit);
         }
-        if self.ident.paused && !underway {
-            return;
-        }
-        if target.ordered_at.is_none() {
-            target.ordered_at = Some(MicroTime(now));
-        }
-        let order = order(self.ident.uid, target, fault.clone(), Stage::Fire);
-        // What has fired is waited for until its process has ended.
-        let until = (waits && !fired).then_some(give_up);
+        let fires = !stopped && self.is_recorded(index, target);
+        let stage = if fires { Stage::Fire } else { Stage::Arm };
+        let until = if stopped && underway {
+            // A time that is over: its daemon takes it back at once, and says whether it had fired before.
+            Some(selected)
+        } else {
+            // What has fired is waited for until its process has ended.
+            (waits && !fired).then_some(give_up)
+        };
+        let order = order(self.ident.uid, target, fault.clone(), stage);
         self.plan.orders.extend(order.map(|order| Order { until, ..order }));
+    }
+
+    /// Whether it is known that the container of `target` was signalled.
+    pub(super) fn is_signalled(&self, target: &Target) -> bool {
+        let report = || self.input.world.report(target.node.as_deref()?, &order_id(self.ident.uid, target)?);
+        target.receipt.is_some()
+            || report().is_some_and(|report| {
+                report.state == ReportState::Done || report.receipt.is_some() && !is_unfired(&report)
+            })
     }
 
     /// When the container was started again, and when its pod was Ready. Told for ten minutes after the end.
@@ -214,4 +235,18 @@ impl Step<'_> {
             }
         }
     }
+}
+
+/// Whether a daemon has told that it signalled nobody, and never will by this order.
+fn is_unfired(report: &Report) -> bool {
+    report.reason == NOT_TRIGGERED || report.reason == EXPIRED && report.receipt.is_none()
+}
+
+/// It was not hit, and is not ordered any more. Should it be ordered again, then by another name.
+fn anew(target: &mut Target) {
+    target.attempt = Some(target.attempt.unwrap_or(0) + 1);
+    target.ordered_at = None;
+    target.receipt = None;
+    target.reason = None;
+    target.message = None;
 }

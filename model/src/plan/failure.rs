@@ -10,7 +10,7 @@ use super::kill::fail;
 use super::lasting::{Asked, release, went_away};
 use super::order::order;
 use super::outcomes::injection_limit;
-use super::{Effect, Ident, Input, NodeFault, Outcome, PodRef, Stage, Step, Verb, seconds, view};
+use super::{Effect, Ident, Input, NodeFault, Outcome, PodRef, Stage, Step, Verb, namespace, seconds, view};
 use crate::pod::{ContainerState, ContainerView, PodView};
 use crate::select::{Ineligible, eligible};
 use crate::spec::{Spec, Whom};
@@ -67,8 +67,7 @@ impl Step<'_> {
             self.recover_one(target, pod, held);
             return;
         }
-        let namespace = world.namespace(&target.namespace).cloned().unwrap_or_default();
-        if let Err(why) = eligible(spec, pod, &namespace) {
+        if let Err(why) = eligible(spec, pod, namespace(world, target)) {
             if why == Ineligible::Terminating {
                 // Its namespace goes, and the pod with it.
                 went_away(target, now);

@@ -1,16 +1,17 @@
 //! Halts, windows that close, probes that fail, and what policies refuse: what keeps an experiment from beginning or
 //! from going on. Recovery never looks here.
 
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use squall_api::names;
 use squall_api::probe::OnHalt;
 use squall_api::status::{ExperimentStatus, Halted, Phase, Target, TargetPhase};
 
-use super::{Input, Step, seconds};
-use crate::pod::PodView;
+use super::{Effect, Input, Step, Verb, World, seconds};
+use crate::pod::{NamespaceView, PodView};
 use crate::policy::ledger::Hold;
 use crate::policy::{Ask, Refusal, Who, choice};
-use crate::probe::Health;
+use crate::probe::{Health, Steady};
 use crate::spec::Spec;
 
 /// The stable word for what a policy refused.
@@ -18,14 +19,31 @@ pub(super) const REFUSED: &str = "PolicyRefused";
 /// The stable word for what `steadyState` halted.
 const UNSTEADY: &str = "Unsteady";
 
-/// How `steadyState` stands when all is over.
+/// How probes stand when all is over.
 pub(super) enum Afterwards {
     /// Nobody has looked since.
     NotSeen,
-    /// It holds.
+    /// All is well.
     Steady,
-    /// It doesn't.
+    /// It isn't.
     Unsteady(Halted),
+}
+
+/// Whether `effect` may still be begun at `now`, though it was planned a while ago: nothing halts what `spec` asks for, and
+/// the pod's namespace is as open as it was. Where it may not, another plan says what is due.
+pub fn may_begin(world: &dyn World, spec: &Spec, effect: &Effect, now: Timestamp) -> bool {
+    if effect.verb() == Verb::Release {
+        return true;
+    }
+    let system = world.namespace(names::NAMESPACE);
+    let open = |namespace: &NamespaceView| namespace.opted_in && !namespace.protect && !namespace.terminating;
+    let halted = |name: &String| {
+        let namespace = world.namespace(name);
+        namespace.is_some_and(|namespace| world.policies().stop(namespace, system, now).is_some())
+    };
+    !system.is_some_and(|system| system.terminating)
+        && world.namespace(&effect.pod().namespace).is_some_and(open)
+        && !spec.selector.namespaces.iter().any(halted)
 }
 
 impl Step<'_> {
@@ -61,14 +79,20 @@ impl Step<'_> {
                 }),
             };
         }
-        let status = &mut self.plan.status;
-        // What happens once can't be stopped any more when all of it is under way.
-        let unstoppable = !spec.lasting()
-            && status.selected_at.is_some()
-            && !status
+        // What happens once can't be stopped any more when all of it has happened, or is under way.
+        let begun = |target: &Target| {
+            if spec.action.on_containers() { self.is_signalled(target) } else { target.ordered_at.is_some() }
+        };
+        let unstoppable = found.is_some()
+            && !spec.lasting()
+            && self.plan.status.selected_at.is_some()
+            && !self
+                .plan
+                .status
                 .targets
                 .iter()
-                .any(|target| target.phase == TargetPhase::Selected && target.ordered_at.is_none());
+                .any(|target| target.phase == TargetPhase::Selected && !begun(target));
+        let status = &mut self.plan.status;
         match (&status.halted, found) {
             (None, Some(found)) if !unstoppable => status.halted = Some(found),
             (Some(_), None) if spec.on_halt == OnHalt::Resume => status.halted = None,
@@ -92,37 +116,48 @@ impl Step<'_> {
         unknown.then(|| "looking whether spec.steadyState holds".to_owned())
     }
 
-    /// All is over. Whether `spec.steadyState` holds is looked at once more, after the last thing that was done.
+    /// All is over. Whether `spec.steadyState` holds, and no `haltWhen` of a policy, is looked at once more, after the
+    /// last thing that was done.
     pub(super) fn holds_afterwards(&mut self) -> Afterwards {
         let Input { now, world, experiment, .. } = self.input;
         let Ok(spec) = experiment.spec else { return Afterwards::Steady };
-        if spec.steady.is_empty() {
-            return Afterwards::Steady;
-        }
         let times = self.plan.status.targets.iter().flat_map(|target| {
             let Target { injected_at, gone_at, recovered_at, ready_at, .. } = target;
             [injected_at, gone_at, recovered_at, ready_at].into_iter().flatten().map(|at| at.0)
         });
         // Some are by the clock of a node, which may be ahead.
         let last = times.filter(|at| *at <= now).max();
-        let steady = world.steady(self.ident.uid);
-        let seen = steady.settled.is_some_and(|at| last.is_none_or(|last| at >= last));
-        match steady.health {
-            Health::Healthy(_) if seen => Afterwards::Steady,
-            Health::Unhealthy(evidence) if seen => Afterwards::Unsteady(Halted {
-                at: MicroTime(now),
-                by: "steadyState".to_owned(),
-                reason: UNSTEADY.to_owned(),
-                message: format!("spec.steadyState, after it: {evidence}"),
-            }),
-            Health::Unknown | Health::Healthy(_) | Health::Unhealthy(_) => {
-                self.plan.status.phase = Some(Phase::Recovering);
-                self.plan.status.message =
-                    Some("over; looking whether spec.steadyState holds after it".to_owned());
-                self.wake(now + seconds(1));
-                Afterwards::NotSeen
+        let own = (!spec.steady.is_empty()).then(|| {
+            let stands = world.steady(self.ident.uid);
+            ("steadyState".to_owned(), UNSTEADY, "spec.steadyState".to_owned(), stands)
+        });
+        let namespaces = spec.selector.namespaces.iter().filter_map(|name| world.namespace(name));
+        let policies =
+            namespaces.flat_map(|namespace| world.policies().over(namespace)).filter_map(|policy| {
+                let by = format!("ChaosPolicy {}", policy.name);
+                let what = format!("haltWhen of {by}");
+                Some((by, "Halted", what, world.watched(&policy.name)?))
+            });
+        let mut unseen = None;
+        for (by, reason, what, Steady { health, settled }) in own.into_iter().chain(policies) {
+            let seen = settled.is_some_and(|at| last.is_none_or(|last| at >= last));
+            match health {
+                Health::Healthy(_) if seen => {}
+                Health::Unhealthy(evidence) if seen => {
+                    let message = format!("{what}, after it: {evidence}");
+                    let reason = reason.to_owned();
+                    return Afterwards::Unsteady(Halted { at: MicroTime(now), by, reason, message });
+                }
+                Health::Unknown | Health::Healthy(_) | Health::Unhealthy(_) => {
+                    unseen.get_or_insert(what);
+                }
             }
         }
+        let Some(what) = unseen else { return Afterwards::Steady };
+        self.plan.status.phase = Some(Phase::Recovering);
+        self.plan.status.message = Some(format!("over; looking whether {what} holds after it"));
+        self.wake(now + seconds(1));
+        Afterwards::NotSeen
     }
 
     /// It was halted before anything was chosen.

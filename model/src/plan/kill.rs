@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use squall_api::podchaos::{Phase, Target, TargetPhase};
 
 use super::choose::whole_seconds;
-use super::{Effect, Input, Outcome, PodRef, Step, Verb, later, seconds, view};
+use super::{Effect, Input, Outcome, PodRef, Step, Verb, later, namespace, seconds, view};
 use crate::pod::PodView;
 use crate::select::eligible;
 use crate::spec::Spec;
@@ -86,8 +86,7 @@ impl Step<'_> {
             target.message = Some("had a deletion mark when it was looked at".to_owned());
             return;
         }
-        let namespace = world.namespace(&target.namespace).cloned().unwrap_or_default();
-        if let Err(why) = eligible(spec, pod, &namespace) {
+        if let Err(why) = eligible(spec, pod, namespace(world, target)) {
             target.phase = TargetPhase::Skipped;
             target.reason = Some(why.reason().to_owned());
             target.message = Some(why.to_string());

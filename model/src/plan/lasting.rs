@@ -108,15 +108,15 @@ impl Step<'_> {
         for name in &spec.selector.namespaces {
             let Some(namespace) = world.namespace(name) else { continue };
             for pod in world.pods(name) {
-                let held = outcomes.holds(pod, self.ident.uid);
+                // The cheap questions first: this is every pod of the namespace.
                 let before = known.pods.get(pod.uid.as_str());
-                let possible = match before {
-                    Some(live) => late && *live,
-                    None => {
-                        held || late && spec.mode == Mode::All || pod.created.is_some_and(|at| at >= selected)
-                    }
-                };
+                let possible = before.is_none_or(|live| late && *live);
                 if !possible || pod.terminating || !spec.selector.matches(pod, as_nodes(world)) {
+                    continue;
+                }
+                let new = late && spec.mode == Mode::All || pod.created.is_some_and(|at| at >= selected);
+                let held = before.is_none() && outcomes.holds(pod, self.ident.uid);
+                if before.is_none() && !held && !new {
                     continue;
                 }
                 let Ok(containers) = eligible(spec, pod, namespace) else { continue };
@@ -171,7 +171,9 @@ impl Step<'_> {
                         ..of_container(pod, container)
                     }));
                 } else {
-                    targets.push(Target { born: Some(true), was_ready: Some(true), ..of_pod(pod) });
+                    // One that was born failed was never Ready with its own images, and perhaps can't be.
+                    let was_ready = Some(pod.ready && !held);
+                    targets.push(Target { born: Some(true), was_ready, ..of_pod(pod) });
                 }
             } else if held {
                 self.plan.notes.push(Note::pod(

@@ -11,7 +11,7 @@ use super::kill::fail;
 use super::lasting::{Asked, went_away};
 use super::order::{order, order_id};
 use super::outcomes::injection_limit;
-use super::{Daemon, Input, NodeFault, Report, ReportState, Stage, Step, view};
+use super::{Daemon, Input, NodeFault, Report, ReportState, Stage, Step, namespace, view};
 use crate::pod::{ContainerView, PodView};
 use crate::select::{Ineligible, eligible};
 use crate::spec::Spec;
@@ -74,8 +74,7 @@ impl Step<'_> {
             target.message = None;
             return self.end(fault, target, None);
         }
-        let namespace = world.namespace(&target.namespace).cloned().unwrap_or_default();
-        match eligible(spec, pod, &namespace) {
+        match eligible(spec, pod, namespace(world, target)) {
             // While its container isn't running it is waited for.
             Ok(_) | Err(Ineligible::NotRunning) => self.hold(fault, index, target, pod),
             Err(Ineligible::Completed) => went_away(target, now),
@@ -149,7 +148,7 @@ impl Step<'_> {
     }
 
     /// Whether the status that was last written names this very order.
-    fn is_recorded(&self, index: usize, target: &Target) -> bool {
+    pub(super) fn is_recorded(&self, index: usize, target: &Target) -> bool {
         self.input.status.targets.get(index).is_some_and(|known| {
             known.uid == target.uid
                 && known.container_id == target.container_id

@@ -1,0 +1,178 @@
+//! pod-failure: whatever happens, every pod is as it was, and never more are failed than were drawn.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use proptest::prelude::*;
+use squall_api::names;
+use squall_api::podchaos::{Action, Mode, Phase, TargetPhase};
+
+use crate::CASES;
+use crate::moves::{Move, moves, play};
+use crate::sim::{Sim, spec, told};
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(CASES))]
+
+    /// Whatever happened meanwhile, deleting the experiment ends, and leaves nothing behind.
+    #[test]
+    fn deletion_always_ends_with_every_pod_as_it_was(
+        mode in prop_oneof![Just((Mode::All, None)), Just((Mode::One, None)), Just((Mode::Fixed, Some("3"))), Just((Mode::FixedPercent, Some("50")))],
+        duration in proptest::option::of(Just("30s".to_owned())),
+        pods in 0_u32..8,
+        moves in moves(),
+    ) {
+        let mut spec = spec(Action::PodFailure, mode.0, mode.1);
+        spec.duration = duration;
+        let mut sim = Sim::new(spec, pods);
+        play(&mut sim, moves);
+        sim.failing = 0;
+        sim.delete();
+        for _ in 0..50 {
+            sim.wait(11);
+            sim.all_catch_up();
+            sim.turn(None);
+        }
+        prop_assert!(sim.gone, "the object is stuck: {:?}", sim.status);
+        sim.assert_untouched();
+    }
+
+    /// A fault with a duration ends by itself, whatever happened meanwhile.
+    #[test]
+    fn a_fault_with_a_duration_ends_by_itself(pods in 1_u32..8, moves in moves()) {
+        let mut spec = spec(Action::PodFailure, Mode::All, None);
+        spec.duration = Some("30s".to_owned());
+        let mut sim = Sim::new(spec, pods);
+        play(&mut sim, moves);
+        sim.failing = 0;
+        sim.namespace.opted_in = true;
+        sim.annotate(names::PAUSE, None);
+        for _ in 0..100 {
+            sim.wait(11);
+            sim.all_catch_up();
+            sim.turn(None);
+        }
+        prop_assert!(sim.status.completed_at.is_some(), "it does not end: {:?}", sim.status);
+        let completed = sim.status.conditions.iter().find(|condition| condition.type_ == "Completed");
+        prop_assert_eq!(completed.map(|condition| condition.status.as_str()), Some("True"));
+        sim.assert_untouched();
+    }
+
+    /// Never more pods than were drawn are failed at once.
+    #[test]
+    fn the_number_drawn_is_never_exceeded(n in 1_u32..5, pods in 1_u32..8, moves in moves()) {
+        let mut sim = Sim::new(spec(Action::PodFailure, Mode::Fixed, Some(&n.to_string())), pods);
+        for step in moves {
+            play(&mut sim, vec![step]);
+            prop_assert!(sim.failed() <= n as usize, "{} are failed", sim.failed());
+        }
+    }
+
+    /// The same input gives the same plan, and a plan changes nothing by being made again.
+    #[test]
+    fn a_plan_is_deterministic(pods in 0_u32..8, moves in moves()) {
+        let mut sim = Sim::new(spec(Action::PodFailure, Mode::All, None), pods);
+        play(&mut sim, moves);
+        prop_assert_eq!(sim.plan(), sim.plan());
+    }
+}
+
+#[test]
+fn a_pod_whose_label_was_removed_by_hand_is_not_hit_again() {
+    let mut sim = Sim::new(spec(Action::PodFailure, Mode::All, None), 2);
+    sim.turn(None);
+    sim.all_catch_up();
+    sim.turn(None);
+    assert_eq!(sim.status.phase, Some(Phase::Injected));
+    play(
+        &mut sim,
+        vec![
+            Move::RemoveLabel(0),
+            Move::CatchUp,
+            Move::Turn(None),
+            Move::Wait(60),
+            Move::CatchUp,
+            Move::Turn(None),
+        ],
+    );
+    assert_eq!(sim.failed(), 1);
+    assert_eq!(sim.status.targets[0].phase, TargetPhase::Released);
+    assert_eq!(sim.status.targets[0].reason.as_deref(), Some("LabelRemoved"));
+}
+
+#[test]
+fn pausing_recovers_and_resuming_injects_again_without_stopping_the_clock() {
+    let mut spec = spec(Action::PodFailure, Mode::All, None);
+    spec.duration = Some("60s".into());
+    let mut sim = Sim::new(spec, 3);
+    for _ in 0..2 {
+        sim.turn(None);
+        sim.all_catch_up();
+    }
+    assert_eq!(sim.failed(), 3);
+    let ends = sim.status.ends_at.clone();
+    sim.annotate(names::PAUSE, Some("true"));
+    for _ in 0..3 {
+        sim.turn(None);
+        sim.all_catch_up();
+    }
+    assert_eq!(sim.status.phase, Some(Phase::Paused));
+    sim.assert_untouched();
+    sim.wait(10);
+    sim.annotate(names::PAUSE, None);
+    for _ in 0..3 {
+        sim.turn(None);
+        sim.all_catch_up();
+    }
+    assert_eq!((sim.failed(), sim.status.phase), (3, Some(Phase::Injected)));
+    assert_eq!(sim.status.ends_at, ends);
+}
+
+#[test]
+fn a_withdrawn_opt_in_recovers_and_says_so() {
+    let mut sim = Sim::new(spec(Action::PodFailure, Mode::All, None), 2);
+    for _ in 0..2 {
+        sim.turn(None);
+        sim.all_catch_up();
+    }
+    sim.namespace.opted_in = false;
+    for _ in 0..3 {
+        sim.turn(None);
+        sim.all_catch_up();
+    }
+    sim.assert_untouched();
+    assert!(sim.status.targets.iter().all(|target| target.reason.as_deref() == Some("NotOptedIn")));
+    assert_eq!(
+        sim.status.conditions.iter().find(|c| c.type_ == "Completed").map(|c| c.reason.as_str()),
+        Some("Aborted")
+    );
+}
+
+#[test]
+fn a_clock_that_jumps_loses_nothing_and_ends_nothing_for_ever() {
+    let mut spec = spec(Action::PodFailure, Mode::All, None);
+    spec.duration = Some("5m".into());
+    let mut sim = Sim::new(spec, 2);
+    let turns = |sim: &mut Sim| {
+        for _ in 0..3 {
+            sim.turn(None);
+            sim.all_catch_up();
+        }
+    };
+    turns(&mut sim);
+    assert_eq!(told(&sim).0, Some(Phase::Injected));
+    let ends = sim.status.ends_at.clone();
+    sim.wait(-3600);
+    turns(&mut sim);
+    assert_eq!((told(&sim).0, &sim.status.ends_at), (Some(Phase::Injected), &ends));
+    // Someone ends it while the clock is wrong.
+    let mut other = Sim { chaos: sim.chaos.clone(), ..Sim::new(sim.chaos.spec.clone(), 2) };
+    turns(&mut other);
+    other.wait(-3600);
+    other.chaos.metadata.deletion_timestamp = Some(Time(other.now));
+    turns(&mut other);
+    assert!(other.gone);
+    other.assert_untouched();
+    sim.wait(2 * 3600);
+    turns(&mut sim);
+    assert_eq!(told(&sim).0, Some(Phase::Completed));
+    sim.assert_untouched();
+}

@@ -1,0 +1,74 @@
+//! pod-kill, and what is said before anything is hit.
+
+use proptest::prelude::*;
+use squall_api::names;
+use squall_api::podchaos::{Action, Mode, Phase, TargetPhase};
+
+use crate::CASES;
+use crate::sim::{Sim, spec};
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(CASES))]
+
+    /// A pod-kill kills exactly as many as it drew, once, however often the process dies in between.
+    #[test]
+    fn a_kill_is_neither_lost_nor_done_twice(n in 1_u32..5, pods in 1_u32..8, crashes in proptest::collection::vec(0_u32..6, 0..12)) {
+        let mut sim = Sim::new(spec(Action::PodKill, Mode::Fixed, Some(&n.to_string())), pods);
+        for crash in crashes {
+            sim.turn(Some(crash));
+            sim.see();
+        }
+        for _ in 0..5 {
+            sim.turn(None);
+            sim.all_catch_up();
+            sim.wait(1);
+        }
+        prop_assert_eq!(sim.killed.len(), n.min(pods) as usize);
+        prop_assert_eq!(sim.status.phase, Some(Phase::Completed));
+        prop_assert!(sim.status.targets.iter().all(|target| target.phase == TargetPhase::Killed));
+    }
+}
+
+#[test]
+fn a_dry_run_hits_nothing_and_says_what_it_would() {
+    let mut spec = spec(Action::PodKill, Mode::Fixed, Some("2"));
+    spec.dry_run = Some(true);
+    let mut sim = Sim::new(spec, 5);
+    sim.turn(None);
+    assert!(sim.killed.is_empty());
+    assert_eq!(sim.status.phase, Some(Phase::Completed));
+    let count = |phase| sim.status.targets.iter().filter(|target| target.phase == phase).count();
+    assert_eq!((count(TargetPhase::Selected), count(TargetPhase::Skipped)), (2, 3));
+}
+
+#[test]
+fn without_targets_a_one_shot_gives_up_ten_seconds_after_the_first_look_and_says_why() {
+    let mut sim = Sim::new(spec(Action::PodKill, Mode::One, None), 0);
+    let looks_at = |sim: &mut Sim, seconds, phase| {
+        sim.wait(seconds);
+        sim.turn(None);
+        assert_eq!(sim.status.phase, Some(phase), "{:?}", sim.status);
+    };
+    // The controller was away for a minute: nobody has looked yet.
+    looks_at(&mut sim, 60, Phase::Pending);
+    looks_at(&mut sim, 9, Phase::Pending);
+    // A pause is no look, and what comes after it is the first again.
+    sim.annotate(names::PAUSE, Some("true"));
+    looks_at(&mut sim, 60, Phase::Paused);
+    sim.annotate(names::PAUSE, None);
+    looks_at(&mut sim, 60, Phase::Pending);
+    looks_at(&mut sim, 9, Phase::Pending);
+    looks_at(&mut sim, 1, Phase::Failed);
+    assert_eq!(
+        sim.status.conditions.iter().find(|c| c.type_ == "Completed").map(|c| c.reason.as_str()),
+        Some("NoTargets")
+    );
+}
+
+#[test]
+fn more_than_the_limit_hits_nothing() {
+    let mut sim = Sim::new(spec(Action::PodKill, Mode::All, None), 4001);
+    sim.turn(None);
+    assert!(sim.killed.is_empty());
+    assert!(sim.status.message.as_deref().unwrap_or_default().contains("4001"), "{:?}", sim.status.message);
+}
