@@ -12,7 +12,7 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
 use squall_api::chaospolicy::{ChaosPolicy, ChaosPolicyStatus, PolicyState, ProbeStatus, Usage};
-use squall_model::policy::choice::Used;
+use squall_model::policy::used::{Used, usage};
 use squall_model::policy::{Policy, choice};
 use squall_model::substitute::MANUAL;
 
@@ -119,7 +119,7 @@ impl Warden {
         book.excess = excess;
         book.settled = settled;
         let world = Cluster { index: &index, nodes: &self.nodes, book: &book };
-        let used = choice::usage(&world, now);
+        let used = usage(&world, now);
         let mut next: Option<Timestamp> = None;
         let mut written = Vec::new();
         for policy in index.policies() {

@@ -6,6 +6,7 @@
 //! - [`Policies::permits`]: whether an experiment may be at all; the same at admission (advice) and when targets are
 //!   chosen (binding).
 //! - [`choice`]: which pods of those that are drawn, beside all that is hit already ([`ledger`]).
+//! - [`used`]: how much is hit under each policy.
 //! - [`Policies::stop`]: what ends or forbids everything somewhere.
 //!
 //! Recovery is never asked about here.
@@ -14,6 +15,7 @@ pub mod choice;
 mod labels;
 pub mod ledger;
 mod parse;
+pub mod used;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -6,11 +6,11 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::rc::Rc;
 
 use jiff::Timestamp;
 
 use super::ledger::{Held, Hold};
+use super::used::Over;
 use super::{Labels, Limits, Policy, Refusal, Rule};
 use crate::plan::World;
 use crate::pod::PodView;
@@ -38,17 +38,6 @@ pub struct Choice<'a> {
     pub taken: Vec<&'a PodView>,
     /// These not, though they were drawn.
     pub spared: Vec<(&'a PodView, Refusal)>,
-}
-
-/// What is hit in the namespaces of one policy.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Used {
-    /// Pods.
-    pub pods: usize,
-    /// Those of them that are hit by hand.
-    pub by_hand: usize,
-    /// Experiments.
-    pub experiments: usize,
 }
 
 /// A workload: its namespace, and its kind and name.
@@ -151,66 +140,6 @@ pub fn excess(world: &dyn World, settled: &BTreeSet<String>, now: Timestamp) -> 
 /// Since when the hand holds `pod`, where its record says so: an earlier version's doesn't.
 fn by_hand_since(pod: &PodView) -> Option<Timestamp> {
     pod.held_by.iter().find(|holder| holder.uid == MANUAL)?.since
-}
-
-/// What is hit under each policy, by its name; those under which nothing is are left out.
-pub fn usage(world: &dyn World, now: Timestamp) -> HashMap<&str, Used> {
-    let mut over = Over::new(world);
-    let mut used: HashMap<&str, Used> = HashMap::new();
-    let mut pods: HashSet<&str> = HashSet::new();
-    for (_, hold) in world.ledger().iter() {
-        if hold.active {
-            for policy in over.any(&hold.namespaces) {
-                used.entry(policy).or_default().experiments += 1;
-            }
-        }
-        for (uid, held) in hold.pods.iter().filter(|(_, held)| held.until.is_none_or(|until| until > now)) {
-            if pods.insert(uid) {
-                for policy in over.policies(&held.namespace).iter() {
-                    used.entry(&policy.name).or_default().pods += 1;
-                }
-            }
-        }
-    }
-    for pod in world.held_by(MANUAL) {
-        let another = usize::from(pods.insert(&pod.uid));
-        for policy in over.policies(&pod.namespace).iter() {
-            let used = used.entry(&policy.name).or_default();
-            used.by_hand += 1;
-            used.pods += another;
-        }
-    }
-    used
-}
-
-/// The policies for each namespace, asked for once.
-struct Over<'a> {
-    world: &'a dyn World,
-    known: HashMap<&'a str, Rc<[&'a Policy]>>,
-}
-
-impl<'a> Over<'a> {
-    fn new(world: &'a dyn World) -> Self {
-        Self { world, known: HashMap::new() }
-    }
-
-    fn policies(&mut self, namespace: &'a str) -> Rc<[&'a Policy]> {
-        let world = self.world;
-        let find = || {
-            let view = world.namespace(namespace);
-            view.into_iter().flat_map(|view| world.policies().over(view)).collect()
-        };
-        self.known.entry(namespace).or_insert_with(find).clone()
-    }
-
-    /// The names of those for any of `namespaces`, each once.
-    fn any(&mut self, namespaces: &'a BTreeSet<String>) -> BTreeSet<&'a str> {
-        let mut names = BTreeSet::new();
-        for namespace in namespaces {
-            names.extend(self.policies(namespace).iter().map(|policy| policy.name.as_str()));
-        }
-        names
-    }
 }
 
 /// All that is held, counted as policies count it.
