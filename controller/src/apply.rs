@@ -94,9 +94,9 @@ impl Applier {
         }
     }
 
-    /// Put everything back on `pod`, whoever holds it.
-    pub async fn restore(&self, pod: &PodRef) -> Result<Outcome, ApplyError> {
-        self.change(pod, "restore", None, |pod| {
+    /// Put everything back on `pod`, whoever holds it. `view` is the pod as it is known.
+    pub async fn restore(&self, pod: &PodRef, view: &PodView) -> Result<Outcome, ApplyError> {
+        self.change(pod, "restore", Some(view.sketch()), |pod| {
             substitute::restore(pod);
             Ok(())
         })

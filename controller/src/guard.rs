@@ -1,7 +1,7 @@
 //! What is hit now and by whom, as every turn of a term sees it: one book, written in the same moment in which targets
 //! are chosen. Nothing is decided here, and nobody holds the book across an await.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
@@ -26,6 +26,8 @@ pub struct Book {
     pub ledger: Ledger,
     /// Of what is held, what is more than a policy allows: pods by UID.
     pub excess: BTreeMap<String, Refusal>,
+    /// UIDs of the pods that are held by hand and were found to be within the limits.
+    pub settled: BTreeSet<String>,
     /// How the probes of experiments stand, by the experiment's UID.
     pub steady: HashMap<String, Steady>,
     /// How what policies look at stands, by the policy's name.

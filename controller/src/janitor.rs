@@ -1,23 +1,28 @@
 //! Keeps the pods' own records true where no experiment's turn does: the hand's time is over, a holder is no
 //! more, an opt-in was withdrawn, the webhook could not be called. What is due is decided in `squall-model`.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod agenda;
 
+use std::collections::HashMap;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use jiff::Timestamp;
 use kube_runtime::reflector::{ObjectRef, Store};
 use squall_api::names;
 use squall_api::podchaos::PodChaos;
 use squall_model::plan::{Chore, Effect, Note, NoteKind, PodRef, chore};
-use squall_model::policy::choice;
 use squall_model::substitute::{Holder, MANUAL};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
-use crate::apply::Applier;
+use self::agenda::{Agenda, LONGEST};
+use crate::apply::{Applier, ApplyError};
 use crate::guard::Guard;
 use crate::nodes::Nodes;
 use crate::observe::Observer;
 use crate::tell::Teller;
-use crate::world::Cluster;
 
 /// A pod by namespace and name.
 pub type PodKey = (String, String);
@@ -41,50 +46,51 @@ pub struct Janitor {
 impl Janitor {
     /// Look after every recorded pod there is, and then after every one that is sent, for ever.
     pub async fn run(self, mut changed: mpsc::UnboundedReceiver<PodKey>) {
-        let mut due: BTreeSet<(Timestamp, PodKey)> = BTreeSet::new();
-        let mut attempts: BTreeMap<PodKey, u32> = BTreeMap::new();
-        let held: Vec<PodKey> = {
-            let index = self.observer.read();
-            index.all_held().map(|pod| (pod.namespace.clone(), pod.name.clone())).collect()
-        };
-        due.extend(held.into_iter().map(|key| (Timestamp::MIN, key)));
+        let mut agenda = Agenda::default();
+        let mut attempts: HashMap<PodKey, u32> = HashMap::new();
+        for pod in self.observer.read().all_held() {
+            agenda.put((pod.namespace.clone(), pod.name.clone()), Instant::now());
+        }
+        let mut under_way = FuturesUnordered::new();
         loop {
-            let wait = due.first().map(|(at, _)| {
-                std::time::Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default()
-            });
-            let key = tokio::select! {
+            while let Some(key) = agenda.begin(Instant::now()) {
+                under_way.push(async {
+                    let result = self.look_after(&key).await;
+                    (key, result)
+                });
+            }
+            let next = agenda.next();
+            tokio::select! {
                 biased;
+                Some((key, result)) = under_way.next() => {
+                    let wait = match result {
+                        Ok(next) => {
+                            attempts.remove(&key);
+                            next.map(|at| at.duration_since(Timestamp::now()))
+                                .map(|wait| Duration::try_from(wait).unwrap_or_default().min(LONGEST))
+                        }
+                        Err(error) => {
+                            let tried = attempts.entry(key.clone()).or_default();
+                            *tried += 1;
+                            tracing::warn!(namespace = key.0, pod = key.1, %error, "will be tried again");
+                            Some(Duration::from_millis(100 << (*tried).min(7)))
+                        }
+                    };
+                    let now = Instant::now();
+                    agenda.end(key, wait.map(|wait| now + wait), now);
+                }
                 key = changed.recv() => match key {
-                    Some(key) => key,
+                    Some(key) => agenda.put(key, Instant::now()),
                     None => return,
                 },
-                () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {
-                    match due.pop_first() {
-                        Some((_, key)) => key,
-                        None => continue,
-                    }
-                }
-            };
-            due.retain(|(_, other)| other != &key);
-            match self.look_after(&key).await {
-                Ok(next) => {
-                    attempts.remove(&key);
-                    due.extend(next.map(|at| (at, key)));
-                }
-                Err(error) => {
-                    let tried = attempts.entry(key.clone()).or_default();
-                    *tried += 1;
-                    let delay = jiff::SignedDuration::from_millis(100 << (*tried).min(7));
-                    tracing::warn!(namespace = key.0, pod = key.1, %error, "will be tried again");
-                    due.insert((Timestamp::now() + delay, key));
-                }
+                () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
             }
         }
     }
 
     /// Do what is due on one pod; when to look again.
-    async fn look_after(&self, key: &PodKey) -> Result<Option<Timestamp>, crate::apply::ApplyError> {
-        let (pod, due) = {
+    async fn look_after(&self, key: &PodKey) -> Result<Option<Timestamp>, ApplyError> {
+        let (view, due) = {
             let index = self.observer.read();
             let Some(pod) = index.pod(&key.0, &key.1) else { return Ok(None) };
             // Not listed yet: its own event will come.
@@ -96,9 +102,8 @@ impl Janitor {
                 forbidden = index.rules().stop(namespace, system, now).map(|stop| stop.to_string());
                 turns = index.rules().turns(namespace, now);
                 if forbidden.is_none() {
-                    let book = self.guard.read();
-                    let world = Cluster { index: &index, nodes: &self.nodes, book: &book };
-                    forbidden = choice::excess(&world, now).get(&pod.uid).map(ToString::to_string);
+                    // The warden finds it, and has the pod looked at then.
+                    forbidden = self.guard.read().excess.get(&pod.uid).map(ToString::to_string);
                 }
             }
             let exists = |holder: &Holder| self.exists(holder);
@@ -107,16 +112,16 @@ impl Janitor {
                 Chore::Later(at) => Chore::Later(turns.map_or(at, |turns| turns.min(at))),
                 due @ (Chore::Release(_) | Chore::Forbidden(_) | Chore::Restore(_)) => due,
             };
-            (PodRef::of_view(pod), due)
+            (pod.clone(), due)
         };
+        let pod = PodRef::of_view(&view);
         match due {
             Chore::None => Ok(None),
             Chore::Later(at) => Ok(Some(at)),
             Chore::Release(holders) => {
                 for holder in holders {
-                    self.applier
-                        .apply(&Effect::Release { pod: pod.clone(), holder: holder.clone() }, None)
-                        .await?;
+                    let release = Effect::Release { pod: pod.clone(), holder: holder.clone() };
+                    self.applier.apply(&release, Some(&view)).await?;
                     tracing::info!(
                         namespace = pod.namespace,
                         pod = pod.name,
@@ -131,14 +136,14 @@ impl Janitor {
             }
             Chore::Forbidden(why) => {
                 let release = Effect::Release { pod: pod.clone(), holder: MANUAL.to_owned() };
-                self.applier.apply(&release, None).await?;
+                self.applier.apply(&release, Some(&view)).await?;
                 tracing::info!(namespace = pod.namespace, pod = pod.name, uid = pod.uid, why, "released");
                 let message = format!("the fault by label ended: {why}");
                 self.teller.tell_pod(Note::pod(NoteKind::Warning, pod.clone(), "Released", message), &pod);
                 Ok(None)
             }
             Chore::Restore(why) => {
-                self.applier.restore(&pod).await?;
+                self.applier.restore(&pod, &view).await?;
                 tracing::info!(namespace = pod.namespace, pod = pod.name, uid = pod.uid, why, "restored");
                 let message = format!("pod-failure ended: {why}");
                 self.teller.tell_pod(Note::pod(NoteKind::Normal, pod.clone(), "Restored", message), &pod);

@@ -146,3 +146,65 @@ fn shortened(message: String) -> String {
     let end = (0..=990).rev().find(|end| message.is_char_boundary(*end)).unwrap_or(0);
     format!("{}…", &message[..end])
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use squall_api::podchaos::{PodChaos, PodChaosSpec};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn one_line_says_who_asked_and_what_was_hit_and_why() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let log = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        let (events, mut published) = mpsc::unbounded_channel();
+        let teller = Teller { events, sink: None };
+        let mut chaos = PodChaos::new("down", PodChaosSpec::default());
+        chaos.metadata.namespace = Some("shop".to_owned());
+        let who = r#"{"username":"ann","groups":["devs"]}"#.to_owned();
+        chaos.metadata.annotations = Some([(names::REQUESTED_BY.to_owned(), who)].into());
+        let pod = PodRef { namespace: "shop".into(), name: "web-1".into(), uid: "u-1".into() };
+        let note =
+            |reason: &str| Note::pod(NoteKind::Warning, pod.clone(), reason, "incident 4711".to_owned());
+        tracing::subscriber::with_default(log, || {
+            teller.tell(&chaos, vec![note("Halted")]);
+            teller.tell_pod(note("Released"), &pod);
+        });
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let [halted, released] = text.lines().collect::<Vec<_>>()[..] else { panic!("{text}") };
+        for part in [
+            "told",
+            "reason=\"Halted\"",
+            "object=\"PodChaos shop/down\"",
+            "pod=\"shop/web-1\"",
+            "uid=\"u-1\"",
+            "requested_by=\"ann\"",
+            "what=\"incident 4711\"",
+        ] {
+            assert!(halted.contains(part), "{part}: {halted}");
+        }
+        // By hand: nobody is written down but in the audit of the API server.
+        assert!(released.contains("pod=\"shop/web-1\"") && !released.contains("requested_by"), "{released}");
+        // The same is told as Events.
+        let reasons: Vec<String> =
+            std::iter::from_fn(|| published.try_recv().ok()).map(|(event, _)| event.reason).collect();
+        assert_eq!(reasons, ["Halted", "Released"]);
+    }
+}

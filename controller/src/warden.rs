@@ -12,15 +12,16 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
 use squall_api::chaospolicy::{ChaosPolicy, ChaosPolicyStatus, PolicyState, ProbeStatus, Usage};
-use squall_model::plan::World;
+use squall_model::policy::used::{Used, usage};
 use squall_model::policy::{Policy, choice};
+use squall_model::substitute::MANUAL;
 
 use crate::client::is_gone;
 use crate::guard::Guard;
 use crate::leader::Router;
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
-use crate::observe::Observer;
+use crate::observe::{Index, Observer};
 use crate::probes::Probes;
 use crate::world::Cluster;
 
@@ -28,6 +29,8 @@ use crate::world::Cluster;
 const TOGETHER: Duration = Duration::from_millis(100);
 /// After an error, so long.
 const AGAIN: Duration = Duration::from_secs(2);
+/// No longer than this is a time of day waited for without looking: clocks are stepped.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// What the warden works with.
 pub struct Warden {
@@ -58,7 +61,7 @@ impl Warden {
                     Some(at) => {
                         let wait =
                             Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
-                        tokio::time::sleep(wait).await;
+                        tokio::time::sleep(wait.min(LONGEST)).await;
                     }
                     None => std::future::pending().await,
                 }
@@ -104,14 +107,19 @@ impl Warden {
     fn look(&self, now: Timestamp) -> (Vec<(String, ChaosPolicyStatus)>, bool, Option<Timestamp>) {
         let index = self.observer.read();
         let mut book = self.guard.read();
-        let excess = choice::excess(&Cluster { index: &index, nodes: &self.nodes, book: &book }, now);
+        let world = Cluster { index: &index, nodes: &self.nodes, book: &book };
+        let excess = choice::excess(&world, &book.settled, now);
+        let by_hand = index.held_by(MANUAL).map(|pod| pod.uid.clone());
+        let settled = by_hand.filter(|uid| !excess.contains_key(uid)).collect();
         let mut too_much = false;
         for (_, refusal) in excess.iter().filter(|(uid, _)| !book.excess.contains_key(*uid)) {
             too_much = true;
             self.metrics.refused(&refusal.policy, refusal.rule.path());
         }
         book.excess = excess;
+        book.settled = settled;
         let world = Cluster { index: &index, nodes: &self.nodes, book: &book };
+        let used = usage(&world, now);
         let mut next: Option<Timestamp> = None;
         let mut written = Vec::new();
         for policy in index.policies() {
@@ -119,7 +127,8 @@ impl Warden {
             let Some(rules) = index.rules().iter().find(|rules| rules.name == name) else { continue };
             let turns = rules.turns(now);
             next = [next, turns].into_iter().flatten().min();
-            let status = status(policy, rules, &world, self.probes.of_policy(&name), turns, now);
+            let used = used.get(name.as_str()).copied().unwrap_or_default();
+            let status = status(policy, rules, &index, used, self.probes.of_policy(&name), turns, now);
             if policy.status.as_ref() != Some(&status) {
                 written.push((name, status));
             }
@@ -132,15 +141,16 @@ impl Warden {
 fn status(
     policy: &ChaosPolicy,
     rules: &Policy,
-    world: &Cluster<'_>,
+    index: &Index,
+    used: Used,
     probes: Vec<ProbeStatus>,
     turns: Option<Timestamp>,
     now: Timestamp,
 ) -> ChaosPolicyStatus {
     let number = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
-    let (targets, by_hand, experiments) = choice::usage(world as &dyn World, rules, now);
+    let Used { pods: targets, by_hand, experiments } = used;
     let namespaces =
-        world.index.namespaces().filter(|namespace| namespace.opted_in && rules.is_for(namespace)).count();
+        index.namespaces().filter(|namespace| namespace.opted_in && rules.is_for(namespace)).count();
     let usage = Usage {
         namespaces: number(namespaces),
         targets: number(targets),

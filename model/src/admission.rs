@@ -139,7 +139,7 @@ pub fn pod_create(pod: &Pod, births: &[Holder], setting: &Setting<'_>) -> Verdic
     }
     match switch(&new) {
         None => {}
-        Some(names::POD_FAILURE) => match hand::holder(&new, End::Asked, setting) {
+        Some(names::POD_FAILURE) => match hand::holder(&new, End::Asked, None, setting) {
             Ok(holder) => {
                 warnings.push(hand::says(&new, &holder, setting));
                 record.upsert(&holder);
@@ -307,7 +307,7 @@ fn stay(old: &Pod, pod: &Pod, mut record: Record, setting: &Setting<'_>) -> Verd
             Some(held) => {
                 let same_end = annotation(old, names::UNTIL) == annotation(pod, names::UNTIL);
                 let end = if same_end { End::Kept(held.until) } else { End::Asked };
-                match hand::holder(pod, end, setting) {
+                match hand::holder(pod, end, Some(held), setting) {
                     Ok(holder) => {
                         warnings.push(hand::says(pod, &holder, setting));
                         record.upsert(&holder);
@@ -348,7 +348,7 @@ fn switch_on(old: &Pod, pod: &Pod, stored: Option<Record>, setting: &Setting<'_>
         // Born whole, and why is written on it. Nothing has changed about that.
         return Verdict { warnings: unforge(&mut new), pod: changed(pod, new), deny: None };
     }
-    match hand::holder(pod, End::Asked, setting) {
+    match hand::holder(pod, End::Asked, None, setting) {
         Ok(holder) => {
             let mut record = fresh(&new, stored);
             record.upsert(&holder);

@@ -6,6 +6,7 @@
 //! - [`Policies::permits`]: whether an experiment may be at all; the same at admission (advice) and when targets are
 //!   chosen (binding).
 //! - [`choice`]: which pods of those that are drawn, beside all that is hit already ([`ledger`]).
+//! - [`used`]: how much is hit under each policy.
 //! - [`Policies::stop`]: what ends or forbids everything somewhere.
 //!
 //! Recovery is never asked about here.
@@ -14,14 +15,17 @@ pub mod choice;
 mod labels;
 pub mod ledger;
 mod parse;
+pub mod used;
 mod window;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use squall_api::chaospolicy::PolicyAction;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use squall_api::chaospolicy::{ChaosPolicySpec, PolicyAction};
 use squall_api::names;
 
 pub use self::labels::Labels;
@@ -237,15 +241,15 @@ impl Ask {
 
 /// All policies, by name.
 #[derive(Clone, Debug, PartialEq, Default)]
-pub struct Policies(Vec<Policy>);
+pub struct Policies(Vec<Arc<Policy>>);
 
 impl Policies {
     /// None.
     pub const NONE: Self = Self(Vec::new());
 
-    /// These.
-    pub fn new(policies: impl IntoIterator<Item = Policy>) -> Self {
-        let mut all: Vec<Policy> = policies.into_iter().collect();
+    /// These. Whoever keeps them replaces the one that changed, which may be often: its usage is written to its status.
+    pub fn new(policies: impl IntoIterator<Item = impl Into<Arc<Policy>>>) -> Self {
+        let mut all: Vec<Arc<Policy>> = policies.into_iter().map(Into::into).collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         Self(all)
     }
@@ -266,12 +270,12 @@ impl Policies {
 
     /// Every one.
     pub fn iter(&self) -> impl Iterator<Item = &Policy> {
-        self.0.iter()
+        self.0.iter().map(Arc::as_ref)
     }
 
     /// Those for `namespace`.
     pub fn over<'a>(&'a self, namespace: &'a NamespaceView) -> impl Iterator<Item = &'a Policy> {
-        self.0.iter().filter(|policy| policy.is_for(namespace))
+        self.iter().filter(|policy| policy.is_for(namespace))
     }
 
     /// What ends or forbids everything in `namespace`; `system` is Squall's own, whose halt means the whole cluster.
@@ -292,8 +296,9 @@ impl Policies {
 
     /// A policy for `namespace` of whose `haltWhen` it isn't known yet how it stands.
     pub fn unseen(&self, namespace: &NamespaceView) -> Option<&str> {
-        let mut over = self.0.iter().filter(|policy| policy.is_for(namespace));
-        over.find(|policy| policy.unseen).map(|policy| policy.name.as_str())
+        self.iter()
+            .find(|policy| policy.unseen && policy.is_for(namespace))
+            .map(|policy| policy.name.as_str())
     }
 
     /// When [`Self::stop`] may say something else for `namespace` though nothing changes: a window opens or closes.
@@ -343,17 +348,35 @@ impl Policy {
         self.namespaces.matches(&namespace.labels)
     }
 
-    /// What its author may not have meant.
-    pub fn warnings(&self) -> Vec<String> {
+    /// What the author of `spec`, which makes sense, may not have meant.
+    pub fn warnings(spec: &ChaosPolicySpec) -> Vec<String> {
+        let ChaosPolicySpec { namespace_selector, allow, limits: _, windows, protect, halt_when, halt: _ } =
+            spec;
+        let everything = |selector: &LabelSelector| {
+            let LabelSelector { match_labels, match_expressions } = selector;
+            match_labels.as_ref().is_none_or(BTreeMap::is_empty)
+                && match_expressions.as_ref().is_none_or(Vec::is_empty)
+        };
         let mut warnings = Vec::new();
-        if self.windows.as_ref().is_some_and(Vec::is_empty) {
-            warnings.push("squall: spec.windows is an empty list: nothing may ever be hit".to_owned());
+        let mut warn = |what: &str| warnings.push(format!("squall: spec.{what}"));
+        if windows.as_ref().is_some_and(Vec::is_empty) {
+            warn("windows is an empty list: nothing may ever be hit");
         }
-        if self.actions.as_ref().is_some_and(BTreeSet::is_empty) {
-            warnings.push("squall: spec.allow.actions is an empty list: no action is allowed".to_owned());
+        if allow.as_ref().is_some_and(|allow| allow.actions.as_ref().is_some_and(Vec::is_empty)) {
+            warn("allow.actions is an empty list: no action is allowed");
         }
-        if self.protect.as_ref().is_some_and(|protect| *protect == Labels::default()) {
-            warnings.push("squall: spec.protect.podSelector is empty: it protects every pod".to_owned());
+        if namespace_selector.as_ref().is_some_and(everything) {
+            warn("namespaceSelector is empty: the policy is for every namespace");
+        }
+        if protect.as_ref().is_some_and(|protect| everything(&protect.pod_selector)) {
+            warn("protect.podSelector is empty: it protects every pod");
+        }
+        for (index, probe) in halt_when.iter().enumerate() {
+            if probe.availability.as_ref().is_some_and(|probe| everything(&probe.pod_selector)) {
+                warn(&format!(
+                    "haltWhen[{index}].availability.podSelector is empty: it counts every pod of a namespace"
+                ));
+            }
         }
         warnings
     }

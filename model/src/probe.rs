@@ -526,7 +526,9 @@ impl Judge {
             }
             Seen::Unwell(evidence) => {
                 self.failures = self.failures.saturating_add(1);
-                let since = *self.since.get_or_insert(now);
+                // What lies ahead was seen before the clock was set back: it counts anew, not in an hour.
+                let since = self.since.map_or(now, |since| since.min(now));
+                self.since = Some(since);
                 let (counts, again) = match &probe.kind {
                     Kind::Http { asking, .. } | Kind::Prometheus { asking, .. } => {
                         (self.failures >= asking.failures, None)
@@ -773,6 +775,33 @@ mod tests {
         judge.see(&probe, seen(at(110)), at(110));
         assert!(matches!(&judge.health, Health::Unhealthy(why) if why.starts_with("1 of 3 pods Ready at")));
         assert_eq!(availability(labels, *least, [].iter(), at(0)), None);
+    }
+
+    /// Looked at every second, what is unwell counts after `lasting` seconds, and so it does after each time that the
+    /// clock was set back: never later.
+    #[rstest]
+    #[case::an_hour_back(&[-3600])]
+    #[case::twice(&[-3600, -1])]
+    #[case::forth_and_back(&[3, -3])]
+    #[case::a_day_ahead(&[86_400])]
+    fn a_clock_that_jumps_blinds_no_probe(#[case] jumps: &[i64]) {
+        let lasting = 10;
+        let written = api::Probe {
+            nodes: Some(api::NodesProbe { lasting: Some(format!("{lasting}s")), ..Default::default() }),
+            ..Default::default()
+        };
+        let probe = Probe::parse("p", &written, Place::Policy).unwrap();
+        let (mut judge, mut clock, mut jumps) = (Judge::default(), 1_000_000, jumps.iter());
+        let most = lasting * (1 + i64::try_from(jumps.len()).unwrap());
+        for second in 0..=most {
+            let now = Timestamp::from_second(clock).unwrap();
+            judge.see(&probe, Seen::Unwell("1 node unwell".into()), now);
+            if matches!(judge.health, Health::Unhealthy(_)) {
+                return;
+            }
+            clock += 1 + if second % 4 == 3 { jumps.next().copied().unwrap_or_default() } else { 0 };
+        }
+        panic!("blind for {most} s: {judge:?}");
     }
 
     #[rstest]

@@ -43,6 +43,9 @@ pub struct Holder {
     /// The style that it asks for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub style: Option<FaultStyle>,
+    /// The hand: when it began. The newest is let go first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
     /// The hand: when it ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<Timestamp>,
@@ -118,6 +121,7 @@ impl Holder {
             uid: uid.to_owned(),
             containers: spec.containers.iter().filter(there).cloned().collect(),
             style,
+            since: None,
             until: None,
         }
     }

@@ -15,8 +15,9 @@ use squall_api::names;
 use squall_api::status::{ExperimentStatus, Target, TargetPhase};
 use squall_model::plan::{Daemon, Report, World};
 use squall_model::pod::{NamespaceView, Owner, PodView};
-use squall_model::policy::choice::{Budget, choose, excess, usage};
+use squall_model::policy::choice::{Budget, choose, excess};
 use squall_model::policy::ledger::{Hold, Ledger};
+use squall_model::policy::used::{Used, usage};
 use squall_model::policy::{Ask, Labels, Policies, Policy, Rule, Who};
 use squall_model::select::Nodes;
 use squall_model::substitute::{Holder, MANUAL};
@@ -110,6 +111,18 @@ fn pod(of: &str, index: usize) -> PodView {
         owner: Some(Owner { kind: "ReplicaSet".into(), name: format!("{of}-abc"), uid: format!("rs-{of}") }),
         ..PodView::default()
     }
+}
+
+/// Held by hand since so many seconds after now.
+fn failed_by_hand(pod: PodView, since: i64) -> PodView {
+    let since = Some(now() + SignedDuration::from_secs(since));
+    PodView { held_by: vec![Holder { uid: MANUAL.into(), since, ..Holder::default() }], ..pod }
+}
+
+/// What is more than allowed, where these were found to be within the limits before.
+fn too_much(world: &Fake, settled: &[&str]) -> Vec<String> {
+    let settled = settled.iter().map(|uid| (*uid).to_owned()).collect();
+    excess(world, &settled, now()).into_keys().collect()
 }
 
 fn world(policies: Vec<Policy>, pods: Vec<PodView>) -> Fake {
@@ -267,31 +280,102 @@ fn pods_whose_budget_is_used_up_are_left_out_counting_what_is_held() {
 
 #[test]
 fn faults_by_hand_count() {
-    let mut failed = pod("web", 0);
-    failed.held_by = vec![Holder { uid: MANUAL.into(), ..Holder::default() }];
     let world = world(
         vec![limits("p", Limits { max_targets: Some(1), ..Limits::default() })],
-        vec![failed, pod("web", 1)],
+        vec![failed_by_hand(pod("web", 0), 1), pod("web", 1)],
     );
     let ranked = [&world.pods[1]];
     let refused = choose(&world, "new", &Hold::default(), &ranked, 1, now()).unwrap_err();
     assert_eq!(refused.rule, Rule::Targets);
-    let policy = world.policies.iter().next().unwrap();
-    assert_eq!(usage(&world, policy, now()), (1, 1, 0));
+    let used = usage(&world, now());
+    assert_eq!(used.get("p"), Some(&Used { pods: 1, by_hand: 1, experiments: 0 }));
+}
+
+#[test]
+fn what_is_used_is_counted_once_for_each_policy_that_it_concerns() {
+    let everywhere = limits("everywhere", Limits::default());
+    let spec = ChaosPolicySpec {
+        namespace_selector: Some(labels(&[("kubernetes.io/metadata.name", "bank")])),
+        ..ChaosPolicySpec::default()
+    };
+    let both = failed_by_hand(pod("web", 0), 1);
+    let mut world = world(vec![everywhere, policy("bank", spec)], vec![both, pod("web", 1)]);
+    world.ledger.set("a", hold(&[&pod("web", 0), &pod("web", 1)], NOW));
+    world.ledger.set("b", hold(&[&pod("web", 1)], NOW));
+    let used = usage(&world, now());
+    assert_eq!(used.get("everywhere"), Some(&Used { pods: 2, by_hand: 1, experiments: 2 }));
+    assert_eq!(used.get("bank"), None);
 }
 
 #[test]
 fn what_is_too_much_goes_newest_first_and_the_hand_before_experiments() {
-    let mut by_hand = pod("web", 2);
-    by_hand.held_by = vec![Holder { uid: MANUAL.into(), ..Holder::default() }];
     let mut world = world(
         vec![limits("p", Limits { max_targets: Some(1), ..Limits::default() })],
-        vec![pod("web", 0), pod("web", 1), by_hand],
+        vec![pod("web", 0), pod("web", 1), failed_by_hand(pod("web", 2), -20)],
     );
     world.ledger.set("newer", hold(&[&pod("web", 0)], NOW - 1));
     world.ledger.set("older", hold(&[&pod("web", 1)], NOW - 9));
-    let excess: Vec<String> = excess(&world, now()).into_keys().collect();
-    assert_eq!(excess, ["uid-web-0", "uid-web-2"]);
+    assert_eq!(too_much(&world, &[]), ["uid-web-0", "uid-web-2"]);
+}
+
+#[test]
+fn of_the_pods_that_are_held_by_hand_the_newest_goes_whatever_its_uid() {
+    let mut of_an_earlier_version = failed_by_hand(pod("web", 9), 0);
+    of_an_earlier_version.held_by[0].since = None;
+    let world = world(
+        vec![limits("p", Limits { max_targets: Some(2), ..Limits::default() })],
+        vec![failed_by_hand(pod("web", 1), 2), failed_by_hand(pod("web", 3), 1), of_an_earlier_version],
+    );
+    assert_eq!(too_much(&world, &[]), ["uid-web-1"]);
+}
+
+#[test]
+fn the_hand_leaves_as_many_ready_as_a_policy_wants_and_what_stays_is_not_judged_again() {
+    let limit = Limits { min_available_per_workload: Some(3), ..Limits::default() };
+    let of = |ready: &[usize], hit: &[usize]| {
+        let one = |index| PodView { ready: ready.contains(&index), ..pod("web", index) };
+        let pods = (0..5).map(|index| match hit.iter().position(|hit| *hit == index) {
+            Some(at) => failed_by_hand(one(index), i64::try_from(at).unwrap()),
+            None => one(index),
+        });
+        world(vec![limits("p", limit.clone())], pods.collect())
+    };
+    // Three at once: whether the kubelet has ended them already or not, the last goes.
+    for ready in [&[0, 1, 2, 3, 4][..], &[0, 1], &[0, 1, 4]] {
+        let world = of(ready, &[4, 2, 3]);
+        assert_eq!(too_much(&world, &[]), ["uid-web-3"], "{ready:?}");
+    }
+    let found = excess(&of(&[0, 1], &[4, 2, 3]), &BTreeSet::new(), now());
+    assert_eq!(
+        found["uid-web-3"].to_string(),
+        "ChaosPolicy p, limits.minAvailablePerWorkload: found 2 pods of Deployment/web that would stay Ready; allowed: \
+         at least 3"
+    );
+    // It was let go and isn't Ready yet: that is no reason to let the others go too, but none to take another.
+    let settled = ["uid-web-4", "uid-web-2"];
+    assert!(too_much(&of(&[0, 1], &[4, 2]), &settled).is_empty());
+    assert_eq!(too_much(&of(&[1], &[4, 2, 0]), &settled), ["uid-web-0"]);
+    // A new leader judges all of them.
+    assert_eq!(too_much(&of(&[0, 1], &[4, 2]), &[]), ["uid-web-2"]);
+}
+
+#[test]
+fn the_hand_respects_budgets_though_their_own_count_comes_late() {
+    let limit = Limits { respect_disruption_budgets: Some(true), ..Limits::default() };
+    let pods = vec![
+        pod("web", 0),
+        pod("web", 1),
+        failed_by_hand(pod("web", 2), 1),
+        failed_by_hand(PodView { ready: false, ..pod("web", 3) }, 2),
+    ];
+    let mut world = world(vec![limits("p", limit)], pods);
+    let mut errors = Vec::new();
+    let pods = Labels::parse("", &labels(&[("app", "web")]), &mut errors);
+    let budget = Budget { namespace: "shop".into(), name: "web".into(), pods, desired: 3, allowed: 0 };
+    world.budgets = vec![budget];
+    assert_eq!(too_much(&world, &[]), ["uid-web-3"]);
+    world.budgets[0].desired = 2;
+    assert!(too_much(&world, &[]).is_empty());
 }
 
 #[test]
@@ -528,7 +612,7 @@ proptest! {
                 }
             }
             // What was chosen within the limits is never called too much.
-            prop_assert!(excess(&world, now()).is_empty());
+            prop_assert!(excess(&world, &BTreeSet::new(), now()).is_empty());
         }
     }
 

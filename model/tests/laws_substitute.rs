@@ -117,6 +117,7 @@ fn holders(pod: &Pod, asked: &[(Vec<prop::sample::Index>, Option<FaultStyle>, bo
             uid: format!("uid-{index}"),
             containers: containers.iter().map(|at| at.get(&names).clone()).collect(),
             style: *style,
+            since: None,
             until: None,
         })
         .collect()

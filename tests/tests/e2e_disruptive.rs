@@ -241,6 +241,108 @@ fn the_other_replica_takes_over_and_is_obeyed() {
     });
 }
 
+/// The whole cluster is halted, and isn't any more when this goes, also when an assertion fails.
+struct HaltedCluster;
+
+impl HaltedCluster {
+    fn begin(why: &str) -> Result<Self> {
+        let halt = format!("{}={why}", names::HALT);
+        kubectl(&["annotate", "namespace", names::NAMESPACE, "--overwrite", &halt])?.ok()?;
+        Ok(Self)
+    }
+}
+
+impl Drop for HaltedCluster {
+    fn drop(&mut self) {
+        let lift = format!("{}-", names::HALT);
+        let _ = kubectl(&["annotate", "namespace", names::NAMESPACE, &lift]);
+    }
+}
+
+/// How long it took until these pods had their own images.
+async fn images_are_back(namespaces: &[&Ns], began: Instant) -> Result<Duration> {
+    for ns in namespaces {
+        ns.pods_until("web", "all images are back", |pods| pods.iter().all(|pod| !pod.is_failed())).await?;
+    }
+    Ok(began.elapsed())
+}
+
+#[test]
+fn a_halt_of_squalls_own_namespace_halts_the_whole_cluster() {
+    disrupt("halt-cluster", async |ns| {
+        let other = ns.another("halt-cluster-too", OptIn::Yes).await?;
+        for ns in [ns, &other] {
+            for name in ["web-0", "web-1"] {
+                ns.create(&unschedulable(name, "web")).await?;
+            }
+            ns.create(&failure("down", |spec| {
+                spec.selector.pods.insert(ns.name.clone(), vec!["web-0".to_owned()]);
+            }))
+            .await?;
+            ns.condition("down", "Injected").await?;
+            let answer = ns.label::<Pod>("web-1", names::FAULT, Some(names::POD_FAILURE)).await?;
+            assert!(answer.is_failed());
+        }
+        let halted = HaltedCluster::begin("incident 4716")?;
+        let took = images_are_back(&[ns, &other], Instant::now()).await?;
+        println!("recovered by a halt of the cluster: {took:?} (at most 2 s)");
+        assert!(took <= Duration::from_secs(2), "it took {took:?}");
+        for ns in [ns, &other] {
+            let chaos = ns.completed("down").await?;
+            assert_eq!(chaos.phase(), Phase::Halted, "{}", chaos.shown());
+            let message = chaos.told().message.unwrap_or_default();
+            assert!(message.contains("the whole cluster is halted: incident 4716"), "{message}");
+        }
+        let label = ["-n", &other.name, "label", "pod", "web-1", "squall.dev/fault=pod-failure"];
+        let said = until("the webhook knows of the halt", async || {
+            let ran = kubectl(&[&label[..], &["--dry-run=server"]].concat())?;
+            Ok(if ran.success { Err(ran.text) } else { Ok(ran.text) })
+        })
+        .await?;
+        assert!(said.contains("kubectl annotate namespace squall-system squall.dev/halt-"), "{said}");
+        drop(halted);
+        until("the label works again", async || {
+            let ran = kubectl(&label)?;
+            Ok(if ran.success { Ok(()) } else { Err(ran.text) })
+        })
+        .await?;
+        other.label::<Pod>("web-1", names::FAULT, None).await?;
+        for ns in [ns, &other] {
+            ns.all_whole("web").await?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_halt_is_carried_out_within_the_lease_also_if_the_leader_has_just_died() {
+    disrupt("halt-no-leader", async |ns| {
+        for name in ["web-0", "web-1"] {
+            ns.create(&unschedulable(name, "web")).await?;
+        }
+        ns.create(&failure("down", |spec| {
+            spec.selector.pods.insert(ns.name.clone(), vec!["web-0".to_owned()]);
+        }))
+        .await?;
+        ns.condition("down", "Injected").await?;
+        assert!(ns.label::<Pod>("web-1", names::FAULT, Some(names::POD_FAILURE)).await?.is_failed());
+        let first = leader(&ns.client).await?.context("nobody leads")?;
+        let pods = pods_of(ns, names::CONTROLLER).await?;
+        let leads = pods.iter().find(|pod| pod.name() == first).context("the leader has no pod")?;
+        // Its Lease stays: whoever takes over waits for it to run out.
+        sigkill(leads, "controller")?;
+        let halt = format!("{}=incident 4717", names::HALT);
+        kubectl(&["annotate", "namespace", &ns.name, &halt])?.ok()?;
+        let took = images_are_back(&[ns], Instant::now()).await?;
+        println!("recovered by a halt without a leader: {took:?} (at most 10 s)");
+        assert!(took <= Duration::from_secs(11), "it took {took:?}");
+        let chaos = ns.completed("down").await?;
+        assert_eq!(chaos.phase(), Phase::Halted, "{}", chaos.shown());
+        ns.all_whole("web").await?;
+        Ok(())
+    });
+}
+
 #[test]
 fn a_node_without_a_daemon_is_named_within_ten_seconds() {
     disrupt("no-daemon", async |ns| {

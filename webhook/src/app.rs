@@ -3,35 +3,40 @@
 //! What is no review gets an HTTP error that says why; the API server then does as the failurePolicy says: pods
 //! pass, experiments don't.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, Request as HttpRequest, State};
+use axum::http::StatusCode;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use kube::Client;
 use squall_api::names;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::Semaphore;
 use tracing::{Instrument, Span, field};
 
 use crate::experiments::Wanted;
 use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::review::{Answer, Denied, Request};
+use crate::serve::Peer;
+use crate::shares::{Share, Shares};
 use crate::world::World;
 use crate::{access, annotations, experiments, pods, policies, removal, schedules};
 
 /// The largest body: etcd takes 1.5 MiB an object, and an UPDATE carries two.
 pub const LIMIT: usize = 8 << 20;
-/// What all bodies together may take, so that nobody can have us killed for memory.
-const ROOM: usize = 16 << 20;
+/// What all bodies together may take, so that nobody can have us killed for memory; and those of one peer, so that
+/// nobody can keep it from the API servers.
+const ROOM: (usize, usize) = (16 << 20, LIMIT);
 /// How many values a body may have, roughly: each takes more in memory than the two bytes that it takes at least.
 const VALUES: usize = 500_000;
 /// How many objects a review of pods may have: `{}` where a container belongs takes kilobytes.
@@ -56,15 +61,15 @@ pub struct App {
 struct Desk {
     app: App,
     /// In bytes. A body takes it as it comes in: who only announces one takes nothing.
-    room: Semaphore,
+    room: Shares,
     /// Of questions to the API server.
     turns: Semaphore,
     /// Of removals that are held up.
-    removals: Semaphore,
+    removals: Shares,
 }
 
 /// A body, and its room.
-type Held<'a> = (Vec<u8>, SemaphorePermit<'a>);
+type Held = (Vec<u8>, Share);
 
 #[derive(Clone, Copy, Debug)]
 enum Path {
@@ -100,9 +105,9 @@ struct Rejected {
 pub fn router(app: App) -> Router {
     let desk = Arc::new(Desk {
         app,
-        room: Semaphore::new(ROOM),
+        room: Shares::new(ROOM.0, ROOM.1),
         turns: Semaphore::new(access::TOGETHER),
-        removals: Semaphore::new(removal::TOGETHER),
+        removals: Shares::new(removal::TOGETHER.0, removal::TOGETHER.1),
     });
     let paths = [
         Path::MutatePods,
@@ -115,8 +120,9 @@ pub fn router(app: App) -> Router {
     paths
         .into_iter()
         .fold(Router::new(), |router, path| {
-            let handler = move |State(desk): State<Arc<Desk>>, headers: HeaderMap, body: Body| async move {
-                desk.answer(path, &headers, body).await
+            let handler = move |State(desk): State<Arc<Desk>>, request: HttpRequest| async move {
+                let (head, body) = request.into_parts();
+                desk.answer(path, &head, body).await
             };
             router.route(path.name(), post(handler))
         })
@@ -126,13 +132,16 @@ pub fn router(app: App) -> Router {
 }
 
 impl Desk {
-    async fn answer(&self, path: Path, headers: &HeaderMap, body: Body) -> Response {
-        let (body, _room) = match self.read(headers, body).await {
+    async fn answer(&self, path: Path, head: &Parts, body: Body) -> Response {
+        // Without a wire there is nobody to tell from others.
+        let peer =
+            head.extensions.get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |Peer(peer)| *peer);
+        let (body, _room) = match self.read(head, peer, body).await {
             Ok(held) => held,
             Err(rejected) => return self.reject(path, rejected, Duration::ZERO),
         };
         let start = Instant::now();
-        let review = AssertUnwindSafe(self.review(path, &body)).catch_unwind();
+        let review = AssertUnwindSafe(self.review(path, peer, &body)).catch_unwind();
         match review.await {
             Ok(Ok((outcome, body))) => {
                 self.app.metrics.reviewed(path.name(), outcome, start.elapsed());
@@ -150,7 +159,12 @@ impl Desk {
         }
     }
 
-    async fn review(&self, path: Path, body: &[u8]) -> Result<(&'static str, Vec<u8>), Rejected> {
+    async fn review(
+        &self,
+        path: Path,
+        peer: IpAddr,
+        body: &[u8],
+    ) -> Result<(&'static str, Vec<u8>), Rejected> {
         if is_bomb(path, body) {
             return Err(Rejected { message: "the review has too many parts".to_owned(), ..too_large() });
         }
@@ -168,7 +182,7 @@ impl Desk {
             outcome = field::Empty
         );
         async {
-            let answer = self.decide(path, &request).await;
+            let answer = self.decide(path, peer, &request).await;
             let outcome = told(&request, &answer);
             if let Some((policy, rule)) = answer.denied.as_ref().and_then(|denied| denied.refused.as_ref()) {
                 self.app.metrics.refused(policy, rule);
@@ -184,7 +198,7 @@ impl Desk {
         .await
     }
 
-    async fn decide(&self, path: Path, request: &Request<'_>) -> Answer {
+    async fn decide(&self, path: Path, peer: IpAddr, request: &Request<'_>) -> Answer {
         match path {
             Path::MutatePods => self.app.pods.review(request, &self.app.world, Timestamp::now()),
             Path::MutateAnnotations => match annotations::check(request, Timestamp::now()) {
@@ -222,7 +236,9 @@ impl Desk {
                 }
             },
             Path::ValidatePolicies => policies::review(request),
-            Path::ValidateRemoval => removal::review(&self.app.client, &self.removals, request).await,
+            Path::ValidateRemoval => {
+                removal::review(&self.app.client, || self.removals.try_take(peer), request).await
+            }
         }
     }
 
@@ -236,12 +252,13 @@ impl Desk {
         permitted.map_err(|refused| Denied::by_policy(refused.policy, refused.rule, refused.message))
     }
 
-    async fn read(&self, headers: &HeaderMap, body: Body) -> Result<Held<'_>, Rejected> {
-        let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    async fn read(&self, head: &Parts, peer: IpAddr, body: Body) -> Result<Held, Rejected> {
+        let length =
+            head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         if length.is_some_and(|length| length > LIMIT as u64) {
             return Err(too_large());
         }
-        match tokio::time::timeout(BODY, self.read_all(body)).await {
+        match tokio::time::timeout(BODY, self.read_all(peer, body)).await {
             Ok(held) => held,
             Err(_) => Err(Rejected {
                 status: StatusCode::REQUEST_TIMEOUT,
@@ -251,8 +268,9 @@ impl Desk {
         }
     }
 
-    async fn read_all(&self, body: Body) -> Result<Held<'_>, Rejected> {
-        let (mut all, mut held) = (Vec::new(), None::<SemaphorePermit<'_>>);
+    async fn read_all(&self, peer: IpAddr, body: Body) -> Result<Held, Rejected> {
+        let mut all = Vec::new();
+        let mut held = self.room(peer, 0).await?;
         let mut parts = body.into_data_stream();
         // Also a peer that hangs up, whom no answer reaches.
         while let Some(part) = parts.next().await {
@@ -260,24 +278,15 @@ impl Desk {
             if all.len() + part.len() > LIMIT {
                 return Err(too_large());
             }
-            let room = self.room(part.len()).await?;
-            match &mut held {
-                Some(held) => held.merge(room),
-                None => held = Some(room),
-            }
+            held.merge(self.room(peer, part.len()).await?);
             all.extend_from_slice(&part);
         }
-        let held = match held {
-            Some(held) => held,
-            None => self.room(0).await?,
-        };
         Ok((all, held))
     }
 
-    async fn room(&self, bytes: usize) -> Result<SemaphorePermit<'_>, Rejected> {
+    async fn room(&self, peer: IpAddr, bytes: usize) -> Result<Share, Rejected> {
         let bytes = u32::try_from(bytes).map_err(|_| too_large())?;
-        // Never closed.
-        self.room.acquire_many(bytes).await.map_err(|_| too_large())
+        self.room.take(peer, bytes).await.ok_or_else(too_large)
     }
 
     fn reject(&self, path: Path, rejected: Rejected, took: Duration) -> Response {

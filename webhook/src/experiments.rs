@@ -270,7 +270,7 @@ fn is_active(status: Option<&ExperimentStatus>) -> bool {
     begun || status.selected_at.is_some() || !status.targets.is_empty() || status.completed_at.is_some()
 }
 
-/// Who created a `thing` stays who did.
+/// Who asked for a `thing` stays who did.
 pub(crate) fn requester_stays(old: Option<&str>, new: Option<&str>, thing: &str) -> Result<(), Denied> {
     if old == new {
         return Ok(());
@@ -278,7 +278,7 @@ pub(crate) fn requester_stays(old: Option<&str>, new: Option<&str>, thing: &str)
     Err(Denied::invalid(vec![FieldError::new(
         format!("metadata.annotations[{}]", names::REQUESTED_BY),
         new.unwrap_or("nothing"),
-        format!("it says who created the {thing} and can't be changed: make another {thing} instead"),
+        format!("it says who asked for the {thing} and can't be changed: make another {thing} instead"),
     )]))
 }
 

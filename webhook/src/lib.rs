@@ -24,6 +24,7 @@ pub mod removal;
 pub mod review;
 pub mod schedules;
 pub mod serve;
+pub mod shares;
 pub mod tls;
 pub mod watch;
 pub mod world;

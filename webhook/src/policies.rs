@@ -33,7 +33,7 @@ pub fn review(request: &Request<'_>) -> Answer {
         return Answer::default();
     }
     match Policy::parse(&request.name, &object.spec) {
-        Ok(policy) => Answer { warnings: policy.warnings(), ..Answer::default() },
+        Ok(_) => Answer { warnings: Policy::warnings(&object.spec), ..Answer::default() },
         Err(errors) => Denied::invalid(errors).into(),
     }
 }

@@ -11,28 +11,28 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{ApiResource, DynamicObject, ListParams, PartialObjectMeta};
 use kube::{Api, Client, ResourceExt as _};
 use squall_api::names;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::review::{Answer, Request};
+use crate::shares::Share;
 
 /// How long it is held up. The API server waits some seconds more.
 pub const PATIENCE: Duration = Duration::from_secs(20);
-/// How many are held up at a time: one is deleted by one, who may try again.
-pub const TOGETHER: usize = 2;
+/// How many are held up at a time, and how many of one peer's: one is deleted by one, who may try again.
+pub const TOGETHER: (usize, usize) = (4, 2);
 /// How long a look may take.
 const ANSWER: Duration = Duration::from_secs(5);
 /// How often it is looked.
 const LOOK: Duration = Duration::from_millis(300);
 
 /// Answers when nothing is left to be put back, or the time is over.
-pub async fn review(client: &Client, turns: &Semaphore, request: &Request<'_>) -> Answer {
+pub async fn review(client: &Client, turn: impl FnOnce() -> Option<Share>, request: &Request<'_>) -> Answer {
     let ours = request.operation == "DELETE"
         && request.kind.is("", "v1", "Namespace")
         && request.name == names::NAMESPACE
         && !request.dry_run;
     // Anyone in the cluster can ask; who finds all turns taken is not held up.
-    let Some(_turn) = turns.try_acquire().ok().filter(|_| ours) else { return Answer::default() };
+    let Some(_turn) = ours.then(turn).flatten() else { return Answer::default() };
     let until = Instant::now() + PATIENCE;
     loop {
         // An API server that does not say is no reason to hold anybody up.

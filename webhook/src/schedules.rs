@@ -1,6 +1,12 @@
 //! Reviews of schedules: who asked is written down; then the schedule and the experiment in it are checked, for whoever
 //! writes them, as if he asked for the experiment itself. Its runs are not asked for again.
 //!
+//! They are made in the name of whoever asked, so that must be who said what they do and when. Whoever changes that is
+//! checked like a schedule's maker and written down in his place. The maker's name would let anybody who may edit the
+//! object hit pods under it; refusing would have a team unable to change what a colleague made. What only holds a
+//! schedule up or tidies up after it (`suspend`, `historyLimit`) changes neither, and no policy is asked about it.
+//! Nobody can write the name himself: any other than these two is refused.
+//!
 //! In doubt the schedule is refused.
 
 use std::collections::BTreeSet;
@@ -34,8 +40,14 @@ fn sign(request: &Request<'_>) -> Result<Answer, Denied> {
     let before = value("object", request.object)?;
     let mut after = before.clone();
     let Some(object) = after.as_object_mut() else { return Ok(Answer::default()) };
+    let changed = || {
+        let (old, new) = (value("oldObject", request.old_object)?, value("object", request.object)?);
+        Ok::<bool, Denied>(is_another(&read("oldObject", old)?, &read("object", new)?))
+    };
+    // What can't be read is refused by the validating path, with its reason.
+    let asks = request.operation == "CREATE" || changed().unwrap_or_default();
     let metadata = entry(object, "metadata")?;
-    if request.operation == "CREATE" {
+    if asks {
         let requester = experiments::requester(&request.user_info)?;
         entry(metadata, "annotations")?.insert(names::REQUESTED_BY.to_owned(), requester);
     } else {
@@ -55,10 +67,13 @@ pub fn check(request: &Request<'_>, now: Timestamp) -> Verdict {
 fn try_check(request: &Request<'_>, now: Timestamp) -> Result<Verdict, Denied> {
     let new = read("object", value("object", request.object)?)?;
     let (schedule, spec) = validate(&new.spec, &request.namespace).map_err(Denied::invalid)?;
-    let mut before = BTreeSet::new();
+    let (mut before, mut asks) = (BTreeSet::new(), true);
     if request.operation == "UPDATE" {
         let old = read("oldObject", value("oldObject", request.old_object)?)?;
-        experiments::requester_stays(requester(&old), requester(&new), "schedule")?;
+        asks = is_another(&old, &new);
+        let signed = experiments::requester(&request.user_info)?;
+        let expected = if asks { signed.as_str() } else { requester(&old) };
+        experiments::requester_stays(expected, requester(&new), "schedule")?;
         if old.spec == new.spec {
             return Ok(Verdict::Answered(Answer::default()));
         }
@@ -73,13 +88,20 @@ fn try_check(request: &Request<'_>, now: Timestamp) -> Result<Verdict, Denied> {
     let (verb, subresource) = right(&spec);
     let user = Some(request.user_info.clone());
     let opted_in = namespaces.difference(&before).cloned().collect();
-    // Each run is judged again. A policy must not keep a schedule from being suspended or changed.
-    let wanted = (request.operation == "CREATE").then(|| Wanted {
+    // Each run is judged again. A policy must not keep a schedule from being suspended.
+    let wanted = asks.then(|| Wanted {
         ask: policy::Ask::of(&spec),
         who: pods::who(&request.user_info),
         begins: false,
     });
     Ok(Verdict::Ask(Ask { user, verb, subresource, namespaces, opted_in, wanted }, said(&new, &spec)))
+}
+
+/// Whether other things happen under `new`, or at other times.
+fn is_another(old: &Schedule, new: &Schedule) -> bool {
+    let asked =
+        |schedule: &Schedule| ScheduleSpec { suspend: None, history_limit: None, ..schedule.spec.clone() };
+    asked(old) != asked(new)
 }
 
 /// The errors speak of the experiment where it stands in the schedule.

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
+use http::Request;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
@@ -48,6 +49,10 @@ const PLAIN: (u32, usize) = (64, 8);
 /// How long one of these lasts.
 const LIFETIME: Duration = Duration::from_secs(30);
 
+/// Who asks, as a part of each request.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub IpAddr);
+
 /// Serve `app` on `listener`, with at most `peer` connections to anyone, until `stop`; then drain.
 pub async fn serve(
     listener: TcpListener,
@@ -73,6 +78,7 @@ pub async fn serve(
         };
         let (acceptor, app, mut leaving) = (acceptor.clone(), app.clone(), leaving.clone());
         tokio::spawn(async move {
+            let peer = Peer(place.peer);
             let _here = (permit, place);
             // Whoever hasn't shaken hands when we leave has not asked anything yet.
             let stream = tokio::select! {
@@ -80,7 +86,7 @@ pub async fn serve(
                 _ = leaving.changed() => None,
             };
             if let Some(stream) = stream {
-                connection(stream, app, leaving).await;
+                connection(stream, peer, app, leaving).await;
             }
         });
     }
@@ -145,7 +151,7 @@ async fn handshake(stream: TcpStream, acceptor: TlsAcceptor) -> Option<TlsStream
     }
 }
 
-async fn connection(stream: TlsStream<TcpStream>, app: Router, mut leaving: watch::Receiver<()>) {
+async fn connection(stream: TlsStream<TcpStream>, peer: Peer, app: Router, mut leaving: watch::Receiver<()>) {
     let builder = auto::Builder::new(TokioExecutor::new());
     // Else the first bytes would be waited for without a limit.
     let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
@@ -164,7 +170,7 @@ async fn connection(stream: TlsStream<TcpStream>, app: Router, mut leaving: watc
     let renewed = patience.clone();
     let app = MapRequest::new(app, move |request| {
         renewed.store(millis(begun.elapsed() + IDLE), Ordering::Relaxed);
-        request
+        by(peer, request)
     });
     let served = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
     let mut served = std::pin::pin!(served);
@@ -192,6 +198,11 @@ async fn connection(stream: TlsStream<TcpStream>, app: Router, mut leaving: watc
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection broke");
     }
+}
+
+fn by<B>(peer: Peer, mut request: Request<B>) -> Request<B> {
+    request.extensions_mut().insert(peer);
+    request
 }
 
 fn millis(duration: Duration) -> u64 {

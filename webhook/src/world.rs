@@ -20,7 +20,7 @@ use crate::experiments::Wanted;
 pub struct World {
     candidates: RwLock<Table<Candidate>>,
     namespaces: RwLock<Table<NamespaceView>>,
-    policies: RwLock<Table<Policy>>,
+    policies: RwLock<Table<Arc<Policy>>>,
     /// Workloads that say that their pods are to be left alone, by kind.
     shields: RwLock<HashMap<&'static str, Table<()>>>,
     /// The same as decisions ask for them.
@@ -108,7 +108,8 @@ impl World {
     pub fn policy_event(&self, event: Event<ChaosPolicy>) {
         let mut table = self.policies.write().unwrap_or_else(PoisonError::into_inner);
         table.take_in(event, |policy| {
-            ((String::new(), policy.metadata.name.clone().unwrap_or_default()), Some(Policy::of(&policy)))
+            let name = policy.metadata.name.clone().unwrap_or_default();
+            ((String::new(), name), Some(Arc::new(Policy::of(&policy))))
         });
         let all = Arc::new(Policies::new(table.live.values().cloned()));
         *self.asked.write().unwrap_or_else(PoisonError::into_inner) = all;

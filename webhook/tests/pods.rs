@@ -487,6 +487,44 @@ async fn births(#[case] mode: &str, #[case] status: Value, #[case] is_failed: bo
     assert!(!create(&bench, &job).await.patched());
 }
 
+#[rstest]
+#[case::of_the_namespace("team")]
+#[case::of_the_cluster(names::NAMESPACE)]
+#[case::by_a_policy("")]
+#[tokio::test]
+async fn nobody_is_born_failed_under_a_halt(#[case] halted: &str) {
+    let bench = bench();
+    know(&bench, experiment("all", json!({"phase": "Injected"})), true);
+    assert!(create(&bench, &newborn()).await.patched());
+    let halt = |reason: Option<&str>| {
+        if halted.is_empty() {
+            let policy = json!({
+                "apiVersion": "squall.dev/v1alpha1", "kind": "ChaosPolicy", "metadata": {"name": "p"},
+                "spec": {"halt": {"active": reason.is_some(), "reason": reason}}
+            });
+            bench.world.policy_event(Event::Apply(serde_json::from_value(policy).unwrap()));
+        } else {
+            let namespace = json!({"metadata": {
+                "name": halted, "labels": {names::INJECT: names::INJECT_ENABLED},
+                "annotations": reason.map(|reason| json!({names::HALT: reason}))
+            }});
+            let namespace: Namespace = serde_json::from_value(namespace).unwrap();
+            bench.world.namespace_event(Event::Apply(NamespaceView::of(&namespace)));
+        }
+    };
+    halt(Some("incident 4711"));
+    let born = create(&bench, &newborn()).await;
+    assert!(born.allowed() && !born.patched());
+    // A template with the label makes no failed pods either, and says why.
+    let mut labelled = newborn();
+    labelled["metadata"]["labels"][names::FAULT] = json!(names::POD_FAILURE);
+    let born = create(&bench, &labelled).await;
+    assert!(born.allowed() && born.warnings().contains("incident 4711"), "{}", born.warnings());
+    assert_eq!(images(&born.object), ORIGINALS);
+    halt(None);
+    assert!(create(&bench, &newborn()).await.patched());
+}
+
 #[tokio::test]
 async fn nobody_is_born_failed_where_the_namespace_takes_no_part() {
     let bench = bench();
@@ -577,6 +615,27 @@ async fn large_bodies_wait_for_each_other() {
     >());
     let ((silent, _), (status, _)) = tokio::join!(bench.post(path, silent), bench.post(path, "{}"));
     assert_eq!((silent, status), (StatusCode::REQUEST_TIMEOUT, StatusCode::BAD_REQUEST));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_peer_leaves_room_for_the_others() {
+    let bench = bench();
+    let stuck = || {
+        let whole = axum::body::Bytes::from(vec![b' '; squall_webhook::app::LIMIT]);
+        let part = futures::stream::iter([Ok::<_, std::io::Error>(whole)]);
+        axum::body::Body::from_stream(part.chain(futures::stream::pending()))
+    };
+    let path = names::PATH_MUTATE_PODS;
+    let other = async {
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        let begun = tokio::time::Instant::now();
+        let (status, _) = bench.post_as([10, 0, 0, 2], path, "{}").await;
+        (status, begun.elapsed().as_millis())
+    };
+    let greedy = || bench.post_as([10, 0, 0, 1], path, stuck());
+    let (one, two, other) = tokio::join!(greedy(), greedy(), other);
+    assert_eq!((one.0, two.0), (StatusCode::REQUEST_TIMEOUT, StatusCode::REQUEST_TIMEOUT));
+    assert_eq!(other, (StatusCode::BAD_REQUEST, 0));
 }
 
 #[tokio::test]

@@ -177,6 +177,41 @@ async fn taking_the_label_away_asks_no_policy() {
 }
 
 #[tokio::test]
+async fn at_the_limit_a_fault_by_hand_can_be_shortened_and_none_be_added() {
+    let bench = bench();
+    let full = || {
+        let mut full = policy(json!({"limits": {"maxTargets": 1}}));
+        full["status"] = json!({"usage": {
+            "namespaces": 1, "targets": 1, "byHand": 1, "experiments": 0, "summary": "1/1"
+        }});
+        full
+    };
+    know(&bench, json!({}), &[]);
+    let failed = pod(json!({names::FAULT: names::POD_FAILURE}));
+    let asked = review("UPDATE", POD, "ann", pod(json!({})), failed.clone());
+    let failed_by_hand = bench.review(names::PATH_MUTATE_PODS, &asked).await.object;
+    know(&bench, json!({}), &[full()]);
+    let another = bench.review(names::PATH_MUTATE_PODS, &asked).await;
+    assert!(
+        another.message().contains("limits.maxTargets: found 1 asked for, 1 hit"),
+        "{}",
+        another.message()
+    );
+    let mut shorter = failed_by_hand.clone();
+    shorter["metadata"]["annotations"][names::UNTIL] = json!("1m");
+    let asked = review("UPDATE", POD, "ann", failed_by_hand.clone(), shorter);
+    let answer = bench.review(names::PATH_MUTATE_PODS, &asked).await;
+    assert!(answer.allowed() && answer.warnings().contains("(1m)"), "{}", answer.message());
+    // Since when it is held is not asked anew.
+    let since = |pod: &Value| {
+        let held = pod["metadata"]["annotations"][names::HELD_BY].as_str().unwrap();
+        let held: Value = serde_json::from_str(held).unwrap();
+        held[0]["since"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(since(&answer.object), since(&failed_by_hand));
+}
+
+#[tokio::test]
 async fn without_a_duration_the_hand_gets_what_the_policy_allows() {
     let bench = bench();
     know(&bench, json!({}), &[policy(json!({"limits": {"maxDuration": "10m"}}))]);
@@ -208,12 +243,30 @@ async fn a_policy_that_makes_no_sense_is_refused_but_never_one_that_halts(
     assert!(bench.review(names::PATH_VALIDATE_POLICIES, &asked).await.allowed());
 }
 
+#[rstest]
+#[case(json!({"windows": []}), "spec.windows is an empty list: nothing may ever be hit")]
+#[case(json!({"allow": {"actions": []}}), "spec.allow.actions is an empty list: no action is allowed")]
+#[case(json!({"namespaceSelector": {}}), "spec.namespaceSelector is empty: the policy is for every namespace")]
+#[case(json!({"protect": {"podSelector": {}}}), "spec.protect.podSelector is empty: it protects every pod")]
+#[case(json!({"haltWhen": [{"availability": {"podSelector": {"matchLabels": {}}, "below": 1}}]}),
+       "spec.haltWhen[0].availability.podSelector is empty: it counts every pod of a namespace")]
+#[case(json!({"namespaceSelector": {"matchLabels": {"team": "a"}}, "protect": {"podSelector": {"matchLabels": {"app": "db"}}}}), "")]
 #[tokio::test]
-async fn an_empty_list_is_accepted_with_a_warning() {
-    let asked = review("CREATE", POLICY, "ann", Value::Null, policy(json!({"windows": []})));
+async fn what_is_empty_is_accepted_with_a_warning(#[case] spec: Value, #[case] words: &str) {
+    let asked = review("CREATE", POLICY, "ann", Value::Null, policy(spec));
     let answer = bench().review(names::PATH_VALIDATE_POLICIES, &asked).await;
-    assert!(answer.allowed());
-    assert!(answer.warnings().contains("nothing may ever be hit"), "{}", answer.warnings());
+    assert!(answer.allowed(), "{}", answer.message());
+    assert_eq!(answer.warnings(), if words.is_empty() { String::new() } else { format!("squall: {words}") });
+}
+
+#[tokio::test]
+async fn a_selector_that_selects_everything_is_told_to_whoever_meets_it() {
+    let asked = review("UPDATE", POD, "ann", pod(json!({})), pod(json!({names::FAULT: names::POD_FAILURE})));
+    let rules = json!({"namespaceSelector": {}, "protect": {"podSelector": {}}});
+    let (answer, _) = under(rules, names::PATH_MUTATE_PODS, &asked).await;
+    let words =
+        "ChaosPolicy p, protect: found a pod that podSelector selects; allowed: pods that it does not select";
+    assert!(!answer.allowed() && answer.message().contains(words), "{}", answer.message());
 }
 
 const DEPLOYMENT: (&str, &str, &str) = ("apps", "v1", "Deployment");

@@ -77,6 +77,62 @@ async fn who_asked_is_written_down_and_stays() {
     assert!(answer.message().contains(names::REQUESTED_BY), "{}", answer.message());
 }
 
+/// As `user` made it.
+async fn signed(user: &str, change: Value) -> Value {
+    let asked = review("CREATE", SCHEDULE, user, Value::Null, schedule(change));
+    bench().review(names::PATH_MUTATE_EXPERIMENTS, &asked).await.object
+}
+
+fn requester(schedule: &Value) -> &str {
+    let text = schedule["metadata"]["annotations"][names::REQUESTED_BY].as_str().unwrap();
+    if text.contains("\"ann\"") { "ann" } else { "bob" }
+}
+
+#[rstest]
+#[case::what(json!({"podChaos": {"action": "pod-kill", "mode": "all", "selector": {"namespaces": ["a", "b"]}}}), true)]
+#[case::when(json!({"schedule": "@every 1s"}), true)]
+#[case::held_up(json!({"suspend": true}), false)]
+#[case::tidied(json!({"historyLimit": 3}), false)]
+#[tokio::test]
+async fn whoever_changes_what_it_does_answers_for_it(#[case] change: Value, #[case] asks: bool) {
+    let anns = signed("ann", json!({})).await;
+    let mut changed = anns.clone();
+    for (key, value) in change.as_object().unwrap() {
+        changed["spec"][key] = value.clone();
+    }
+    let mutated = bench()
+        .review(
+            names::PATH_MUTATE_EXPERIMENTS,
+            &review("UPDATE", SCHEDULE, "bob", anns.clone(), changed.clone()),
+        )
+        .await
+        .object;
+    assert_eq!(requester(&mutated), if asks { "bob" } else { "ann" });
+    // Only ann may: bob is refused what she could ask for, by its name in hers as well.
+    let only_ann = json!({"apiVersion": "squall.dev/v1alpha1", "kind": "ChaosPolicy", "metadata": {"name": "p"},
+                          "spec": {"allow": {"users": ["ann"]}}});
+    for (user, object) in [("bob", &mutated), ("bob", &changed), ("ann", &changed)] {
+        let Bench { router, world, metrics, api } = bench();
+        let policy = serde_json::from_value(only_ann.clone()).unwrap();
+        world.policy_event(kube_runtime::watcher::Event::Apply(policy));
+        let asked = review("UPDATE", SCHEDULE, user, anns.clone(), object.clone());
+        let answered = async move {
+            let bench = Bench { router, world, metrics, api: support::nobody() };
+            bench.review(names::PATH_VALIDATE_EXPERIMENTS, &asked).await
+        };
+        let (answer, _) = futures::join!(answered, answering(api, true));
+        assert_eq!(answer.allowed(), !asks || user == "ann", "{user}: {}", answer.message());
+        if !answer.allowed() {
+            let words = if object == &mutated {
+                "allow.users: found bob; allowed: users ann"
+            } else {
+                "requested-by"
+            };
+            assert!(answer.message().contains(words), "{}", answer.message());
+        }
+    }
+}
+
 #[tokio::test]
 async fn whoever_writes_it_must_be_allowed_to_do_it_by_hand() {
     let asked = review("CREATE", SCHEDULE, "ann", Value::Null, schedule(json!({})));
@@ -98,7 +154,7 @@ async fn whoever_writes_it_must_be_allowed_to_do_it_by_hand() {
     // Who changes it, too; only what is named anew must take part.
     let wider =
         json!({"podChaos": {"action": "pod-kill", "mode": "one", "selector": {"namespaces": ["a", "c"]}}});
-    let asked = review("UPDATE", SCHEDULE, "bob", schedule(json!({})), schedule(wider));
+    let asked = review("UPDATE", SCHEDULE, "bob", schedule(json!({})), signed("bob", wider).await);
     let (answer, questions) = validate(&asked, true).await;
     assert!(answer.allowed() && questions[0].1["spec"]["user"] == "bob");
     let live: Vec<&str> = questions.iter().filter_map(|(what, _)| what.strip_prefix("GET ")).collect();

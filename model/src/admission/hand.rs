@@ -28,8 +28,13 @@ pub(super) enum End {
     Kept(Option<Timestamp>),
 }
 
-/// The holder that the hand asks for on `pod`.
-pub(super) fn holder(pod: &Pod, end: End, setting: &Setting<'_>) -> Result<Holder, Denial> {
+/// The holder that the hand asks for on `pod`, which it holds as `held` already.
+pub(super) fn holder(
+    pod: &Pod,
+    end: End,
+    held: Option<&Holder>,
+    setting: &Setting<'_>,
+) -> Result<Holder, Denial> {
     if let Some(why) = forbidden(pod, setting) {
         return Err(Denial::Ineligible(why));
     }
@@ -43,7 +48,7 @@ pub(super) fn holder(pod: &Pod, end: End, setting: &Setting<'_>) -> Result<Holde
             SignedDuration::try_from(limit).ok().and_then(|limit| setting.now.checked_add(limit).ok())
         }),
     };
-    permitted(pod, until, setting)?;
+    permitted(pod, until, held.is_some(), setting)?;
     Ok(Holder {
         kind: "Manual".to_owned(),
         namespace: String::new(),
@@ -51,6 +56,7 @@ pub(super) fn holder(pod: &Pod, end: End, setting: &Setting<'_>) -> Result<Holde
         uid: MANUAL.to_owned(),
         containers,
         style,
+        since: held.map_or(Some(setting.now), |held| held.since),
         until,
     })
 }
@@ -63,8 +69,8 @@ fn limit(setting: &Setting<'_>) -> Option<std::time::Duration> {
     [flag, most].into_iter().flatten().min()
 }
 
-/// Whether halts and policies let the hand fail `pod`.
-fn permitted(pod: &Pod, until: Option<Timestamp>, setting: &Setting<'_>) -> Result<(), Denial> {
+/// Whether halts and policies let the hand fail `pod`. One that it has already takes no more room.
+fn permitted(pod: &Pod, until: Option<Timestamp>, has_it: bool, setting: &Setting<'_>) -> Result<(), Denial> {
     let Setting { images: _, now, manual_limit: _, namespace, shielded: _, guard } = *setting;
     let Some(namespace) = namespace else { return Ok(()) };
     let Guard { policies, system, who } = guard;
@@ -76,7 +82,7 @@ fn permitted(pod: &Pod, until: Option<Timestamp>, setting: &Setting<'_>) -> Resu
     policies
         .permits(namespace, &Ask::by_hand(duration), who)
         .and_then(|()| policies.spares(namespace, &PodView::of(pod), now).map_or(Ok(()), Err))
-        .and_then(|()| policies.over(namespace).try_for_each(Policy::has_room))
+        .and_then(|()| if has_it { Ok(()) } else { policies.over(namespace).try_for_each(Policy::has_room) })
         .map_err(|refusal| Denial::Policy(Box::new(refusal)))
 }
 

@@ -61,6 +61,44 @@ fn an_address_that_answers_otherwise_halts_before_and_during() {
     });
 }
 
+#[test]
+fn another_status_may_be_expected_and_no_answer_in_time_is_none() {
+    with_ns("halt-http-own", OptIn::Yes, async |ns| {
+        web(ns, 1).await?;
+        fall_ill(ns, "web-0")?;
+        let url = format!("http://{}:{PORT}/health", address(ns).await?);
+        let probe = json!({ "http": {
+            "url": url, "expectStatus": [404, 410], "timeout": "500ms", "every": "1s", "failures": 2
+        } });
+        let policy = Policy::make(ns, json!({ "haltWhen": [probe] })).await?;
+        // What is expected is well, and what is well elsewhere isn't.
+        policy.state(ns, PolicyState::Open).await?;
+        recover(ns, "web-0")?;
+        let says_why = async |words: &[&str]| -> Result<()> {
+            until("the policy says why", async || {
+                let message = policy.now(ns).await?.status.and_then(|status| status.message);
+                let message = message.unwrap_or_default();
+                Ok(if says(&message, words).is_ok() { Ok(()) } else { Err(message) })
+            })
+            .await
+        };
+        says_why(&["status 200 at", "wanted 404, 410"]).await?;
+        fall_ill(ns, "web-0")?;
+        policy.state(ns, PolicyState::Open).await?;
+        // It takes connections, and says nothing. The brackets keep the shell that looks for it from being found.
+        let signal = |signal: &str| {
+            let script = format!("kill -{signal} $(pgrep -f 'httpd -[f]')");
+            kubectl(&["-n", &ns.name, "exec", "web-0", "--", "sh", "-c", &script])?.ok().map(drop)
+        };
+        signal("STOP")?;
+        says_why(&["no answer in time at"]).await?;
+        signal("CONT")?;
+        policy.state(ns, PolicyState::Open).await?;
+        ns.ready_pods("web", 1).await?;
+        Ok(())
+    });
+}
+
 /// A node that no kubelet looks after, so that its conditions are the test's.
 async fn node(ns: &Ns, ready: &str) -> Result<()> {
     let api: Api<Node> = Api::all(ns.client.clone());

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
+use squall_api::chaospolicy::PolicyState;
 use squall_api::names;
 use squall_api::podchaos::Mode;
 use squall_tests::{
@@ -115,8 +116,7 @@ fn a_number_of_prometheus_halts_with_the_number() {
             [("answers", "42 at"), ("nothing_of_this_name", "the answer holds no single number at")]
         {
             let rules = json!({ "haltWhen": [probe(query, ("above", 41.0))] });
-            let policy =
-                Policy::make_that_is(ns, rules, squall_api::chaospolicy::PolicyState::Halted).await?;
+            let policy = Policy::make_that_is(ns, rules, PolicyState::Halted).await?;
             says(&refusal(ns, &failure("before", Mode::All, |_| ())).await?, &[&policy.name, words])?;
             kubectl(&["delete", "chaospolicy", &policy.name])?.ok()?;
         }
@@ -137,6 +137,15 @@ fn prometheus_reads_what_was_hit_refused_and_halted_with_few_labels() {
         prometheus(ns, &all).await?;
         counted(ns, "min(up)", |number| number == 1.0).await?;
         web(ns, 1).await?;
+        // Refused by the leader, which alone can count pods.
+        let policy = Policy::make(ns, json!({ "limits": { "maxPercentPerWorkload": 0 } })).await?;
+        let why = refusal(ns, &failure("too-much", Mode::All, |_| ())).await?;
+        says(&why, &[&policy.name, "limits.maxPercentPerWorkload", "0 % of 1 is 0"])?;
+        let rule = "rule=\"limits.maxPercentPerWorkload\"";
+        let refused = format!("sum(squall_refusals_total{{policy=\"{}\",{rule}}})", policy.name);
+        counted(ns, &refused, |number| number >= 1.0).await?;
+        policy.patch(r#"{"spec": {"limits": null}}"#)?;
+        policy.state(ns, PolicyState::Open).await?;
         let injected = "sum(squall_targets_total{action=\"pod-failure\",outcome=\"injected\"})";
         ns.create(&failure("counted", Mode::All, |_| ())).await?;
         ns.phase("counted", squall_api::status::Phase::Injected).await?;
@@ -144,8 +153,13 @@ fn prometheus_reads_what_was_hit_refused_and_halted_with_few_labels() {
         let active = "sum(squall_active_faults{action=\"pod-failure\",by=\"experiment\"})";
         counted(ns, active, |number| number >= 1.0).await?;
         // Ended by a halt, and refused by a policy from then on.
-        let halt = json!({ "halt": { "active": true, "reason": "audit" } });
-        let policy = Policy::make_that_is(ns, halt, squall_api::chaospolicy::PolicyState::Halted).await?;
+        ns.create(&squall_tests::unschedulable("hand", "hand")).await?;
+        ns.label::<Pod>("hand", names::FAULT, Some(names::POD_FAILURE)).await?;
+        let by_hand = "sum(squall_active_faults{action=\"pod-failure\",by=\"hand\"})";
+        counted(ns, by_hand, |number| number >= 1.0).await?;
+        policy.patch(r#"{"spec": {"halt": {"active": true, "reason": "audit"}}}"#)?;
+        policy.state(ns, PolicyState::Halted).await?;
+        ns.whole("hand").await?;
         halted(ns, "counted", &["audit"]).await?;
         refusal(ns, &failure("refused", Mode::All, |_| ())).await?;
         ns.ready_pods("web", 1).await?;

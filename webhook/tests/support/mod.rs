@@ -16,6 +16,7 @@ use squall_model::substitute::FaultImages;
 use squall_webhook::app::{self, App};
 use squall_webhook::metrics::Metrics;
 use squall_webhook::pods::Pods;
+use squall_webhook::serve::Peer;
 use squall_webhook::world::World;
 use tower::ServiceExt;
 use tower_test::mock::{self, Handle};
@@ -56,8 +57,14 @@ pub fn nobody() -> ApiServer {
 impl Bench {
     /// Post `body`; status and text of the answer.
     pub async fn post(&self, path: &str, body: impl Into<Body>) -> (StatusCode, String) {
-        let request =
+        self.post_as([0, 0, 0, 0], path, body).await
+    }
+
+    /// The same for the peer at this address.
+    pub async fn post_as(&self, peer: [u8; 4], path: &str, body: impl Into<Body>) -> (StatusCode, String) {
+        let mut request =
             Request::post(path).header("content-type", "application/json").body(body.into()).unwrap();
+        request.extensions_mut().insert(Peer(peer.into()));
         let response = self.router.clone().oneshot(request).await.unwrap();
         let status = response.status();
         let bytes = to_bytes(response.into_body(), usize::MAX).await.unwrap();
