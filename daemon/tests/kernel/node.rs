@@ -500,6 +500,9 @@ async fn a_trigger_that_may_have_fired_is_not_armed_again() {
     assert!(target.runs());
 }
 
+/// Hostile states that are tried.
+const HOSTILE: u64 = 150;
+
 /// Whatever of it can be carried out is: on a container of its own each time, so that nothing is left of the last.
 async fn hostile_orders_for_a_container_that_is_there_kill_no_task() {
     let before = hostile::panics();
@@ -512,7 +515,8 @@ async fn hostile_orders_for_a_container_that_is_there_kill_no_task() {
     let ContainerRef { namespace, pod, pod_uid, name, scheme, id: _ } = super::sandbox::order_of(&mark);
     let container = grpc::Container { namespace, pod, pod_uid, name, id: format!("{scheme}://{mark}") };
     let usual = hostile::Usual { node: "n".into(), container, path };
-    for mut state in hostile::samples(hostile::state(&usual), rounds(150) as usize) {
+    let count = rounds(HOSTILE);
+    for mut state in hostile::samples(hostile::state(&usual), count as usize) {
         let mut sandbox = Sandbox::new();
         let target = sandbox.start("sleep");
         rig.sandboxes.add(sandbox.order(), target.pid());
@@ -544,8 +548,9 @@ async fn hostile_orders_for_a_container_that_is_there_kill_no_task() {
         until(Duration::from_secs(10), "all is put back", idle).await;
     }
     println!("  {refused} refused, {told:?}");
-    for state in ["Armed", "Injected", "Done"] {
-        assert!(told.contains_key(state), "{state}: {told:?}");
+    // Of a few samples not every outcome can be wanted.
+    for (state, wanted) in [("Armed", true), ("Injected", true), ("Done", count == HOSTILE)] {
+        assert!(!wanted || told.contains_key(state), "{state}: {told:?}");
     }
     assert_eq!(hostile::panics(), before, "a task has died of it");
     until(Duration::from_secs(2), "the programs are gone", || !rig.tools.engine.is_loaded()).await;

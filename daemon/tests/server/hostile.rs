@@ -87,7 +87,8 @@ pub fn state(usual: &Usual) -> impl Strategy<Value = grpc::NodeState> + use<> {
         any::<String>(),
         text("ns/x"),
         prop::option::weighted(0.97, container),
-        prop_oneof![24 => 1..4, 1 => any::<i32>()],
+        // Mostly to be carried out.
+        prop_oneof![16 => Just(grpc::Stage::Fire as i32), 8 => 1..4, 1 => any::<i32>()],
         prop::option::of(ttl),
         prop::option::weighted(0.9, action(usual)),
     )
