@@ -48,7 +48,7 @@ pub fn enter_nodes(proc: &Path) -> Result<bool, NamespaceError> {
     Ok(true)
 }
 
-/// Gives up what only [`enter_nodes`] needs, also for what this process starts: the kernel would give it back to a
+/// Gives up what this thread needs for [`enter_nodes`] alone, also for what it starts: the kernel would give it back to a
 /// program that root starts, and would then let nobody who has less put it into another cpuset.
 pub fn give_up_administration() -> io::Result<()> {
     let mut own = capabilities(None)?;

@@ -71,11 +71,13 @@ static KEPT: OnceLock<Sender<Asked>> = OnceLock::new();
 pub fn keep_if_needed() -> io::Result<bool> {
     let ((asking, asked), (deciding, decided)) = (channel(), channel());
     let keeper = thread::Builder::new().name("perf-events".to_owned()).stack_size(STACK);
-    keeper.spawn(move || keep(&asked, &deciding))?;
+    let keeper = keeper.spawn(move || keep(&asked, &deciding))?;
     let kept = decided.recv().map_err(io::Error::other)??;
     if kept {
         // Set before, it is a thread like this one that is asked.
         let _ = KEPT.set(asking);
+    } else if keeper.join().is_err() {
+        return Err(io::Error::other("the thread that would have kept it panicked"));
     }
     Ok(kept)
 }

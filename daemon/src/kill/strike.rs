@@ -1,6 +1,7 @@
 //! The daemon's half of the signalling: each process is opened, checked, claimed, and then signalled.
 //!
-//! Refuses to signal a process that the program has claimed for the same kill, or that is not in the container's cgroup at that moment.
+//! Refuses to signal a process that the program has claimed for the same kill, or that is not in the container's cgroup
+//! at that moment.
 
 use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
