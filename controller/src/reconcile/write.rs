@@ -88,8 +88,10 @@ impl Context {
             resource_version: Some(version.to_string()),
             ..ObjectMeta::default()
         };
-        let written = Written { types: TypeMeta::resource::<K>(), metadata, spec: chaos.spec(), status };
-        let body = serde_json::to_vec(&written).map_err(kube::Error::SerdeError)?;
+        // In one statement: what is borrowed here may not be held while the answer is waited for.
+        let types = TypeMeta::resource::<K>();
+        let body = serde_json::to_vec(&Written { types, metadata, spec: chaos.spec(), status })
+            .map_err(kube::Error::SerdeError)?;
         let request = Request::new(K::url_path(&(), Some(namespace)))
             .replace_subresource("status", name, &PostParams::default(), body)
             .map_err(kube::Error::BuildRequest)?;
