@@ -8,7 +8,10 @@ use tokio::time::Instant;
 use super::PodKey;
 
 /// How many are looked after at once.
-pub(super) const TOGETHER: usize = 32;
+const TOGETHER: usize = 32;
+/// What happened to a pod while it was looked after is looked at so much later: by then the watch has told what came of
+/// that, and nothing is done, and told, twice.
+const AFTERWARDS: Duration = Duration::from_millis(100);
 /// At the latest then what waits for a time of day is looked at again: clocks are stepped, and this one isn't.
 pub(super) const LONGEST: Duration = Duration::from_secs(60);
 
@@ -49,7 +52,7 @@ impl Agenda {
     /// `key` has been looked after, and is to be again `next`.
     pub(super) fn end(&mut self, key: PodKey, next: Option<Instant>, now: Instant) {
         let again = self.busy.remove(&key).unwrap_or_default();
-        if let Some(at) = if again { Some(now) } else { next } {
+        if let Some(at) = if again { Some(now + AFTERWARDS) } else { next } {
             self.put(key, at);
         }
     }
@@ -87,6 +90,8 @@ mod tests {
             rest.push(next.clone());
             agenda.end(next, None, now);
         }
+        assert!(!rest.contains(&first));
+        rest.extend(agenda.begin(now + AFTERWARDS));
         assert_eq!(rest.len(), 100 - TOGETHER + 1);
         assert_eq!(rest.iter().filter(|next| **next == first).count(), 1);
     }
