@@ -145,6 +145,8 @@ impl Daemon {
             async move {
                 let name = ServerName::try_from(names::daemon_server_name(NODE)).unwrap();
                 let tcp = TcpStream::connect(("127.0.0.1", port)).await?;
+                // As the controller's.
+                tcp.set_nodelay(true)?;
                 Ok::<_, std::io::Error>(TokioIo::new(connector.connect(name, tcp).await?))
             }
         });
@@ -423,7 +425,7 @@ async fn bytes_that_are_no_message_harm_nobody() {
     let noise = prop_oneof![cut, prop::collection::vec(any::<u8>(), 0..512)];
     let channel = daemon.channel().await;
     let mut senseless = 0;
-    for bytes in samples(noise, 2000) {
+    for bytes in samples(noise, 500) {
         match apply_raw(&channel, bytes.clone()).await {
             Ok(()) => {}
             // Parsed and refused by a field's name, or not even parsed.
@@ -437,7 +439,7 @@ async fn bytes_that_are_no_message_harm_nobody() {
             }
         }
     }
-    assert!(senseless > 500, "only {senseless} were no message: the strategy has lost its point");
+    assert!(senseless > 100, "only {senseless} were no message: the strategy has lost its point");
     // On the wire: before TLS, and instead of a request.
     for bytes in samples(prop::collection::vec(any::<u8>(), 1..2048), 32) {
         let mut stream = TcpStream::connect(("127.0.0.1", daemon.port)).await.unwrap();
