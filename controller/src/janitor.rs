@@ -20,7 +20,6 @@ use tokio::time::Instant;
 use self::agenda::{Agenda, LONGEST};
 use crate::apply::{Applier, ApplyError};
 use crate::guard::Guard;
-use crate::nodes::Nodes;
 use crate::observe::Observer;
 use crate::tell::Teller;
 
@@ -37,8 +36,6 @@ pub struct Janitor {
     pub experiments: Store<PodChaos>,
     /// Events.
     pub teller: Teller,
-    /// The daemons.
-    pub nodes: Nodes,
     /// What is hit now.
     pub guard: Guard,
 }

@@ -86,8 +86,10 @@ impl Router {
                 let views = || old.iter().chain(&new).map(|pod| &**pod);
                 routes.wake(routes.interests.of_pod(views()));
                 // What is hit by hand counts for policies, as what experiments hold does.
-                let by_hand = |pod: &&PodView| pod.held_by.iter().any(|holder| holder.uid == MANUAL);
-                if old.as_deref().is_some_and(|pod| by_hand(&pod)) != new.as_deref().is_some_and(|pod| by_hand(&pod)) {
+                let by_hand = |pod: &Option<Box<PodView>>| {
+                    pod.iter().any(|pod| pod.held_by.iter().any(|holder| holder.uid == MANUAL))
+                };
+                if by_hand(&old) != by_hand(&new) {
                     routes.guard.notify();
                 }
                 for pod in views() {
@@ -265,7 +267,6 @@ pub async fn lead(parts: Parts, router: Router) {
         applier: applier.clone(),
         experiments: experiments.pods.clone(),
         teller: teller.clone(),
-        nodes: context_nodes.clone(),
         guard: guard.clone(),
     };
     let scheduler = schedule::Context {

@@ -3,6 +3,7 @@
 //!
 //! It is woken by what changes, and by the clock only where a window opens or closes.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +28,9 @@ use crate::world::Cluster;
 
 /// What changes within this time is looked at once.
 const TOGETHER: Duration = Duration::from_millis(100);
+/// What is used is written so often at most: while many experiments begin and end, each would have it written for every
+/// policy over them.
+const USAGE: jiff::SignedDuration = jiff::SignedDuration::from_secs(1);
 /// After an error, so long.
 const AGAIN: Duration = Duration::from_secs(2);
 /// No longer than this is a time of day waited for without looking: clocks are stepped.
@@ -54,8 +58,9 @@ impl Warden {
     /// For ever.
     pub async fn run(self) {
         self.guard.filled().await;
+        let mut told = HashMap::new();
         loop {
-            let next = self.round().await;
+            let next = self.round(&mut told).await;
             let wait = async {
                 match next {
                     Some(at) => {
@@ -73,15 +78,22 @@ impl Warden {
         }
     }
 
-    /// Look at everything once; when to look again if nothing changes.
-    async fn round(&self) -> Option<Timestamp> {
+    /// Look at everything once; when to look again if nothing changes. `told` has when each policy's status was written.
+    async fn round(&self, told: &mut HashMap<String, Timestamp>) -> Option<Timestamp> {
         let now = Timestamp::now();
         let (written, too_much, mut next) = self.look(now);
         if too_much {
             self.router.everyone();
         }
+        told.retain(|_, at| *at + USAGE > now);
         let api: Api<ChaosPolicy> = Api::all(self.client.clone());
-        for (name, status) in written {
+        for Written { name, status, usage_only } in written {
+            if let Some(at) = told.get(&name).filter(|_| usage_only) {
+                let due = *at + USAGE;
+                next = Some(next.map_or(due, |next| next.min(due)));
+                continue;
+            }
+            told.insert(name.clone(), now);
             // Merged, so that what is no more is said to be no more.
             let patch = match serde_json::to_value(&status) {
                 Ok(status) => json!({ "status": with_nulls(status) }),
@@ -104,7 +116,7 @@ impl Warden {
     }
 
     /// The statuses that differ from what is written, whether something new is too much, and when to look again.
-    fn look(&self, now: Timestamp) -> (Vec<(String, ChaosPolicyStatus)>, bool, Option<Timestamp>) {
+    fn look(&self, now: Timestamp) -> (Vec<Written>, bool, Option<Timestamp>) {
         let index = self.observer.read();
         let mut book = self.guard.read();
         let world = Cluster { index: &index, nodes: &self.nodes, book: &book };
@@ -130,11 +142,21 @@ impl Warden {
             let used = used.get(name.as_str()).copied().unwrap_or_default();
             let status = status(policy, rules, &index, used, self.probes.of_policy(&name), turns, now);
             if policy.status.as_ref() != Some(&status) {
-                written.push((name, status));
+                let known = policy.status.clone().unwrap_or_default();
+                let usage_only = ChaosPolicyStatus { usage: status.usage.clone(), ..known } == status;
+                written.push(Written { name, status, usage_only });
             }
         }
         (written, too_much, next)
     }
+}
+
+/// A status to be written.
+struct Written {
+    name: String,
+    status: ChaosPolicyStatus,
+    /// It differs from what is written in the usage alone.
+    usage_only: bool,
 }
 
 /// How `policy` stands.

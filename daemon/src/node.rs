@@ -302,7 +302,8 @@ impl Node {
             running.command.send_modify(|command| {
                 let on = match (command.stage, fault.stage) {
                     (Stage::Arm, Stage::Fire) if !lasting => {
-                        shot = Some(Shot { command: running.command.clone(), finding: running.finding.clone() });
+                        shot =
+                            Some(Shot { command: running.command.clone(), finding: running.finding.clone() });
                         false
                     }
                     (Stage::Arm, Stage::Fire) => true,

@@ -258,11 +258,11 @@ impl Policies {
     pub fn put(&mut self, policy: Policy) -> bool {
         match self.0.binary_search_by(|known| known.name.cmp(&policy.name)) {
             Ok(at) => {
-                let known = std::mem::replace(&mut self.0[at], policy);
-                Policy { hit: self.0[at].hit, ..known } != self.0[at]
+                let known = std::mem::replace(&mut self.0[at], Arc::new(policy));
+                Policy { hit: self.0[at].hit, ..known.as_ref().clone() } != *self.0[at]
             }
             Err(at) => {
-                self.0.insert(at, policy);
+                self.0.insert(at, Arc::new(policy));
                 true
             }
         }

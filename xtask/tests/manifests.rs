@@ -385,7 +385,8 @@ fn the_switch_is_warned_about_where_it_does_nothing_and_never_denied() {
         assert_eq!(binding["spec"]["policyName"], policy["metadata"]["name"]);
     }
     // Together they are for every namespace in which the switch does nothing, and for no other.
-    let [closed, protected] = bindings.each_ref().map(|binding| &binding["spec"]["matchResources"]["namespaceSelector"]);
+    let [closed, protected] =
+        bindings.each_ref().map(|binding| &binding["spec"]["matchResources"]["namespaceSelector"]);
     let opted_in = json!({"key": names::INJECT, "operator": "NotIn", "values": [names::INJECT_ENABLED]});
     assert_eq!(*closed, json!({"matchExpressions": [opted_in]}));
     assert_eq!(protected["matchLabels"], json!({names::INJECT: names::INJECT_ENABLED}));

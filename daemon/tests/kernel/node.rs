@@ -568,7 +568,7 @@ impl log::Log for Lines {
 
     fn log(&self, record: &log::Record<'_>) {
         if self.enabled(record.metadata()) {
-            self.known.lock().expect("the lines").push(format!("{} {}", record.level(), record.args()));
+            self.0.lock().expect("the lines").push(format!("{} {}", record.level(), record.args()));
         }
     }
 

@@ -156,7 +156,8 @@ fn armed() -> Sim {
 
 #[test]
 fn an_armed_trigger_is_taken_back_when_its_target_is_not_to_be_hit_any_more() {
-    let stops: [(&str, fn(&mut Sim)); 4] = [
+    type Stop = fn(&mut Sim);
+    let stops: [(&str, Stop); 4] = [
         ("Halted", |sim| sim.namespace.halt = Some("incident".into())),
         ("WindowClosed", |sim| {
             let never = ChaosPolicySpec { windows: Some(vec![]), ..ChaosPolicySpec::default() };
