@@ -174,8 +174,8 @@ pub struct Target {
     /// Lasting faults on containers: how often the fault was interrupted and injected again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interruptions: Option<i32>,
-    /// Lasting faults on containers: how often it was ordered anew for this container, after a pause, or because its
-    /// node had ended it.
+    /// Faults on containers: how often it was ordered anew for this container, after a pause or a halt, or because its node
+    /// had ended it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<i32>,
     /// What should be known and is no failure, such as a limit that somebody else changed meanwhile.

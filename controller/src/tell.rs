@@ -26,10 +26,12 @@ impl Teller {
     /// Report as `instance`, the pod's name, and to `sink` too.
     pub fn start(client: Client, instance: String, sink: Option<Sink>) -> Self {
         let reporter = Reporter { controller: names::CONTROLLER.to_owned(), instance: Some(instance) };
-        let recorder = Recorder::new(client, reporter);
         let (sender, mut receiver) = mpsc::unbounded_channel::<(Event, ObjectReference)>();
         tokio::spawn(async move {
             while let Some((event, regarding)) = receiver.recv().await {
+                // One recorder for all would count an event of the same reason into the first one of its kind, and drop
+                // what it says: a pod that is let go for another reason would be told the old one.
+                let recorder = Recorder::new(client.clone(), reporter.clone());
                 if let Err(error) = recorder.publish(&event, &regarding).await {
                     // A namespace that is being deleted takes no events.
                     tracing::debug!(%error, reason = event.reason, "an event could not be published");

@@ -285,8 +285,8 @@ fn a_window_that_closes_ends_experiments_and_labels() {
         ensure!(late <= WITHIN, "{late:?}");
         let ended = ns.completed("fail").await?;
         assert_eq!(
-            (ended.phase(), ended.reason("Completed").as_str()),
-            (Phase::Halted, "WindowClosed"),
+            (ended.phase(), ended.reason("Completed").as_str(), ended.reason("Failed").as_str()),
+            (Phase::Halted, "Halted", "WindowClosed"),
             "{}",
             ended.shown()
         );

@@ -119,6 +119,7 @@ fn a_trigger_waits_no_longer_while_it_is_paused_nor_once_its_pod_is_protected() 
         assert_eq!(target.phase, TargetPhase::Skipped, "{}", chaos.shown());
         assert_eq!(target.reason.as_deref(), Some("Protected"), "{}", chaos.shown());
         assert_eq!(ns.pod("web").await?.restarts("app"), 0);
+        ns.label::<Pod>("web", names::PROTECT, None).await?;
         Ok(())
     });
 }

@@ -77,7 +77,7 @@ fn statically(directory: &str, words: &[&str]) -> Result<Command> {
 }
 
 /// Runs cargo while the step tells what it says; the error shows the compiler's own words.
-fn watched(command: &mut Command, mut step: Step) -> Result<String> {
+pub fn watched(command: &mut Command, mut step: Step) -> Result<String> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("can't start {}", sh::show(command)))?;
     let stdout = child.stdout.take();

@@ -5,15 +5,19 @@
 
 use std::{
     io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
 
-use crate::{build, cluster, cluster::prereq, deploy, kubectl::Kubectl, prometheus, sh};
+use crate::{build, cluster, cluster::prereq, deploy, kubectl::Kubectl, progress::Step, prometheus, sh};
 
-/// The crate whose tests need Squall installed.
-const END_TO_END: &str = "squall-tests";
+/// The folder whose tests need Squall installed.
+const END_TO_END: &str = "tests";
+/// The folder of the chores.
+const CHORES: &str = "xtask";
 /// Tells the tests of the chores that they may use this machine: they refuse without it.
 const CLUSTER_TESTS: &str = "SQUALL_CLUSTER_TESTS";
 
@@ -80,17 +84,18 @@ pub fn run(args: Args) -> Result<()> {
             broken.push(format!("{what}: {error:#}"));
         }
     };
-    suite("units and kernel", units(up.as_ref().ok(), filter));
+    let programs = programs()?;
+    suite("units and kernel", units(&programs, up.as_ref().ok(), filter));
     match up {
         Ok(kubectl) => {
             let installed =
                 deploy::install(&kubectl, args.registry.as_deref()).context("can't install Squall");
-            suite("end to end", installed.and_then(|()| end_to_end(&kubectl, filter)));
-            suite("chores", chores(Some(&kubectl), filter));
+            suite("end to end", installed.and_then(|()| end_to_end(&programs, &kubectl, filter)));
+            suite("chores", chores(&programs, Some(&kubectl), filter));
         }
         Err(error) => {
             suite("end to end", Err(error.context("there is no cluster to test on")));
-            suite("chores", chores(None, filter));
+            suite("chores", chores(&programs, None, filter));
         }
     }
     // A suite that did not come to its end is a failure that no test program counted.
@@ -108,44 +113,94 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// Everything that needs no cluster, the tests on this machine's kernel among it.
-fn units(kubectl: Option<&Kubectl>, filter: Option<&str>) -> Result<Count> {
-    prereq::ensure_runtimes()?;
-    let mut command =
-        cargo_test(&["--workspace", "--exclude", END_TO_END, "--exclude", "xtask"], filter, &[])?;
-    if let Some(kubectl) = kubectl {
-        kubectl.export(&mut command)?;
+/// A test program.
+#[derive(Debug, PartialEq, Eq)]
+struct Program {
+    path: PathBuf,
+    /// Of its package: where cargo would run it.
+    directory: PathBuf,
+}
+
+impl Program {
+    /// Whether it is one of the package with this directory's name.
+    fn is_of(&self, package: &str) -> bool {
+        self.directory.file_name().is_some_and(|name| name == package)
     }
-    counted(&mut command)
+}
+
+/// Builds all of them at once: package by package, each would have dependencies compiled anew, with other features.
+fn programs() -> Result<Vec<Program>> {
+    let mut command = build::cargo();
+    command.current_dir(build::checkout()?).args(["test", "--workspace", "--no-run"]);
+    command.args(["--message-format", "json-render-diagnostics"]);
+    let messages = build::watched(&mut command, Step::begin("building the tests"))?;
+    Ok(named(&messages))
+}
+
+/// The test programs that cargo's messages name.
+fn named(messages: &str) -> Vec<Program> {
+    let parsed = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let of_test = parsed.filter(|message| message["profile"]["test"] == true);
+    of_test
+        .filter_map(|message| {
+            let path = PathBuf::from(message["executable"].as_str()?);
+            let directory = Path::new(message["manifest_path"].as_str()?).parent()?.to_owned();
+            Some(Program { path, directory })
+        })
+        .collect()
+}
+
+/// Everything that needs no cluster, the tests on this machine's kernel among it.
+fn units(programs: &[Program], kubectl: Option<&Kubectl>, filter: Option<&str>) -> Result<Count> {
+    prereq::ensure_runtimes()?;
+    let others = programs.iter().filter(|program| !program.is_of(END_TO_END) && !program.is_of(CHORES));
+    all(others, |command| {
+        command.args(filter);
+        kubectl.map_or(Ok(()), |kubectl| kubectl.export(command))
+    })
 }
 
 /// The end-to-end tests, with Squall installed.
-fn end_to_end(kubectl: &Kubectl, filter: Option<&str>) -> Result<Count> {
+fn end_to_end(programs: &[Program], kubectl: &Kubectl, filter: Option<&str>) -> Result<Count> {
     prometheus::provide()?;
-    let mut command = cargo_test(&["-p", END_TO_END], filter, &["--include-ignored"])?;
     // They wait for the cluster far more than they use the processor; those that take Squall apart lock each other out.
-    command.env("RUST_TEST_THREADS", std::env::var("RUST_TEST_THREADS").unwrap_or_else(|_| "6".to_owned()));
-    kubectl.export(&mut command)?;
-    counted(&mut command)
+    let threads = std::env::var("RUST_TEST_THREADS").unwrap_or_else(|_| "6".to_owned());
+    all(programs.iter().filter(|program| program.is_of(END_TO_END)), |command| {
+        command.args(filter).arg("--include-ignored").env("RUST_TEST_THREADS", &threads);
+        kubectl.export(command)
+    })
 }
 
 /// The tests of these chores: manifests, and the local cluster itself, for which clusters are made and broken one after
 /// another. Not on somebody's cluster: those would be ignored, and are counted as such.
-fn chores(kubectl: Option<&Kubectl>, filter: Option<&str>) -> Result<Count> {
+fn chores(programs: &[Program], kubectl: Option<&Kubectl>, filter: Option<&str>) -> Result<Count> {
     let own = kubectl.is_none_or(|kubectl| kubectl.cluster().is_some());
     let flags: &[&str] = if own { &["--include-ignored", "--test-threads=1"] } else { &[] };
-    let mut command = cargo_test(&["-p", "xtask"], filter, flags)?;
-    if let Some(kubectl) = kubectl {
-        kubectl.export(&mut command)?;
-    }
-    counted(command.env(CLUSTER_TESTS, "1").env_remove(cluster::NAME_VARIABLE))
+    all(programs.iter().filter(|program| program.is_of(CHORES)), |command| {
+        command.args(filter).args(flags).env(CLUSTER_TESTS, "1").env_remove(cluster::NAME_VARIABLE);
+        kubectl.map_or(Ok(()), |kubectl| kubectl.export(command))
+    })
 }
 
-fn cargo_test(what: &[&str], filter: Option<&str>, flags: &[&str]) -> Result<Command> {
-    let mut command = build::cargo();
-    command.current_dir(build::checkout()?).args(["test", "--no-fail-fast"]).args(what).arg("--");
-    command.args(filter).args(flags);
-    Ok(command)
+/// Runs them one after another, each as `prepare` has it, to the last one whatever fails.
+fn all<'a>(
+    programs: impl Iterator<Item = &'a Program>,
+    prepare: impl Fn(&mut Command) -> Result<()>,
+) -> Result<Count> {
+    let (mut count, mut broken) = (Count::default(), Vec::new());
+    for Program { path, directory } in programs {
+        let mut command = Command::new(path);
+        command.current_dir(directory).env("CARGO_MANIFEST_DIR", directory);
+        prepare(&mut command)?;
+        match counted(&mut command) {
+            Ok(more) => count = count.plus(more),
+            Err(error) => broken.push(format!("{error:#}")),
+        }
+    }
+    if !broken.is_empty() {
+        bail!("{} passed, {} failed, and {}", count.passed, count.failed, broken.join("; "));
+    }
+    Ok(count)
 }
 
 /// Runs it, showing all that it says, and counts.
@@ -173,6 +228,17 @@ fn counted(command: &mut Command) -> Result<Count> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_test_programs_are_run_each_where_its_package_is() {
+        let messages = r#"{"reason":"compiler-artifact","manifest_path":"/w/model/Cargo.toml","executable":"/t/laws","profile":{"test":true}}
+{"reason":"compiler-artifact","manifest_path":"/w/fault/Cargo.toml","executable":"/t/pause","profile":{"test":false}}
+{"reason":"compiler-artifact","manifest_path":"/w/api/Cargo.toml","executable":null,"profile":{"test":true}}
+{"reason":"build-finished","success":true}"#;
+        let laws = Program { path: "/t/laws".into(), directory: "/w/model".into() };
+        assert!(laws.is_of("model") && !laws.is_of(END_TO_END));
+        assert_eq!(named(messages), [laws]);
+    }
 
     #[test]
     fn results_of_all_programs_add_up() {

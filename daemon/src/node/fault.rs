@@ -134,6 +134,13 @@ fn second_time((state, message, receipt): Ended) -> Ended {
             let message = format!("the daemon was interrupted while it signalled; {message}");
             (State::Done, message, receipt)
         }
+        // Expired means that nothing was signalled, which nobody knows.
+        State::Failed(Reason::Expired) => {
+            let message = "the daemon was interrupted while it signalled; whether the signal was sent is not known, and it is \
+                           not sent again"
+                .to_owned();
+            (State::Failed(Reason::Internal), message, receipt)
+        }
         State::Armed
         | State::Fired
         | State::Done
@@ -419,6 +426,8 @@ mod tests {
         let of = |state| second_time((state, String::new(), None)).0;
         assert_eq!(of(State::Refused(Reason::ContainerGone)), State::Done);
         assert_eq!(of(State::Failed(Reason::ContainerGone)), State::Done);
+        // Nor is it said of one that was taken back meanwhile that it was not hit.
+        assert_eq!(of(State::Failed(Reason::Expired)), State::Failed(Reason::Internal));
         assert_eq!(of(State::Refused(Reason::RuntimeError)), State::Refused(Reason::RuntimeError));
     }
 

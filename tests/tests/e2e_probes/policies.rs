@@ -85,9 +85,9 @@ fn another_status_may_be_expected_and_no_answer_in_time_is_none() {
         says_why(&["status 200 at", "wanted 404, 410"]).await?;
         fall_ill(ns, "web-0")?;
         policy.state(ns, PolicyState::Open).await?;
-        // It takes connections, and says nothing. The brackets keep the shell that looks for it from being found.
+        // It takes connections, and says nothing.
         let signal = |signal: &str| {
-            let script = format!("kill -{signal} $(pgrep -f 'httpd -[f]')");
+            let script = format!("kill -{signal} $(pidof busybox)");
             kubectl(&["-n", &ns.name, "exec", "web-0", "--", "sh", "-c", &script])?.ok().map(drop)
         };
         signal("STOP")?;
