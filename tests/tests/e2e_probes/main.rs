@@ -20,7 +20,7 @@ const PORT: i32 = 8080;
 async fn web(ns: &Ns, replicas: i32) -> Result<()> {
     let script = format!(
         "mkdir /tmp/www; echo {SECRET} > /tmp/www/health; echo 'answers 42' > /tmp/www/metrics; \
-         trap 'exit 0' TERM; busybox httpd -f -p {PORT} -h /tmp/www & wait $!"
+         trap 'exit 0' TERM; busybox httpd -f -p {PORT} -h /tmp/www & echo $! > /tmp/httpd; wait $!"
     );
     let mut app = container("app", &script);
     app["readinessProbe"] = json!({ "httpGet": { "path": "/metrics", "port": PORT }, "periodSeconds": 1 });

@@ -87,7 +87,7 @@ fn another_status_may_be_expected_and_no_answer_in_time_is_none() {
         policy.state(ns, PolicyState::Open).await?;
         // It takes connections, and says nothing.
         let signal = |signal: &str| {
-            let script = format!("kill -{signal} $(pidof busybox)");
+            let script = format!("kill -{signal} $(cat /tmp/httpd)");
             kubectl(&["-n", &ns.name, "exec", "web-0", "--", "sh", "-c", &script])?.ok().map(drop)
         };
         signal("STOP")?;
