@@ -589,15 +589,17 @@ async fn whoever_stops_talking_is_answered_too() {
     assert_eq!(status, StatusCode::REQUEST_TIMEOUT);
 }
 
+/// A body as large as one may be, which then says no more and does not end.
+fn stuck() -> axum::body::Body {
+    let whole = axum::body::Bytes::from(vec![b' '; squall_webhook::app::LIMIT]);
+    let part = futures::stream::iter([Ok::<_, std::io::Error>(whole)]);
+    axum::body::Body::from_stream(part.chain(futures::stream::pending()))
+}
+
 #[tokio::test(start_paused = true)]
 async fn large_bodies_wait_for_each_other() {
     let bench = bench();
-    // Two that take all the room there is, and then say no more.
-    let stuck = || {
-        let whole = axum::body::Bytes::from(vec![b' '; squall_webhook::app::LIMIT]);
-        let part = futures::stream::iter([Ok::<_, std::io::Error>(whole)]);
-        axum::body::Body::from_stream(part.chain(futures::stream::pending()))
-    };
+    // Two take all the room there is.
     let path = names::PATH_MUTATE_PODS;
     let third = async {
         tokio::time::sleep(std::time::Duration::from_secs(1)).await;
@@ -620,11 +622,6 @@ async fn large_bodies_wait_for_each_other() {
 #[tokio::test(start_paused = true)]
 async fn one_peer_leaves_room_for_the_others() {
     let bench = bench();
-    let stuck = || {
-        let whole = axum::body::Bytes::from(vec![b' '; squall_webhook::app::LIMIT]);
-        let part = futures::stream::iter([Ok::<_, std::io::Error>(whole)]);
-        axum::body::Body::from_stream(part.chain(futures::stream::pending()))
-    };
     let path = names::PATH_MUTATE_PODS;
     let other = async {
         tokio::time::sleep(std::time::Duration::from_secs(1)).await;
