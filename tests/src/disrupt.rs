@@ -6,12 +6,13 @@ use anyhow::{Result, anyhow};
 use futures::FutureExt as _;
 use serde_json::{Value, json};
 
+use crate::alone::alone;
 use crate::namespace::{Ns, OptIn, with_ns};
-use crate::system::{Disruption, patch_daemon_set, settled};
+use crate::system::{patch_daemon_set, settled};
 
-/// Runs `test` alone among those that take Squall apart, in a namespace of its own.
+/// Runs `test` alone, in a namespace of its own.
 pub fn disrupt(stem: &str, test: impl AsyncFnOnce(&Ns) -> Result<()>) {
-    let _turn = Disruption::turn();
+    let _alone = alone();
     with_ns(stem, OptIn::Yes, async |ns| {
         restore(ns).await?;
         let ran = AssertUnwindSafe(test(ns)).catch_unwind().await;

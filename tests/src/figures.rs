@@ -3,11 +3,14 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use futures::StreamExt as _;
 use kube::Api;
 use kube::api::{ListParams, WatchEvent, WatchParams};
 use tokio::sync::mpsc;
+
+/// The longest that anything may take.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The arguments of a bench.
 pub struct Arguments {
@@ -100,4 +103,36 @@ pub async fn nth<K: kube::Resource>(
         bail!("the watch ended")
     };
     tokio::time::timeout(patience, all).await.with_context(|| format!("not {count} within {patience:?}"))?
+}
+
+/// Waits until the machine has nothing left to do of the round before: containers are taken down for seconds after
+/// their pods are gone.
+pub async fn quiet() -> Result<()> {
+    /// How long it must be idle, and by how much.
+    const WINDOW: Duration = Duration::from_millis(500);
+    const BUSY: f64 = 0.25;
+    let spent = || -> Result<(u64, u64)> {
+        let text = std::fs::read_to_string("/proc/stat").context("reading what the CPUs do")?;
+        let line =
+            text.lines().next().and_then(|line| line.strip_prefix("cpu ")).context("no line of CPUs")?;
+        let times: Vec<u64> = line.split_whitespace().map_while(|word| word.parse().ok()).collect();
+        // user nice system idle iowait irq softirq steal; guest times are in user.
+        let all = times.iter().take(8).sum::<u64>();
+        Ok((all, times.iter().skip(3).take(2).sum()))
+    };
+    let begun = Instant::now();
+    let mut before = spent()?;
+    loop {
+        tokio::time::sleep(WINDOW).await;
+        let now = spent()?;
+        let (all, idle) = ((now.0 - before.0) as f64, (now.1 - before.1) as f64);
+        if idle >= all * (1.0 - BUSY) {
+            return Ok(());
+        }
+        ensure!(
+            begun.elapsed() < PATIENCE,
+            "the machine is busy with something else; figures would say nothing"
+        );
+        before = now;
+    }
 }

@@ -5,6 +5,7 @@
 //! of its own, waits on what it can read (it never sleeps and hopes), and is followed by the check that Squall
 //! left nothing behind.
 
+mod alone;
 mod builders;
 mod cluster;
 mod disrupt;
@@ -18,9 +19,11 @@ mod namespace;
 mod pods;
 mod policy;
 mod residue;
+pub mod schedules;
 mod system;
 mod wait;
 
+pub use alone::{Alone, alone};
 pub use builders::{
     BUSYBOX, SLEEPER, STUBBORN, container, deployment, from_json, pod, pod_of, stateful_set, unschedulable,
 };
@@ -34,9 +37,9 @@ pub use marks::{Cgroups, changed};
 pub use modes::{OF, in_each_mode};
 pub use namespace::{Ns, OptIn, with_ns};
 pub use pods::PodExt;
-pub use policy::{Policy, hit, refusal, says};
+pub use policy::{Policy, events_of, hit, nothing_is_hit, refusal, says, switch};
 pub use system::{
-    Disruption, delete_lease, leader, patch_daemon_set, pods_of_component, restart_now, scale, settled,
-    sigkill, silence_the_api_server,
+    delete_lease, leader, patch_daemon_set, pods_of_component, restart_now, scale, settled, sigkill,
+    silence_the_api_server,
 };
 pub use wait::{LIMIT, PAUSE, holds_for, until, until_within};

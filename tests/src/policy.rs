@@ -3,14 +3,15 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::core::v1::Event;
 use kube::Api;
-use kube::api::PostParams;
+use kube::api::{ListParams, PostParams};
 use serde_json::{Value, json};
 use squall_api::chaospolicy::PolicyState;
 use squall_api::status::Phase;
 use squall_api::{ChaosPolicy, PodChaos, names};
 
-use crate::cluster::{kubectl, kubectl_stdin};
+use crate::cluster::{Ran, kubectl, kubectl_stdin};
 use crate::experiment::ExperimentExt as _;
 use crate::namespace::Ns;
 use crate::pods::PodExt as _;
@@ -100,4 +101,25 @@ pub async fn hit(ns: &Ns, app: &str) -> Result<BTreeSet<String>> {
         pod.label(names::FAULT).is_some() || !pod.holders().is_empty() || !pod.substituted().is_empty()
     });
     Ok(hit.map(|pod| pod.name()).collect())
+}
+
+/// No pod of that application is hit.
+pub async fn nothing_is_hit(ns: &Ns, app: &str) -> Result<()> {
+    let hit = hit(ns, app).await?;
+    ensure!(hit.is_empty(), "{hit:?}");
+    Ok(())
+}
+
+/// Labels a pod with the switch, as kubectl does, with more arguments of it.
+pub fn switch(ns: &Ns, pod: &str, extra: &[&str]) -> Result<Ran> {
+    let mut args = vec!["-n", &ns.name, "label", "pod", pod, "squall.dev/fault=pod-failure"];
+    args.extend(extra);
+    kubectl(&args)
+}
+
+/// What was told of an experiment.
+pub async fn events_of(ns: &Ns, chaos: &str) -> Result<Vec<String>> {
+    let events = ns.api::<Event>().list(&ListParams::default()).await?;
+    let about = events.items.into_iter().filter(|event| event.involved_object.name.as_deref() == Some(chaos));
+    Ok(about.filter_map(|event| event.message).collect())
 }

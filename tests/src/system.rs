@@ -1,11 +1,10 @@
 //! Squall itself, for the tests that take a part of it away: scaled, killed, and put back.
 //!
-//! Only one test at a time does so, see [`Disruption`], and none in the same program as tests that need it whole.
+//! Only one test at a time does so, see [`alone`](crate::alone), and none in the same program as tests that need it whole.
 
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
@@ -22,19 +21,6 @@ use crate::cluster::{containers_processes, variable};
 use crate::experiment::experiment;
 use crate::pods::PodExt as _;
 use crate::wait::until;
-
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
-/// Held by a test for as long as a part of Squall may be missing.
-pub struct Disruption(#[expect(dead_code, reason = "held, not read")] MutexGuard<'static, ()>);
-
-impl Disruption {
-    /// Waits for its turn.
-    pub fn turn() -> Self {
-        // A test that failed while it held the lock has nothing to say about the next.
-        Self(ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
 
 /// The pods of `component` that are not being deleted.
 pub async fn pods_of_component(client: &Client, component: &str) -> Result<Vec<Pod>> {

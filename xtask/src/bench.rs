@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use crate::{build, deploy, kubectl::Kubectl, kwok::Kwok, sh};
+use crate::{build, deploy, images, kubectl::Kubectl, kwok::Kwok, sh};
 
 /// Arguments of `cargo xtask bench`.
 #[derive(clap::Args)]
@@ -42,7 +42,10 @@ pub fn run(args: Args) -> Result<()> {
     }
     let kubectl = Kubectl::up(None)?;
     deploy::install(&kubectl, None)?;
-    let binaries = build::static_binaries(&["squall-tests"])?;
+    // With the packages of the images, whose dependencies would be built anew for other features.
+    let mut packages = images::packages();
+    packages.push("squall-tests");
+    let binaries = build::static_binaries(&packages)?;
     let measure = |name: &str| {
         let mut command =
             Command::new(binaries.get(name).with_context(|| format!("squall-tests has no {name}"))?);
@@ -60,14 +63,8 @@ pub fn run(args: Args) -> Result<()> {
         return stress;
     }
     let figures = measure("bench");
-    println!("webhook, handling time of a pod with 20 containers (p99 at most 1 ms):");
-    // As the images are built, so that nothing is built twice.
-    let mut latency = build::cargo();
-    latency.current_dir(build::checkout()?).env("RUSTFLAGS", "-C target-feature=+crt-static");
-    latency.args(["run", "--quiet", "--profile", "image", "--target", &build::target()]);
-    latency.args(["--target-dir", "target/static", "-p", "squall-webhook", "--example", "latency"]);
-    let latency = sh::run(&mut latency);
-    stress.and(figures).and(latency)
+    let handling = measure("bench_webhook");
+    stress.and(figures).and(handling)
 }
 
 /// Statically built, as the daemon is; needs root.

@@ -20,9 +20,23 @@ pub fn checkout() -> Result<PathBuf> {
     root.canonicalize().with_context(|| format!("can't find the checkout at {}", root.display()))
 }
 
-/// The cargo that runs us, or the one in the path.
+/// The cargo that runs us, or the one in the path; as somebody would call it. What it has told us of our own package is
+/// kept from it: ring is built anew whenever that changes, and most of what we build needs ring.
 pub fn cargo() -> Command {
-    Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(is_of_our_package) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Whether cargo sets this variable for a program of one package, so that it is not one of the user's settings.
+fn is_of_our_package(variable: &str) -> bool {
+    ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"]
+        .iter()
+        .any(|prefix| variable.starts_with(prefix))
 }
 
 /// This machine's target. Static means glibc linked in: the musl target is not everywhere.
@@ -118,6 +132,18 @@ fn executables(messages: &str) -> BTreeMap<String, PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cargo_is_not_told_of_us_and_keeps_what_the_user_set() {
+        for removed in
+            ["CARGO_MANIFEST_DIR", "CARGO_PKG_NAME", "CARGO_PKG_VERSION_MAJOR", "CARGO_MANIFEST_LINKS"]
+        {
+            assert!(is_of_our_package(removed), "{removed}");
+        }
+        for kept in ["CARGO_HOME", "CARGO_TARGET_DIR", "CARGO_PROFILE_IMAGE_OPT_LEVEL", "CARGO_TERM_COLOR"] {
+            assert!(!is_of_our_package(kept), "{kept}");
+        }
+    }
 
     #[test]
     fn only_messages_with_an_executable_count() {

@@ -161,11 +161,16 @@ fn check_target(kind: Kind) -> Result<()> {
     Ok(())
 }
 
-/// Builds the programs and writes an archive of each image to `target/images`.
-fn build_all() -> Result<Vec<Built>> {
+/// The packages whose programs go into images.
+pub fn packages() -> Vec<&'static str> {
     let mut packages: Vec<_> = RECIPES.iter().map(|recipe| recipe.package).collect();
     packages.dedup();
-    let programs = build::static_binaries(&packages)?;
+    packages
+}
+
+/// Builds the programs and writes an archive of each image to `target/images`.
+fn build_all() -> Result<Vec<Built>> {
+    let programs = build::static_binaries(&packages())?;
     let directory = build::checkout()?.join("target/images");
     fs::create_dir_all(&directory).with_context(|| format!("can't make {}", directory.display()))?;
     let build_one = |recipe: &Recipe| {

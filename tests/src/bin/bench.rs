@@ -3,16 +3,19 @@
 //! What is measured includes the bench's own watch, so a figure is an upper bound. It prints median, p90 and n of
 //! each, and exits with 1 when one is above its limit times `--slack`. Run by `cargo xtask bench`.
 
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::Api;
-use kube::api::{DeleteParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde_json::json;
 use squall_api::podchaos::{Action, Mode, Phase, PodChaos};
-use squall_tests::figures::{Arguments, nth, quantile, resident, watch};
+use squall_tests::figures::{Arguments, PATIENCE, nth, quantile, quiet, resident, watch};
 use squall_tests::{
     ExperimentExt as _, Ns, OptIn, PodExt as _, containers_processes, deployment, experiment,
     pods_of_component, runtime, with_ns,
@@ -22,84 +25,90 @@ use tokio::sync::mpsc;
 
 /// Set, each container-kill also says where its time went.
 const EXPLAIN: &str = "SQUALL_BENCH_EXPLAIN";
+/// The faults, and what `--only` knows them by.
+const POD_KILL: &str = "pod-kill";
+const POD_FAILURE: &str = "pod-failure";
+const CONTAINER_KILL: &str = "container-kill";
+/// In this order.
+const FAULTS: [&str; 3] = [POD_KILL, POD_FAILURE, CONTAINER_KILL];
 /// Pods of the large cases.
 const MANY: usize = 30;
-/// The longest that anything may take.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> Result<()> {
     let Arguments { slack, rounds, only } = Arguments::read(true)?;
-    let wanted = |fault: &str| fault.starts_with(&only);
     let mut table = Table { slack, missed: 0 };
     println!(
         "{:<44} {:>9} {:>9} {:>9} {:>4}",
         "from the response to the create call", "median", "p90", "limit", "n"
     );
     table.memory()?;
-    with_ns("bench-few", OptIn::Yes, async |ns| {
-        ns.create(&deployment("web", 3, false)).await?;
-        ns.ready_pods("web", 3).await?;
-        // What is done for the first time, such as connecting, isn't measured.
-        container_kill(ns, Mode::One, 3).await?;
-        let mut times = Vec::new();
-        if wanted("pod-kill") {
-            for _ in 0..rounds {
-                times.push(pod_kill(ns, Mode::One, 3).await?);
-            }
-            table.row("pod-kill: deletion mark", &times, 20.0, None);
-            times.clear();
+    let few = |fault| Case { fault, mode: Mode::One, pods: 3, rounds };
+    let many = |fault| Case { fault, mode: Mode::All, pods: MANY, rounds: (rounds / 3).max(2) };
+    for case in FAULTS.map(few).into_iter().chain(FAULTS.map(many)) {
+        if case.fault.starts_with(&only) {
+            case.measure(&mut table);
         }
-        if wanted("pod-failure") {
-            let mut back = Vec::new();
-            for _ in 0..rounds {
-                let (there, restored) = pod_failure(ns, Mode::One, 3).await?;
-                times.push(there);
-                back.push(restored);
-            }
-            table.row("pod-failure: images substituted", &times, 24.0, None);
-            table.row("pod-failure: image restored after deletion", &back, f64::INFINITY, None);
-            times.clear();
-        }
-        if wanted("container-kill") {
-            for _ in 0..rounds {
-                times.push(container_kill(ns, Mode::One, 3).await?);
-            }
-            table.row("container-kill: process gone", &times, 20.0, Some(40.0));
-        }
-        Ok(())
-    });
-    with_ns("bench-many", OptIn::Yes, async |ns| {
-        ns.create(&deployment("web", 30, false)).await?;
-        ns.ready_pods("web", MANY).await?;
-        let few = (rounds / 3).max(2);
-        if wanted("pod-failure") {
-            let (mut there, mut back) = (Vec::new(), Vec::new());
-            for _ in 0..few {
-                let (injected, restored) = pod_failure(ns, Mode::All, MANY).await?;
-                there.push(injected);
-                back.push(restored);
-            }
-            table.row("pod-failure: 30 pods, last one substituted", &there, 300.0, None);
-            table.row("pod-failure: 30 pods, last one restored", &back, 300.0, None);
-        }
-        let mut times = Vec::new();
-        if wanted("container-kill") {
-            for _ in 0..few {
-                times.push(container_kill(ns, Mode::All, MANY).await?);
-            }
-            table.row("container-kill: 30 containers, last one gone", &times, 250.0, None);
-            times.clear();
-        }
-        if wanted("pod-kill") {
-            for _ in 0..few {
-                times.push(pod_kill(ns, Mode::All, MANY).await?);
-            }
-            table.row("pod-kill: 30 pods, last deletion mark", &times, 300.0, None);
-        }
-        Ok(())
-    });
+    }
     ensure!(table.missed == 0, "{} figures are above {slack} times their limit", table.missed);
     Ok(())
+}
+
+/// One fault, so many times.
+struct Case {
+    fault: &'static str,
+    mode: Mode,
+    pods: usize,
+    rounds: u32,
+}
+
+impl Case {
+    /// In a namespace of its own; each round together with what the same takes without Squall, so that a machine that is
+    /// slow for a while is so for both.
+    fn measure(&self, table: &mut Table) {
+        let &Self { fault, mode, pods, rounds } = self;
+        let one = mode == Mode::One;
+        let limit = |few: f64, many: f64| if one { few } else { many };
+        let row = |what: &str| format!("{fault}: {}{what}", if one { "" } else { "30 pods, last " });
+        with_ns(&format!("bench-{}", if one { "few" } else { "many" }), OptIn::Yes, async |ns| {
+            ns.create(&deployment("web", i32::try_from(pods)?, false)).await?;
+            ns.ready_pods("web", pods).await?;
+            if one {
+                // What is done for the first time, such as connecting, isn't measured.
+                container_kill(ns, mode, pods).await?;
+            }
+            let (mut times, mut back, mut floor) = (Vec::new(), Vec::new(), Vec::new());
+            for _ in 0..rounds {
+                match fault {
+                    POD_KILL => {
+                        floor.push(bare(ns, Bare::Delete, mode, pods).await?);
+                        times.push(pod_kill(ns, mode, pods).await?);
+                    }
+                    POD_FAILURE => {
+                        floor.push(bare(ns, Bare::Image, mode, pods).await?);
+                        let (there, restored) = pod_failure(ns, mode, pods).await?;
+                        times.push(there);
+                        back.push(restored);
+                    }
+                    _ => {
+                        floor.push(bare(ns, Bare::Kill, mode, pods).await?);
+                        times.push(container_kill(ns, mode, pods).await?);
+                    }
+                }
+            }
+            match fault {
+                POD_KILL => table.row(&row("deletion mark"), &times, &floor, limit(20.0, 300.0), None),
+                POD_FAILURE => {
+                    table.row(&row("image substituted"), &times, &floor, limit(24.0, 300.0), None);
+                    table.row(&row("image restored"), &back, &[], limit(f64::INFINITY, 300.0), None);
+                }
+                _ => {
+                    let tail = one.then_some(40.0);
+                    table.row(&row("process gone"), &times, &floor, limit(20.0, 250.0), tail);
+                }
+            }
+            Ok(())
+        });
+    }
 }
 
 struct Table {
@@ -108,7 +117,15 @@ struct Table {
 }
 
 impl Table {
-    fn row(&mut self, what: &str, times: &[Duration], limit: f64, p90_limit: Option<f64>) {
+    /// A figure; and, if there is a `floor`, the same without Squall and how many times that the figure is.
+    fn row(
+        &mut self,
+        what: &str,
+        times: &[Duration],
+        floor: &[Duration],
+        limit: f64,
+        p90_limit: Option<f64>,
+    ) {
         let (median, p90) = (quantile(times, 50), quantile(times, 90));
         let missed = median > limit * self.slack || p90_limit.is_some_and(|limit| p90 > limit * self.slack);
         self.missed += usize::from(missed);
@@ -118,6 +135,17 @@ impl Table {
             times.len(),
             if missed { "  MISSED" } else { "" }
         );
+        if !floor.is_empty() {
+            let bare = quantile(floor, 50);
+            println!(
+                "{:<44} {bare:>6.1} ms {:>6.1} ms {:>9} {:>4}  x{:.1}",
+                "  the same without Squall",
+                quantile(floor, 90),
+                "-",
+                floor.len(),
+                median / bare
+            );
+        }
     }
 
     /// Resident memory of each component, idle.
@@ -182,18 +210,78 @@ async fn pod_kill(ns: &Ns, mode: Mode, pods: usize) -> Result<Duration> {
     Ok(took)
 }
 
+/// What is done to pods by whoever does nothing else.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bare {
+    Delete,
+    /// Another image, as `kubectl set image` does: the kubelet begins its work on the first pods while others wait.
+    Image,
+    Kill,
+}
+
+/// What a fault costs without Squall, on this machine and at this moment: a client that waits for an object and, once it
+/// is there, does the same to the pods, all at once. It chooses nothing, asks nobody and writes nothing down.
+async fn bare(ns: &Ns, verb: Bare, mode: Mode, pods: usize) -> Result<Duration> {
+    quiet().await?;
+    let mut orders = watch::<ConfigMap>(&ns.api(), "").await?;
+    let mut events = watch::<Pod>(&ns.api(), "").await?;
+    let mut gone = watch_processes(ns).await?;
+    let api: Api<Pod> = ns.api();
+    let hit = hit(mode);
+    let targets: Vec<Pod> = ns.pods("web").await?.into_iter().take(hit).collect();
+    let inits = targets.iter().flat_map(init_processes).collect::<Result<Vec<_>>>()?;
+    let order = ConfigMap {
+        metadata: ObjectMeta { generate_name: Some("bench-".to_owned()), ..ObjectMeta::default() },
+        ..ConfigMap::default()
+    };
+    let client = tokio::spawn(async move {
+        orders.recv().await.context("the watch ended")?;
+        if verb == Bare::Kill {
+            for init in inits {
+                pidfd_send_signal(&init, Signal::TERM)?;
+            }
+            return Ok(());
+        }
+        let image = json!({"spec": {"containers": [{"name": "app", "image": "localhost/pause:1"}]}});
+        let each = targets.iter().map(async |pod| match verb {
+            Bare::Delete => api.delete(&pod.name(), &DeleteParams::default()).await.map(|_| ()),
+            _ => api.patch(&pod.name(), &PatchParams::default(), &Patch::Strategic(&image)).await.map(|_| ()),
+        });
+        futures::future::try_join_all(each).await?;
+        anyhow::Ok(())
+    });
+    ns.api::<ConfigMap>().create(&PostParams::default(), &order).await?;
+    let made = Instant::now();
+    let done = |pod: &Pod| match verb {
+        Bare::Delete => pod.metadata.deletion_timestamp.is_some(),
+        _ => is_foreign(pod),
+    };
+    let took = match verb {
+        Bare::Kill => all_gone(&mut gone, hit, made).await?,
+        _ => nth(&mut events, made, hit, PATIENCE, done).await?,
+    };
+    client.await.context("the client panicked")??;
+    match verb {
+        Bare::Delete => ns.ready_pods("web", pods).await.map(|_| took),
+        Bare::Image | Bare::Kill => fresh(ns, pods).await.map(|()| took),
+    }
+}
+
+fn is_foreign(pod: &Pod) -> bool {
+    pod.image("app") != squall_tests::BUSYBOX
+}
+
 async fn pod_failure(ns: &Ns, mode: Mode, pods: usize) -> Result<(Duration, Duration)> {
-    let foreign = |pod: &Pod| pod.image("app") != squall_tests::BUSYBOX;
     quiet().await?;
     let mut events = watch::<Pod>(&ns.api(), "").await?;
     let (name, made) = create(ns, &fault(Action::PodFailure, mode)).await?;
-    let there = nth(&mut events, made, hit(mode), PATIENCE, foreign).await?;
+    let there = nth(&mut events, made, hit(mode), PATIENCE, is_foreign).await?;
     ns.phase(&name, Phase::Injected).await?;
     quiet().await?;
     let mut events = watch::<Pod>(&ns.api(), "").await?;
     ns.api::<PodChaos>().delete(&name, &DeleteParams::default()).await?;
     let deleted = Instant::now();
-    let back = nth(&mut events, deleted, hit(mode), PATIENCE, |pod| !foreign(pod)).await?;
+    let back = nth(&mut events, deleted, hit(mode), PATIENCE, |pod| !is_foreign(pod)).await?;
     ns.chaos_gone(&name).await?;
     fresh(ns, pods).await?;
     Ok((there, back))
@@ -205,18 +293,7 @@ async fn container_kill(ns: &Ns, mode: Mode, pods: usize) -> Result<Duration> {
     let mut gone = watch_processes(ns).await?;
     let (name, made) = create(ns, &fault(Action::ContainerKill, mode)).await?;
     let wall = jiff::Timestamp::now();
-    let count = hit(mode);
-    let all = async {
-        let mut left = count;
-        while let Some(at) = gone.recv().await {
-            left -= 1;
-            if left == 0 {
-                return Ok(at.saturating_duration_since(made));
-            }
-        }
-        bail!("no process is watched any more")
-    };
-    let took = tokio::time::timeout(PATIENCE, all).await.context("it did not happen within a minute")??;
+    let took = all_gone(&mut gone, hit(mode), made).await?;
     let chaos = ns.completed(&name).await?;
     ensure!(chaos.phase() == Phase::Completed, "{}", chaos.shown());
     if std::env::var_os(EXPLAIN).is_some() {
@@ -263,36 +340,31 @@ async fn fresh(ns: &Ns, pods: usize) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the machine has nothing left to do of the round before: containers are taken down for seconds after
-/// their pods are gone.
-async fn quiet() -> Result<()> {
-    /// How long it must be idle, and by how much.
-    const WINDOW: Duration = Duration::from_millis(500);
-    const BUSY: f64 = 0.25;
-    let spent = || -> Result<(u64, u64)> {
-        let text = std::fs::read_to_string("/proc/stat").context("reading what the CPUs do")?;
-        let line =
-            text.lines().next().and_then(|line| line.strip_prefix("cpu ")).context("no line of CPUs")?;
-        let times: Vec<u64> = line.split_whitespace().map_while(|word| word.parse().ok()).collect();
-        // user nice system idle iowait irq softirq steal; guest times are in user.
-        let all = times.iter().take(8).sum::<u64>();
-        Ok((all, times.iter().skip(3).take(2).sum()))
-    };
-    let begun = Instant::now();
-    let mut before = spent()?;
-    loop {
-        tokio::time::sleep(WINDOW).await;
-        let now = spent()?;
-        let (all, idle) = ((now.0 - before.0) as f64, (now.1 - before.1) as f64);
-        if idle >= all * (1.0 - BUSY) {
-            return Ok(());
+/// When `count` processes had exited, counted from `since`.
+async fn all_gone(
+    gone: &mut mpsc::UnboundedReceiver<Instant>,
+    count: usize,
+    since: Instant,
+) -> Result<Duration> {
+    let all = async {
+        for _ in 1..count {
+            gone.recv().await.context("no process is watched any more")?;
         }
-        ensure!(
-            begun.elapsed() < PATIENCE,
-            "the machine is busy with something else; figures would say nothing"
-        );
-        before = now;
-    }
+        gone.recv().await.context("no process is watched any more")
+    };
+    let last = tokio::time::timeout(PATIENCE, all).await.context("it did not happen within a minute")??;
+    Ok(last.saturating_duration_since(since))
+}
+
+/// The init process of each container of the pod.
+fn init_processes(pod: &Pod) -> Vec<Result<OwnedFd>> {
+    let containers = pod.status.iter().filter_map(|status| status.container_statuses.as_ref()).flatten();
+    let inits = containers.filter_map(|container| container.container_id.as_deref()).map(|id| {
+        let init = *containers_processes(id)?.first().context("a container without a process")?;
+        let pid = Pid::from_raw(init).context("a process without a PID")?;
+        Ok(pidfd_open(pid, PidfdFlags::NONBLOCK)?)
+    });
+    inits.collect()
 }
 
 /// When each init process of the namespace's containers exits, by its pidfd.
@@ -302,14 +374,9 @@ async fn watch_processes(ns: &Ns) -> Result<mpsc::UnboundedReceiver<Instant>> {
         if pod.metadata.deletion_timestamp.is_some() {
             continue;
         }
-        let status = pod.status.unwrap_or_default();
-        for container in status.container_statuses.unwrap_or_default() {
-            let Some(id) = container.container_id else { continue };
-            let Some(&init) = containers_processes(&id)?.first() else { continue };
-            let pid = rustix::process::Pid::from_raw(init).context("a process without a PID")?;
-            let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::NONBLOCK)?;
+        for pidfd in init_processes(&pod) {
             // SAFETY: the pidfd is owned by the AsyncFd and never closed behind its back.
-            let pidfd = unsafe { AsyncFd::register(pidfd) }?;
+            let pidfd = unsafe { AsyncFd::register(pidfd?) }?;
             let sender = sender.clone();
             tokio::spawn(async move {
                 if pidfd.readable().await.is_ok() {

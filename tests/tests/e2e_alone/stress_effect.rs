@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -15,14 +14,8 @@ use squall_api::stresschaos::{
     CpuStressor, MemoryStressor, Mode, Squeeze, StressChaos, StressChaosSpec, Stressors,
 };
 use squall_tests::{
-    Cgroups, ExperimentExt as _, Ns, OptIn, PodExt as _, containers_processes, pod, until, with_ns,
+    Cgroups, ExperimentExt as _, Ns, OptIn, PodExt as _, alone, containers_processes, pod, until, with_ns,
 };
-
-/// Each of these wants a CPU for itself, and what it gets is what is tested: they take turns.
-fn alone() -> MutexGuard<'static, ()> {
-    static CPU: Mutex<()> = Mutex::new(());
-    CPU.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 fn stress(stressors: Option<Stressors>, squeeze: Option<Squeeze>) -> StressChaos {
     let mut spec = StressChaosSpec { mode: Mode::One, stressors, squeeze, ..StressChaosSpec::default() };

@@ -15,17 +15,13 @@ use squall_api::chaospolicy::PolicyState;
 use squall_api::names;
 use squall_api::podchaos::{Action, Mode, Phase};
 use squall_tests::{
-    ExperimentExt as _, Ns, OptIn, PodExt as _, Policy, Ran, container, containers_processes, deployment,
-    experiment, from_json, hit, holds_for, kubectl, pod_of, refusal, says, unschedulable, until,
+    ExperimentExt as _, Ns, OptIn, PodExt as _, Policy, alone, container, containers_processes, deployment,
+    experiment, from_json, hit, holds_for, kubectl, pod_of, refusal, says, switch, unschedulable, until,
     until_within, with_ns,
 };
 
 /// What the order gives the release of what is too much, and a halt.
 const WITHIN: Duration = Duration::from_secs(2);
-
-fn switch(ns: &Ns, pod: &str) -> Result<Ran> {
-    kubectl(&["-n", &ns.name, "label", "pod", pod, "squall.dev/fault=pod-failure"])
-}
 
 fn let_go(ns: &Ns, pod: &str) -> Result<()> {
     kubectl(&["-n", &ns.name, "label", "pod", pod, "squall.dev/fault-"])?.ok().map(drop)
@@ -81,6 +77,7 @@ async fn counted(ns: &Ns, policy: &Policy, targets: i32) -> Result<()> {
 
 #[test]
 fn of_three_labels_at_once_under_a_limit_of_one_one_stays() {
+    let _alone = alone();
     with_ns("hand-at-once", OptIn::Yes, async |ns| {
         let pods: Vec<String> = (0..3).map(|number| format!("web-{number}")).collect();
         for pod in &pods {
@@ -105,7 +102,7 @@ fn of_three_labels_at_once_under_a_limit_of_one_one_stays() {
         let one = left.first().context("none")?;
         let other = pods.iter().find(|pod| *pod != one).context("no other")?;
         until("the next is refused", async || {
-            let ran = switch(ns, other)?;
+            let ran = switch(ns, other, &[])?;
             if ran.success {
                 let_go(ns, other)?;
             }
@@ -116,7 +113,7 @@ fn of_three_labels_at_once_under_a_limit_of_one_one_stays() {
         says(&kubectl(&args)?.ok()?, &["(5m)"])?;
         let_go(ns, one)?;
         until("there is room again", async || {
-            let ran = switch(ns, other)?;
+            let ran = switch(ns, other, &[])?;
             Ok(if ran.success { Ok(()) } else { Err(ran.text) })
         })
         .await?;
@@ -128,12 +125,13 @@ fn of_three_labels_at_once_under_a_limit_of_one_one_stays() {
 
 #[test]
 fn a_limit_that_is_lowered_during_a_fault_lets_the_newest_go() {
+    let _alone = alone();
     with_ns("hand-lowered", OptIn::Yes, async |ns| {
         let policy = Policy::make(ns, json!({ "limits": { "maxTargets": 2 } })).await?;
         for (number, pod) in ["web-b", "web-a"].iter().enumerate() {
             ns.create(&unschedulable(pod, "web")).await?;
             until("the switch goes on", async || {
-                let ran = switch(ns, pod)?;
+                let ran = switch(ns, pod, &[])?;
                 Ok(if ran.success { Ok(()) } else { Err(ran.text) })
             })
             .await?;
@@ -152,6 +150,7 @@ fn a_limit_that_is_lowered_during_a_fault_lets_the_newest_go() {
 
 #[test]
 fn the_hand_leaves_as_many_ready_as_workload_and_budget_want() {
+    let _alone = alone();
     with_ns("hand-available", OptIn::Yes, async |ns| {
         ns.create(&deployment("web", 3, false)).await?;
         ns.create(&from_json::<PodDisruptionBudget>(json!({
@@ -173,7 +172,7 @@ fn the_hand_leaves_as_many_ready_as_workload_and_budget_want() {
             let names: Vec<String> = pods.iter().take(2).map(|pod| pod.name()).collect();
             // Admission knows no pods: both are let through, in this order.
             for name in &names {
-                switch(ns, name)?.ok()?;
+                switch(ns, name, &[])?.ok()?;
             }
             let left = only(ns, 1).await?;
             assert_eq!(left, BTreeSet::from([names[0].clone()]), "{rule}");
@@ -216,11 +215,12 @@ fn the_hand_leaves_as_many_ready_as_workload_and_budget_want() {
 
 #[test]
 fn a_pod_is_left_alone_until_it_is_old_enough() {
+    let _alone = alone();
     with_ns("policy-age", OptIn::Yes, async |ns| {
         let policy = Policy::make(ns, json!({ "limits": { "minPodAge": "1h" } })).await?;
         ns.create(&unschedulable("web", "web")).await?;
         until("the switch is refused", async || {
-            let ran = switch(ns, "web")?;
+            let ran = switch(ns, "web", &[])?;
             if ran.success {
                 let_go(ns, "web")?;
             }
@@ -237,7 +237,7 @@ fn a_pod_is_left_alone_until_it_is_old_enough() {
         ns.end_chaos("young").await?;
         policy.patch(r#"{"spec": {"limits": {"minPodAge": "1s"}}}"#)?;
         until("it is old enough", async || {
-            let ran = switch(ns, "web")?;
+            let ran = switch(ns, "web", &[])?;
             Ok(if ran.success { Ok(()) } else { Err(ran.text) })
         })
         .await?;
@@ -259,6 +259,7 @@ fn time_of_day(at: Timestamp) -> String {
 
 #[test]
 fn a_window_that_closes_ends_experiments_and_labels() {
+    let _alone = alone();
     with_ns("policy-window", OptIn::Yes, async |ns| {
         ns.create(&unschedulable("web", "web")).await?;
         ns.create(&unschedulable("hand", "hand")).await?;
@@ -271,7 +272,7 @@ fn a_window_that_closes_ends_experiments_and_labels() {
         }))
         .await?;
         ns.phase("fail", Phase::Injected).await?;
-        switch(ns, "hand")?.ok()?;
+        switch(ns, "hand", &[])?.ok()?;
         let failed = async |name: &str| -> Result<bool> { Ok(ns.pod(name).await?.is_failed()) };
         until_within(Duration::from_secs(100), "the window has closed and both are whole", async || {
             let (web, hand) = (failed("web").await?, failed("hand").await?);
@@ -291,7 +292,7 @@ fn a_window_that_closes_ends_experiments_and_labels() {
             ended.shown()
         );
         told(ns, "hand", &[&policy.name, "windows", "the next window opens at"]).await?;
-        says(&switch(ns, "hand")?.refused()?, &[&policy.name, "windows", "inside a window"])?;
+        says(&switch(ns, "hand", &[])?.refused()?, &[&policy.name, "windows", "inside a window"])?;
         let late = experiment("late", Action::PodFailure, Mode::All, |_| ());
         says(&refusal(ns, &late).await?, &[&policy.name, "windows"])?;
         policy.state(ns, PolicyState::Closed).await?;
@@ -311,6 +312,7 @@ fn ticks(container_id: &str) -> Result<u64> {
 
 #[test]
 fn a_halt_thaws_what_a_daemon_holds() {
+    let _alone = alone();
     with_ns("halt-freeze", OptIn::Yes, async |ns| {
         let busy = json!({ "containers": [container("app", "while :; do :; done")] });
         let web = ns.ready_pod(&pod_of("web", busy)).await?;

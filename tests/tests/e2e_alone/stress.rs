@@ -1,7 +1,6 @@
 //! StressChaos on real containers: what it does to them is measured and told, it follows a container that is started
 //! again, and afterwards nothing of it is left.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -13,8 +12,8 @@ use squall_api::names;
 use squall_api::status::{Phase, Target, TargetPhase};
 use squall_api::stresschaos::{CpuStressor, Mode, Squeeze, StressChaos, StressChaosSpec, Stressors};
 use squall_tests::{
-    ExperimentExt as _, Ns, OptIn, PodExt as _, SLEEPER, container, containers_processes, holds_for, kubectl,
-    pod_of, until, with_ns,
+    ExperimentExt as _, Ns, OptIn, PodExt as _, SLEEPER, alone, container, containers_processes, holds_for,
+    kubectl, pod_of, until, with_ns,
 };
 
 /// One busy process in the pod `web`, and what `change` says.
@@ -65,12 +64,6 @@ async fn end(ns: &Ns) -> Result<()> {
         })
     })
     .await
-}
-
-/// Each of these wants a CPU for itself, and what it gets is what is tested: they take turns.
-fn alone() -> MutexGuard<'static, ()> {
-    static CPU: Mutex<()> = Mutex::new(());
-    CPU.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[test]

@@ -2,60 +2,16 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
 use kube::ResourceExt as _;
 use kube::api::{DeleteParams, ListParams, PostParams};
-use serde_json::{Value, json};
-use squall_api::podchaos::{Phase, PodChaos};
+use serde_json::json;
 use squall_api::schedule::Schedule;
 use squall_api::{StressChaos, names};
+use squall_tests::schedules::{children, end, runs, schedule, schedule_until};
 use squall_tests::{
-    Disruption, ExperimentExt as _, Ns, OptIn, PodExt as _, Policy, from_json, holds_for, kubectl,
-    kubectl_stdin, leader, pod, restart_now, says, settled, unschedulable, until, until_within, with_ns,
+    ExperimentExt as _, OptIn, PodExt as _, Policy, holds_for, kubectl, kubectl_stdin, pod, says,
+    unschedulable, until, with_ns,
 };
-
-fn schedule(name: &str, change: Value) -> Schedule {
-    let mut spec = json!({
-        "schedule": "* * * * * *",
-        "type": "PodChaos",
-        "podChaos": {"action": "pod-failure", "mode": "all", "selector": {"labelSelectors": {"app": "web"}}, "duration": "30s"},
-    });
-    for (key, value) in change.as_object().expect("an object") {
-        spec[key] = value.clone();
-    }
-    spec.as_object_mut().expect("an object").retain(|_, value| !value.is_null());
-    from_json(json!({"metadata": {"name": name}, "spec": spec}))
-}
-
-async fn children(ns: &Ns) -> Result<Vec<PodChaos>> {
-    Ok(ns.api::<PodChaos>().list(&ListParams::default()).await?.items)
-}
-
-async fn schedule_until(
-    ns: &Ns,
-    name: &str,
-    what: &str,
-    wanted: impl Fn(&Schedule) -> bool,
-) -> Result<Schedule> {
-    until(what, async || {
-        let found = ns.api::<Schedule>().get(name).await?;
-        Ok(if wanted(&found) { Ok(found) } else { Err(format!("{:?}", found.status)) })
-    })
-    .await
-}
-
-async fn end(ns: &Ns, name: &str) -> Result<()> {
-    ns.api::<Schedule>().delete(name, &DeleteParams::default()).await?;
-    until_within(Duration::from_secs(60), "its experiments are gone", async || {
-        let left = children(ns).await?;
-        Ok(if left.is_empty() { Ok(()) } else { Err(format!("{} left", left.len())) })
-    })
-    .await
-}
-
-fn runs(schedule: &Schedule) -> i64 {
-    schedule.status.as_ref().and_then(|status| status.runs).unwrap_or_default()
-}
 
 #[test]
 fn a_run_is_an_experiment_of_its_own_and_deleting_the_schedule_recovers_it() {
@@ -227,41 +183,6 @@ fn chaos_meshs_schedules_work() {
         })
         .await?;
         end(ns, "mesh").await
-    });
-}
-
-#[test]
-fn a_controller_that_dies_begins_nothing_twice() {
-    let _turn = Disruption::turn();
-    with_ns("sched-dies", OptIn::Yes, async |ns| {
-        ns.create(&unschedulable("web", "web")).await?;
-        let change = json!({"schedule": "*/3 * * * * *", "concurrencyPolicy": "Allow", "historyLimit": 100,
-                            "podChaos": {"action": "pod-failure", "mode": "all", "duration": "1s",
-                                         "selector": {"labelSelectors": {"app": "web"}}}});
-        ns.create(&schedule("storm", change)).await?;
-        schedule_until(ns, "storm", "one began", |schedule| runs(schedule) >= 1).await?;
-        if let Some(leading) = leader(&ns.client).await? {
-            restart_now(&ns.client, &leading).await?;
-        }
-        let before = runs(&ns.api::<Schedule>().get("storm").await?);
-        let now = schedule_until(ns, "storm", "it goes on", |schedule| runs(schedule) > before + 1).await?;
-        // As many experiments as runs, each of its own second: what was missed is counted, and isn't made up for.
-        let mut names: Vec<String> = children(ns).await?.iter().map(|chaos| chaos.name_any()).collect();
-        names.sort();
-        names.dedup_by_key(|name| name.split('-').nth(2).map(str::to_owned));
-        let status = now.status.unwrap_or_default();
-        assert!(names.len() as i64 >= status.runs.unwrap_or_default(), "{names:?} {status:?}");
-        settled(&ns.client).await?;
-        until("all are over", async || {
-            ns.merge::<Schedule>("storm", json!({"spec": {"suspend": true}})).await?;
-            let open =
-                children(ns).await?.into_iter().filter(|chaos| chaos.phase() != Phase::Completed).count();
-            Ok(if open == 0 { Ok(()) } else { Err(open) })
-        })
-        .await?;
-        end(ns, "storm").await?;
-        ns.whole("web").await?;
-        Ok(())
     });
 }
 
