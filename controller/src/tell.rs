@@ -1,6 +1,8 @@
 //! What is told: Events on the experiment and on each pod that was hit, one line of the log each, and one message to
 //! the [sink](crate::sink) if there is one. Best effort, never in the way of a fault or of recovery.
 
+use std::time::Duration;
+
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{Client, ResourceExt as _};
 use kube_runtime::events::{Event, EventType, Recorder, Reporter};
@@ -8,6 +10,7 @@ use squall_api::names;
 use squall_model::plan::{Note, NoteKind, PodRef};
 use squall_model::policy::Who;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::chaos::Chaos;
 use crate::sink::{Object, Sink, Told};
@@ -15,10 +18,14 @@ use crate::sink::{Object, Sink, Told};
 /// How many events of one turn are told; an experiment with more targets has them in its status.
 const AT_ONCE: usize = 100;
 
+/// How long an event waits, so that the API server does first what is told of: the pods of a fault come right after the
+/// event that it begins.
+const AFTER: Duration = Duration::from_millis(200);
+
 /// Publishes events in the background, in order.
 #[derive(Clone)]
 pub struct Teller {
-    events: mpsc::UnboundedSender<(Event, ObjectReference)>,
+    events: mpsc::UnboundedSender<(Instant, Event, ObjectReference)>,
     sink: Option<Sink>,
 }
 
@@ -26,9 +33,10 @@ impl Teller {
     /// Report as `instance`, the pod's name, and to `sink` too.
     pub fn start(client: Client, instance: String, sink: Option<Sink>) -> Self {
         let reporter = Reporter { controller: names::CONTROLLER.to_owned(), instance: Some(instance) };
-        let (sender, mut receiver) = mpsc::unbounded_channel::<(Event, ObjectReference)>();
+        let (sender, mut receiver) = mpsc::unbounded_channel::<(Instant, Event, ObjectReference)>();
         tokio::spawn(async move {
-            while let Some((event, regarding)) = receiver.recv().await {
+            while let Some((at, event, regarding)) = receiver.recv().await {
+                tokio::time::sleep_until(at + AFTER).await;
                 // One recorder for all would count an event of the same reason into the first one of its kind, and drop
                 // what it says: a pod that is let go for another reason would be told the old one.
                 let recorder = Recorder::new(client.clone(), reporter.clone());
@@ -115,7 +123,7 @@ impl Teller {
             secondary: None,
         };
         // The receiver goes only with the process.
-        let _ = self.events.send((event, regarding));
+        let _ = self.events.send((Instant::now(), event, regarding));
     }
 }
 
@@ -206,7 +214,7 @@ mod tests {
         assert!(released.contains("pod=\"shop/web-1\"") && !released.contains("requested_by"), "{released}");
         // The same is told as Events.
         let reasons: Vec<String> =
-            std::iter::from_fn(|| published.try_recv().ok()).map(|(event, _)| event.reason).collect();
+            std::iter::from_fn(|| published.try_recv().ok()).map(|(_, event, _)| event.reason).collect();
         assert_eq!(reasons, ["Halted", "Released"]);
     }
 }

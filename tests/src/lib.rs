@@ -37,7 +37,7 @@ pub use marks::{Cgroups, changed};
 pub use modes::{OF, in_each_mode};
 pub use namespace::{Ns, OptIn, with_ns};
 pub use pods::PodExt;
-pub use policy::{Policy, events_of, hit, nothing_is_hit, refusal, says, switch};
+pub use policy::{Policy, events_of, hit, nothing_is_hit, refusal, released, says, switch, switch_off};
 pub use system::{
     delete_lease, leader, patch_daemon_set, pods_of_component, restart_now, scale, settled, sigkill,
     silence_the_api_server,

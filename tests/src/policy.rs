@@ -123,3 +123,24 @@ pub async fn events_of(ns: &Ns, chaos: &str) -> Result<Vec<String>> {
     let about = events.items.into_iter().filter(|event| event.involved_object.name.as_deref() == Some(chaos));
     Ok(about.filter_map(|event| event.message).collect())
 }
+
+/// Takes the switch away again.
+pub fn switch_off(ns: &Ns, pod: &str) -> Result<()> {
+    kubectl(&["-n", &ns.name, "label", "pod", pod, "squall.dev/fault-"])?.ok().map(drop)
+}
+
+/// Waits for an Event on the pod that says why it was let go.
+pub async fn released(ns: &Ns, pod: &str, parts: &[&str]) -> Result<()> {
+    until(&format!("an Event on {pod} says why"), async || {
+        let events = ns.api::<Event>().list(&ListParams::default()).await?.items;
+        let about: Vec<String> = events
+            .into_iter()
+            .filter(|event| event.involved_object.name.as_deref() == Some(pod))
+            .filter(|event| event.reason.as_deref() == Some("Released"))
+            .filter_map(|event| event.message)
+            .collect();
+        let said = about.iter().any(|text| says(text, parts).is_ok());
+        Ok(if said { Ok(()) } else { Err(format!("{about:?}")) })
+    })
+    .await
+}

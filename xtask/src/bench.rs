@@ -40,15 +40,22 @@ pub fn run(args: Args) -> Result<()> {
         Some(Only::Ebpf) => return ebpf(),
         Some(Only::Pods | Only::Stress | Only::Scale) | None => {}
     }
-    let kubectl = Kubectl::up(None)?;
-    deploy::install(&kubectl, None)?;
     // With the packages of the images, whose dependencies would be built anew for other features.
     let mut packages = images::packages();
     packages.push("squall-tests");
-    let binaries = build::static_binaries(&packages)?;
+    let binaries = build::static_binaries_in("target/static", &packages, &["squall-webhook/bench"])?;
+    let program = |name: &str| {
+        binaries.get(name).map(Command::new).with_context(|| format!("there is no program {name}"))
+    };
+    // Before there is a cluster to disturb it.
+    let handling = match args.only {
+        Some(Only::Pods) | None => sh::run(program("bench-webhook")?.arg(args.slack.to_string())),
+        Some(_) => Ok(()),
+    };
+    let kubectl = Kubectl::up(None)?;
+    deploy::install(&kubectl, None)?;
     let measure = |name: &str| {
-        let mut command =
-            Command::new(binaries.get(name).with_context(|| format!("squall-tests has no {name}"))?);
+        let mut command = program(name)?;
         command.args(["--slack", &args.slack.to_string(), "--rounds", &args.rounds.to_string()]);
         kubectl.export(&mut command)?;
         sh::run(&mut command)
@@ -62,9 +69,7 @@ pub fn run(args: Args) -> Result<()> {
     if args.only == Some(Only::Stress) {
         return stress;
     }
-    let figures = measure("bench");
-    let handling = measure("bench_webhook");
-    stress.and(figures).and(handling)
+    handling.and(stress).and(measure("bench"))
 }
 
 /// Statically built, as the daemon is; needs root.

@@ -46,18 +46,25 @@ pub fn target() -> String {
 
 /// Builds all binaries of these packages statically, for images, and says where each is, by its name.
 pub fn static_binaries(packages: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
-    static_binaries_in("target/static", packages)
+    static_binaries_in("target/static", packages, &[])
 }
 
-/// The same, in a target directory of the checkout that is not the usual one: there, with other flags, each build would
-/// undo the other's.
-pub fn static_binaries_in(directory: &str, packages: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
+/// The same, with features (`PACKAGE/FEATURE`), and in a target directory of the checkout that may not be the usual one:
+/// there, with other flags, each build would undo the other's.
+pub fn static_binaries_in(
+    directory: &str,
+    packages: &[&str],
+    features: &[&str],
+) -> Result<BTreeMap<String, PathBuf>> {
     if packages.contains(&"squall-daemon") {
         prereq::ensure_build()?;
     }
     let mut command = statically(directory, &["build", "--bins"])?;
     for package in packages {
         command.args(["-p", package]);
+    }
+    for feature in features {
+        command.args(["--features", feature]);
     }
     let messages = watched(&mut command, Step::begin(format!("building {} (static)", packages.join(", "))))?;
     Ok(executables(&messages))
@@ -87,7 +94,19 @@ fn statically(directory: &str, words: &[&str]) -> Result<Command> {
     let mut flags = env::var("RUSTFLAGS").unwrap_or_default();
     flags.push_str(" -C target-feature=+crt-static");
     command.env("RUSTFLAGS", flags.trim()).env_remove("CARGO_ENCODED_RUSTFLAGS");
+    // The same sources are looked at when the tests are built.
+    if lints() {
+        command.env_remove(WRAPPER);
+    }
     Ok(command)
+}
+
+/// Cargo's: what compiles the packages of this workspace.
+const WRAPPER: &str = "RUSTC_WORKSPACE_WRAPPER";
+
+/// Whether clippy is what compiles this workspace, so that building lints.
+pub fn lints() -> bool {
+    env::var_os(WRAPPER).is_some_and(|wrapper| wrapper == "clippy-driver")
 }
 
 /// Runs cargo while the step tells what it says; the error shows the compiler's own words.

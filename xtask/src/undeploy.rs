@@ -12,12 +12,27 @@ use squall_api::names;
 
 use crate::{build, kubectl, kubectl::Kubectl, progress::Step};
 
-/// How long Squall has to recover everything.
-const RECOVERY: Duration = Duration::from_secs(60);
-/// How long it has once the experiments are told to go whatever could not be recovered.
-const FORCED: Duration = Duration::from_secs(15);
-/// How long the namespace and the CRDs may take to be gone.
-const GONE: Duration = Duration::from_secs(120);
+/// How long is waited for what others have to do.
+#[derive(Clone, Copy)]
+struct Patience(Duration);
+
+impl Patience {
+    /// How long Squall has to recover everything.
+    fn recovery(self) -> Duration {
+        self.0
+    }
+
+    /// How long it has once the experiments are told to go whatever could not be recovered.
+    fn forced(self) -> Duration {
+        self.0 / 4
+    }
+
+    /// How long the namespace and the CRDs may take to be gone.
+    fn gone(self) -> Duration {
+        self.0 * 2
+    }
+}
+
 /// The admission policy that keeps new experiments out meanwhile.
 const CLOSED: &str = "squall-removal";
 /// Every kind of ours.
@@ -46,6 +61,10 @@ pub struct Args {
     /// Use this context of your kubeconfig instead of the local cluster; the current context is never switched.
     #[arg(long)]
     pub context: Option<String>,
+    /// How long Squall has to recover everything, before it is forced to, or it is done here; and half of how long the
+    /// cluster has to take its objects away.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub patience: u64,
 }
 
 /// Does it.
@@ -66,7 +85,7 @@ pub fn run(args: Args) -> Result<()> {
     let step = Step::begin("keeping new experiments out");
     kubectl.feed(&["apply", "-f", "-"], &closed().to_string())?;
     step.done();
-    let removed = remove(&kubectl);
+    let removed = remove(&kubectl, Patience(Duration::from_secs(args.patience)));
     // Also after an error: a policy that outlived us would be a riddle to whoever installs Squall again.
     for kind in ["validatingadmissionpolicybinding", "validatingadmissionpolicy"] {
         kubectl.output(&["delete", kind, CLOSED, "--ignore-not-found"])?;
@@ -89,9 +108,9 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-fn remove(kubectl: &Kubectl) -> Result<()> {
+fn remove(kubectl: &Kubectl, patience: Patience) -> Result<()> {
     end_schedules(kubectl)?;
-    end_experiments(kubectl)?;
+    end_experiments(kubectl, patience)?;
     // With the webhook there, taking the label off is enough; without it, and for what it left, the record is used.
     restore_pods(kubectl)?;
     let step = Step::begin("removing webhooks, workloads, roles, CRDs and the namespace");
@@ -101,7 +120,7 @@ fn remove(kubectl: &Kubectl) -> Result<()> {
     let base = build::checkout()?.join("deploy");
     kubectl.output(&["delete", "-k", &base.to_string_lossy(), "--ignore-not-found", "--wait=false"])?;
     step.done();
-    wait_until_gone(kubectl)?;
+    wait_until_gone(kubectl, patience)?;
     // A pod may have been failed between the first look and the webhook's end.
     restore_pods(kubectl)
 }
@@ -115,7 +134,7 @@ fn end_schedules(kubectl: &Kubectl) -> Result<()> {
 }
 
 /// Deletes every experiment and waits until Squall has put back what they did; what hangs is let go by force.
-fn end_experiments(kubectl: &Kubectl) -> Result<()> {
+fn end_experiments(kubectl: &Kubectl, patience: Patience) -> Result<()> {
     for kind in KINDS {
         if kubectl.items(&[kind, "-A"])?.is_empty() {
             continue;
@@ -127,15 +146,18 @@ fn end_experiments(kubectl: &Kubectl) -> Result<()> {
             continue;
         }
         let what = "deleting the experiments and waiting until they are recovered";
-        if none_left(kubectl, kind, what, RECOVERY)? {
+        if none_left(kubectl, kind, what, patience.recovery())? {
             continue;
         }
         for (namespace, name) in held(kubectl, kind)?.iter().map(id) {
-            println!("{kind} {namespace}/{name} is not recovered after {} s: forcing it", RECOVERY.as_secs());
+            println!(
+                "{kind} {namespace}/{name} is not recovered after {} s: forcing it",
+                patience.recovery().as_secs()
+            );
             let forced = format!("{}={}", names::CLEANUP, names::CLEANUP_FORCED);
             kubectl.attempt(&["annotate", kind, &name, "-n", &namespace, &forced, "--overwrite"])?;
         }
-        if !none_left(kubectl, kind, "waiting for those", FORCED)? {
+        if !none_left(kubectl, kind, "waiting for those", patience.forced())? {
             drop_finalizers(kubectl, kind)?;
         }
     }
@@ -270,10 +292,10 @@ fn escape(key: &str) -> String {
 }
 
 /// Waits until the namespace and the CRDs are gone; objects that appear or hang meanwhile lose our finalizer.
-fn wait_until_gone(kubectl: &Kubectl) -> Result<()> {
+fn wait_until_gone(kubectl: &Kubectl, patience: Patience) -> Result<()> {
     let mut step = Step::begin("waiting until they are gone");
     let mut looks = 0;
-    kubectl::wait(GONE, || {
+    kubectl::wait(patience.gone(), || {
         let mut there = Vec::new();
         if kubectl.find(&["namespace", names::NAMESPACE])?.is_some() {
             there.push(format!("namespace {}", names::NAMESPACE));

@@ -71,10 +71,10 @@ fn nobody_noticed(cluster: &Cluster, before: &BTreeMap<String, Seen>) {
     }
 }
 
-/// `kubectl delete … --timeout=60s`, as the README has it, and how it went. It comes to an end.
-fn delete(cluster: &Cluster, what: &[&str]) -> bool {
+/// `kubectl delete … --timeout=…`, as the README has it, and how it went. It comes to an end.
+fn delete(cluster: &Cluster, what: &[&str], timeout: &str) -> bool {
     let began = Instant::now();
-    let words = [&["delete"], what, &["--timeout=60s"]].concat();
+    let words = [&["delete"], what, &[&format!("--timeout={timeout}")]].concat();
     let done = cluster.command(&words).output().unwrap();
     let said = String::from_utf8_lossy(&done.stderr);
     eprintln!("{}: {:?}, {}: {}", words.join(" "), began.elapsed(), done.status, said.trim());
@@ -167,7 +167,7 @@ fn delete_k_waits_until_a_squall_that_is_alive_has_put_everything_back() {
     with_squall(|cluster| {
         let pods = make_faults(cluster);
         let base = root().join("deploy");
-        assert!(delete(cluster, &["-k", base.to_str().unwrap()]), "delete -k failed");
+        assert!(delete(cluster, &["-k", base.to_str().unwrap()], "60s"), "delete -k failed");
         cluster.is_clean(&pods);
     });
 }
@@ -178,7 +178,7 @@ fn a_crd_that_goes_alone_ends_every_fault() {
     with_squall(|cluster| {
         let pods = make_faults(cluster);
         let crds: Vec<_> = ["crd"].into_iter().chain(names::CRDS).collect();
-        assert!(delete(cluster, &crds), "the CRDs are still there");
+        assert!(delete(cluster, &crds, "60s"), "the CRDs are still there");
         cluster.are_whole(&pods);
         // And Squall is of use again as soon as they are back.
         cluster.xtask("deploy");
@@ -194,7 +194,7 @@ fn a_crd_that_goes_alone_ends_every_fault() {
 fn our_namespace_that_goes_alone_ends_every_fault() {
     with_squall(|cluster| {
         let pods = make_faults(cluster);
-        assert!(delete(cluster, &["namespace", names::NAMESPACE]), "the namespace is still there");
+        assert!(delete(cluster, &["namespace", names::NAMESPACE], "60s"), "the namespace is still there");
         cluster.are_whole(&pods);
         // Nobody is there any more who would let them go.
         for (resource, name) in [("podchaos", "lasting"), ("podchaos", "pending")] {
@@ -222,9 +222,9 @@ fn undeploy_lets_nothing_in_meanwhile_and_names_what_others_hold() {
     with_squall(|cluster| {
         let pods = make_faults(cluster);
         set_finalizers(cluster, "lasting", &[THEIRS, names::FINALIZER]);
-        // So it waits for as long as it ever does, and has to put the pods back itself.
+        // So it waits for as long as it may, and has to put the pods back itself.
         let forbidden = Forbidden::make(cluster);
-        let mut undeploy = cluster.xtask_command("undeploy");
+        let mut undeploy = cluster.xtask_command("undeploy --patience 15");
         let undeploy = undeploy.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("xtask");
         let late = chaos("late", json!({"action": "pod-kill", "mode": "one"})).to_string();
         cluster.until("closed to new experiments", || {
@@ -253,7 +253,10 @@ fn what_delete_k_leaves_of_a_dead_squall_is_for_the_break_glass_script() {
         stop_squall(cluster);
         set_finalizers(cluster, "lasting", &[THEIRS, names::FINALIZER]);
         let base = root().join("deploy");
-        assert!(!delete(cluster, &["-k", base.to_str().unwrap()]), "nobody can have let the experiments go");
+        assert!(
+            !delete(cluster, &["-k", base.to_str().unwrap()], "15s"),
+            "nobody can have let the experiments go"
+        );
         assert_eq!(cluster.pods(), pods, "nobody is there who could have put them back");
         cluster.break_glass();
         let path = "jsonpath={.metadata.finalizers[*]}";

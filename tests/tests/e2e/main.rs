@@ -8,6 +8,7 @@ mod label;
 mod pod_failure;
 mod pod_kill;
 mod policy;
+mod policy_clock;
 mod probes;
 mod schedule;
 mod trigger;

@@ -7,5 +7,6 @@ mod disruptive_schedule;
 mod disruptive_stress;
 mod policy_hand;
 mod promises;
+mod sink;
 mod stress;
 mod stress_effect;

@@ -23,10 +23,6 @@ use squall_tests::{
 /// What the order gives the release of what is too much, and a halt.
 const WITHIN: Duration = Duration::from_secs(2);
 
-fn let_go(ns: &Ns, pod: &str) -> Result<()> {
-    kubectl(&["-n", &ns.name, "label", "pod", pod, "squall.dev/fault-"])?.ok().map(drop)
-}
-
 /// Labels all of them in the same moment; those that admission let through.
 async fn at_once(ns: &Ns, pods: &[String]) -> BTreeSet<String> {
     let label = pods.iter().map(|pod| ns.label::<Pod>(pod, names::FAULT, Some(names::POD_FAILURE)));
@@ -45,22 +41,6 @@ async fn only(ns: &Ns, most: usize) -> Result<BTreeSet<String>> {
     .await?;
     println!("what was too much was released in {:?} (at most {WITHIN:?})", began.elapsed());
     Ok(left)
-}
-
-/// An Event on the pod says why it was let go.
-async fn told(ns: &Ns, pod: &str, parts: &[&str]) -> Result<()> {
-    until(&format!("an Event on {pod} says why"), async || {
-        let events = ns.api::<Event>().list(&ListParams::default()).await?.items;
-        let about: Vec<String> = events
-            .into_iter()
-            .filter(|event| event.involved_object.name.as_deref() == Some(pod))
-            .filter(|event| event.reason.as_deref() == Some("Released"))
-            .filter_map(|event| event.message)
-            .collect();
-        let said = about.iter().any(|text| says(text, parts).is_ok());
-        Ok(if said { Ok(()) } else { Err(format!("{about:?}")) })
-    })
-    .await
 }
 
 async fn counted(ns: &Ns, policy: &Policy, targets: i32) -> Result<()> {
@@ -89,7 +69,7 @@ fn of_three_labels_at_once_under_a_limit_of_one_one_stays() {
         let left = only(ns, 1).await?;
         assert_eq!(left.len(), 1);
         for pod in through.difference(&left) {
-            told(ns, pod, &[&policy.name, "limits.maxTargets", "allowed: 1"]).await?;
+            released(ns, pod, &[&policy.name, "limits.maxTargets", "allowed: 1"]).await?;
             ns.whole(pod).await?;
         }
         counted(ns, &policy, 1).await?;
@@ -104,20 +84,20 @@ fn of_three_labels_at_once_under_a_limit_of_one_one_stays() {
         until("the next is refused", async || {
             let ran = switch(ns, other, &[])?;
             if ran.success {
-                let_go(ns, other)?;
+                switch_off(ns, other)?;
             }
             Ok(if ran.success { Err(ran.text) } else { Ok(says(&ran.text, &["limits.maxTargets"])?) })
         })
         .await?;
         let args = ["-n", &ns.name, "annotate", "pod", one.as_str(), "squall.dev/until=5m", "--overwrite"];
         says(&kubectl(&args)?.ok()?, &["(5m)"])?;
-        let_go(ns, one)?;
+        switch_off(ns, one)?;
         until("there is room again", async || {
             let ran = switch(ns, other, &[])?;
             Ok(if ran.success { Ok(()) } else { Err(ran.text) })
         })
         .await?;
-        let_go(ns, other)?;
+        switch_off(ns, other)?;
         ns.all_whole("web").await?;
         Ok(())
     });
@@ -140,9 +120,9 @@ fn a_limit_that_is_lowered_during_a_fault_lets_the_newest_go() {
         policy.patch(r#"{"spec": {"limits": {"maxTargets": 1}}}"#)?;
         let left = only(ns, 1).await?;
         assert_eq!(left, BTreeSet::from(["web-b".to_owned()]));
-        told(ns, "web-a", &[&policy.name, "limits.maxTargets", "found 2", "allowed: 1"]).await?;
+        released(ns, "web-a", &[&policy.name, "limits.maxTargets", "found 2", "allowed: 1"]).await?;
         ns.whole("web-a").await?;
-        let_go(ns, "web-b")?;
+        switch_off(ns, "web-b")?;
         ns.whole("web-b").await?;
         Ok(())
     });
@@ -176,15 +156,15 @@ fn the_hand_leaves_as_many_ready_as_workload_and_budget_want() {
             }
             let left = only(ns, 1).await?;
             assert_eq!(left, BTreeSet::from([names[0].clone()]), "{rule}");
-            told(ns, &names[1], &[&policy.name, rule]).await?;
-            told(ns, &names[1], words).await?;
+            released(ns, &names[1], &[&policy.name, rule]).await?;
+            released(ns, &names[1], words).await?;
             // The one that was let go isn't Ready yet, and is no reason to let the other go.
             holds_for(Duration::from_secs(2), "the first stays", async || {
                 let now = hit(ns, "web").await?;
                 Ok(if now == left { Ok(()) } else { Err(format!("{now:?}")) })
             })
             .await?;
-            let_go(ns, &names[0])?;
+            switch_off(ns, &names[0])?;
             ns.all_whole("web").await?;
         }
         // Experiments: one of three may be away; what the budget has nothing left for is skipped.
@@ -210,95 +190,6 @@ fn the_hand_leaves_as_many_ready_as_workload_and_budget_want() {
             &refusal(ns, &two).await?,
             &[&policy.name, "limits.minAvailablePerWorkload", "allowed: at least 2"],
         )
-    });
-}
-
-#[test]
-fn a_pod_is_left_alone_until_it_is_old_enough() {
-    let _alone = alone();
-    with_ns("policy-age", OptIn::Yes, async |ns| {
-        let policy = Policy::make(ns, json!({ "limits": { "minPodAge": "1h" } })).await?;
-        ns.create(&unschedulable("web", "web")).await?;
-        until("the switch is refused", async || {
-            let ran = switch(ns, "web", &[])?;
-            if ran.success {
-                let_go(ns, "web")?;
-            }
-            let parts = [policy.name.as_str(), "limits.minPodAge", "found an age of", "allowed: at least 1h"];
-            Ok(if ran.success { Err(ran.text) } else { Ok(says(&ran.text, &parts)?) })
-        })
-        .await?;
-        ns.create(&experiment("young", Action::PodFailure, Mode::All, |_| ())).await?;
-        holds_for(Duration::from_secs(2), "nothing is hit", async || {
-            let hit = hit(ns, "web").await?;
-            Ok(if hit.is_empty() { Ok(()) } else { Err(format!("{hit:?}")) })
-        })
-        .await?;
-        ns.end_chaos("young").await?;
-        policy.patch(r#"{"spec": {"limits": {"minPodAge": "1s"}}}"#)?;
-        until("it is old enough", async || {
-            let ran = switch(ns, "web", &[])?;
-            Ok(if ran.success { Ok(()) } else { Err(ran.text) })
-        })
-        .await?;
-        let_go(ns, "web")?;
-        ns.whole("web").await?;
-        Ok(())
-    });
-}
-
-/// The next full minute that leaves time for what has to happen before.
-fn soon() -> Result<Timestamp> {
-    let minute = (Timestamp::now().as_second() + 25).div_euclid(60) + 1;
-    Ok(Timestamp::from_second(minute * 60)?)
-}
-
-fn time_of_day(at: Timestamp) -> String {
-    at.strftime("%H:%M").to_string()
-}
-
-#[test]
-fn a_window_that_closes_ends_experiments_and_labels() {
-    let _alone = alone();
-    with_ns("policy-window", OptIn::Yes, async |ns| {
-        ns.create(&unschedulable("web", "web")).await?;
-        ns.create(&unschedulable("hand", "hand")).await?;
-        let closes = soon()?;
-        let opened = closes - jiff::SignedDuration::from_hours(12);
-        let window = json!({ "from": time_of_day(opened), "to": time_of_day(closes) });
-        let policy = Policy::make(ns, json!({ "windows": [window] })).await?;
-        ns.create(&experiment("fail", Action::PodFailure, Mode::All, |spec| {
-            spec.selector.label_selectors.insert("app".to_owned(), "web".to_owned());
-        }))
-        .await?;
-        ns.phase("fail", Phase::Injected).await?;
-        switch(ns, "hand", &[])?.ok()?;
-        let failed = async |name: &str| -> Result<bool> { Ok(ns.pod(name).await?.is_failed()) };
-        until_within(Duration::from_secs(100), "the window has closed and both are whole", async || {
-            let (web, hand) = (failed("web").await?, failed("hand").await?);
-            let now = Timestamp::now();
-            ensure!(now >= closes || (web && hand), "ended {} before it closes", closes - now);
-            Ok(if web || hand { Err(format!("{now}: web {web}, hand {hand}")) } else { Ok(()) })
-        })
-        .await?;
-        let late = Duration::try_from(Timestamp::now().duration_since(closes))?;
-        println!("recovered {late:?} after the window had closed (at most {WITHIN:?})");
-        ensure!(late <= WITHIN, "{late:?}");
-        let ended = ns.completed("fail").await?;
-        assert_eq!(
-            (ended.phase(), ended.reason("Completed").as_str(), ended.reason("Failed").as_str()),
-            (Phase::Halted, "Halted", "WindowClosed"),
-            "{}",
-            ended.shown()
-        );
-        told(ns, "hand", &[&policy.name, "windows", "the next window opens at"]).await?;
-        says(&switch(ns, "hand", &[])?.refused()?, &[&policy.name, "windows", "inside a window"])?;
-        let late = experiment("late", Action::PodFailure, Mode::All, |_| ());
-        says(&refusal(ns, &late).await?, &[&policy.name, "windows"])?;
-        policy.state(ns, PolicyState::Closed).await?;
-        ns.whole("web").await?;
-        ns.whole("hand").await?;
-        Ok(())
     });
 }
 

@@ -41,7 +41,7 @@ const SYSCTLS: [(&str, &str); 6] = [
 pub fn ensure(cluster: &Cluster) -> Result<()> {
     if !cluster.is_alive(HOLDER) {
         // A directory of its own: the cluster does not wait for a build of images.
-        let pause = build::static_binaries_in("target/node", &["squall-fault"])?;
+        let pause = build::static_binaries_in("target/node", &["squall-fault"], &[])?;
         let pause = pause.get("pause").context("squall-fault has no program called pause")?;
         copy(pause, &cluster.state.join("bin/pause"))?;
         copy(Path::new("/proc/self/exe"), &cluster.state.join("bin/xtask"))?;
