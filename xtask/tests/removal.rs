@@ -74,7 +74,8 @@ fn nobody_noticed(cluster: &Cluster, before: &BTreeMap<String, Seen>) {
 /// `kubectl delete … --timeout=…`, as the README has it, and how it went. It comes to an end.
 fn delete(cluster: &Cluster, what: &[&str], timeout: &str) -> bool {
     let began = Instant::now();
-    let words = [&["delete"], what, &[&format!("--timeout={timeout}")]].concat();
+    let timeout = format!("--timeout={timeout}");
+    let words = [&["delete"], what, &[&timeout]].concat();
     let done = cluster.command(&words).output().unwrap();
     let said = String::from_utf8_lossy(&done.stderr);
     eprintln!("{}: {:?}, {}: {}", words.join(" "), began.elapsed(), done.status, said.trim());

@@ -8,8 +8,8 @@ use serde_json::json;
 use squall_api::chaospolicy::PolicyState;
 use squall_api::podchaos::{Action, Mode, Phase};
 use squall_tests::{
-    ExperimentExt as _, OptIn, PodExt as _, Policy, experiment, refusal, released, says, switch, switch_off,
-    unschedulable, until, until_within, with_ns,
+    ExperimentExt as _, OptIn, PodExt as _, Policy, experiment, hit, holds_for, refusal, released, says,
+    switch, switch_off, unschedulable, until, until_within, with_ns,
 };
 
 /// How late the end of a window may be carried out while other tests run beside.

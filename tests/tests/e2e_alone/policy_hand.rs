@@ -1,23 +1,21 @@
-//! Policies and faults by hand on a real cluster: what admission can't count is released, newest first, and told; and
-//! what a clock or a halt ends, by label, in a container, or for an experiment.
+//! Policies and faults by hand on a real cluster: what admission can't count is released within two seconds, newest
+//! first, and told; and what a halt ends in a container.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use futures::future::join_all;
-use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::ListParams;
 use serde_json::{Value, json};
 use squall_api::chaospolicy::PolicyState;
 use squall_api::names;
 use squall_api::podchaos::{Action, Mode, Phase};
 use squall_tests::{
     ExperimentExt as _, Ns, OptIn, PodExt as _, Policy, alone, container, containers_processes, deployment,
-    experiment, from_json, hit, holds_for, kubectl, pod_of, refusal, says, switch, unschedulable, until,
-    until_within, with_ns,
+    experiment, from_json, hit, holds_for, kubectl, pod_of, refusal, released, says, switch, switch_off,
+    unschedulable, until, until_within, with_ns,
 };
 
 /// What the order gives the release of what is too much, and a halt.

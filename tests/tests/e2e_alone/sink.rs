@@ -5,9 +5,7 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use squall_api::names;
 use squall_api::podchaos::{Action, Mode};
-use squall_tests::{
-    ExperimentExt as _, Ns, PodExt as _, container, disrupt, experiment, kubectl, pod, pod_of, settled, until,
-};
+use squall_tests::{Ns, container, disrupt, experiment, kubectl, pod, pod_of, settled, until};
 
 /// Keeps the body of each request as a line.
 const COLLECTOR: &str = r#"mkdir -p /tmp/www/cgi-bin
