@@ -8,6 +8,7 @@
 mod alone;
 mod builders;
 mod cluster;
+pub mod cpu;
 mod disrupt;
 mod dump;
 mod events;
@@ -31,13 +32,13 @@ pub use cluster::{
     Ran, client, client_as, containers_processes, kubectl, kubectl_stdin, runtime, spawn_kubectl,
 };
 pub use disrupt::{disrupt, nowhere, restore};
-pub use events::event_on;
+pub use events::{event_on, events_of};
 pub use experiment::{ExperimentExt, experiment, target_of};
 pub use marks::{Cgroups, changed};
 pub use modes::{OF, in_each_mode};
 pub use namespace::{Ns, OptIn, with_ns};
 pub use pods::PodExt;
-pub use policy::{Policy, events_of, hit, nothing_is_hit, refusal, released, says, switch, switch_off};
+pub use policy::{Policy, hit, nothing_is_hit, refusal, released, says, switch, switch_off};
 pub use system::{
     delete_lease, leader, patch_daemon_set, pods_of_component, restart_now, scale, settled, sigkill,
     silence_the_api_server,

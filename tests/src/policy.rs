@@ -3,15 +3,15 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, ensure};
-use k8s_openapi::api::core::v1::Event;
 use kube::Api;
-use kube::api::{ListParams, PostParams};
+use kube::api::PostParams;
 use serde_json::{Value, json};
 use squall_api::chaospolicy::PolicyState;
 use squall_api::status::Phase;
 use squall_api::{ChaosPolicy, PodChaos, names};
 
 use crate::cluster::{Ran, kubectl, kubectl_stdin};
+use crate::events::events_about;
 use crate::experiment::ExperimentExt as _;
 use crate::namespace::Ns;
 use crate::pods::PodExt as _;
@@ -117,13 +117,6 @@ pub fn switch(ns: &Ns, pod: &str, extra: &[&str]) -> Result<Ran> {
     kubectl(&args)
 }
 
-/// What was told of an experiment.
-pub async fn events_of(ns: &Ns, chaos: &str) -> Result<Vec<String>> {
-    let events = ns.api::<Event>().list(&ListParams::default()).await?;
-    let about = events.items.into_iter().filter(|event| event.involved_object.name.as_deref() == Some(chaos));
-    Ok(about.filter_map(|event| event.message).collect())
-}
-
 /// Takes the switch away again.
 pub fn switch_off(ns: &Ns, pod: &str) -> Result<()> {
     kubectl(&["-n", &ns.name, "label", "pod", pod, "squall.dev/fault-"])?.ok().map(drop)
@@ -132,10 +125,9 @@ pub fn switch_off(ns: &Ns, pod: &str) -> Result<()> {
 /// Waits for an Event on the pod that says why it was let go.
 pub async fn released(ns: &Ns, pod: &str, parts: &[&str]) -> Result<()> {
     until(&format!("an Event on {pod} says why"), async || {
-        let events = ns.api::<Event>().list(&ListParams::default()).await?.items;
+        let events = events_about(ns, pod).await?;
         let about: Vec<String> = events
             .into_iter()
-            .filter(|event| event.involved_object.name.as_deref() == Some(pod))
             .filter(|event| event.reason.as_deref() == Some("Released"))
             .filter_map(|event| event.message)
             .collect();

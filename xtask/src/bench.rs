@@ -43,7 +43,7 @@ pub fn run(args: Args) -> Result<()> {
     // With the packages of the images, whose dependencies would be built anew for other features.
     let mut packages = images::packages();
     packages.push("squall-tests");
-    let binaries = build::static_binaries_in("target/static", &packages, &["squall-webhook/bench"])?;
+    let binaries = build::static_binaries(&packages, &["squall-webhook/bench"])?;
     let program = |name: &str| {
         binaries.get(name).map(Command::new).with_context(|| format!("there is no program {name}"))
     };

@@ -44,13 +44,14 @@ pub fn target() -> String {
     format!("{}-unknown-linux-gnu", env::consts::ARCH)
 }
 
-/// Builds all binaries of these packages statically, for images, and says where each is, by its name.
-pub fn static_binaries(packages: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
-    static_binaries_in("target/static", packages, &[])
+/// Builds all binaries of these packages statically, for images, with features (`PACKAGE/FEATURE`), and says where each
+/// is, by its name.
+pub fn static_binaries(packages: &[&str], features: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
+    static_binaries_in("target/static", packages, features)
 }
 
-/// The same, with features (`PACKAGE/FEATURE`), and in a target directory of the checkout that may not be the usual one:
-/// there, with other flags, each build would undo the other's.
+/// The same, in a target directory of the checkout that is not the usual one: there, with other flags, each build would
+/// undo the other's.
 pub fn static_binaries_in(
     directory: &str,
     packages: &[&str],

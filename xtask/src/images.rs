@@ -170,7 +170,7 @@ pub fn packages() -> Vec<&'static str> {
 
 /// Builds the programs and writes an archive of each image to `target/images`.
 fn build_all() -> Result<Vec<Built>> {
-    let programs = build::static_binaries(&packages())?;
+    let programs = build::static_binaries(&packages(), &[])?;
     let directory = build::checkout()?.join("target/images");
     fs::create_dir_all(&directory).with_context(|| format!("can't make {}", directory.display()))?;
     let build_one = |recipe: &Recipe| {

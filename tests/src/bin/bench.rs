@@ -25,12 +25,6 @@ use tokio::sync::mpsc;
 
 /// Set, each container-kill also says where its time went.
 const EXPLAIN: &str = "SQUALL_BENCH_EXPLAIN";
-/// The faults, and what `--only` knows them by.
-const POD_KILL: &str = "pod-kill";
-const POD_FAILURE: &str = "pod-failure";
-const CONTAINER_KILL: &str = "container-kill";
-/// In this order.
-const FAULTS: [&str; 3] = [POD_KILL, POD_FAILURE, CONTAINER_KILL];
 /// Pods of the large cases.
 const MANY: usize = 30;
 
@@ -44,8 +38,9 @@ fn main() -> Result<()> {
     table.memory()?;
     let few = |fault| Case { fault, mode: Mode::One, pods: 3, rounds };
     let many = |fault| Case { fault, mode: Mode::All, pods: MANY, rounds: (rounds / 3).max(2) };
-    for case in FAULTS.map(few).into_iter().chain(FAULTS.map(many)) {
-        if case.fault.starts_with(&only) {
+    let faults = [Fault::PodKill, Fault::PodFailure, Fault::ContainerKill];
+    for case in faults.map(few).into_iter().chain(faults.map(many)) {
+        if case.fault.name().starts_with(&only) {
             case.measure(&mut table);
         }
     }
@@ -53,9 +48,28 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+/// What is measured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    PodKill,
+    PodFailure,
+    ContainerKill,
+}
+
+impl Fault {
+    /// What `--only` knows it by.
+    fn name(self) -> &'static str {
+        match self {
+            Self::PodKill => "pod-kill",
+            Self::PodFailure => "pod-failure",
+            Self::ContainerKill => "container-kill",
+        }
+    }
+}
+
 /// One fault, so many times.
 struct Case {
-    fault: &'static str,
+    fault: Fault,
     mode: Mode,
     pods: usize,
     rounds: u32,
@@ -68,7 +82,7 @@ impl Case {
         let &Self { fault, mode, pods, rounds } = self;
         let one = mode == Mode::One;
         let limit = |few: f64, many: f64| if one { few } else { many };
-        let row = |what: &str| format!("{fault}: {}{what}", if one { "" } else { "30 pods, last " });
+        let row = |what: &str| format!("{}: {}{what}", fault.name(), if one { "" } else { "30 pods, last " });
         with_ns(&format!("bench-{}", if one { "few" } else { "many" }), OptIn::Yes, async |ns| {
             ns.create(&deployment("web", i32::try_from(pods)?, false)).await?;
             ns.ready_pods("web", pods).await?;
@@ -78,30 +92,24 @@ impl Case {
             }
             let (mut times, mut back, mut floor) = (Vec::new(), Vec::new(), Vec::new());
             for _ in 0..rounds {
+                floor.push(bare(ns, fault, mode, pods).await?);
                 match fault {
-                    POD_KILL => {
-                        floor.push(bare(ns, Bare::Delete, mode, pods).await?);
-                        times.push(pod_kill(ns, mode, pods).await?);
-                    }
-                    POD_FAILURE => {
-                        floor.push(bare(ns, Bare::Image, mode, pods).await?);
+                    Fault::PodKill => times.push(pod_kill(ns, mode, pods).await?),
+                    Fault::PodFailure => {
                         let (there, restored) = pod_failure(ns, mode, pods).await?;
                         times.push(there);
                         back.push(restored);
                     }
-                    _ => {
-                        floor.push(bare(ns, Bare::Kill, mode, pods).await?);
-                        times.push(container_kill(ns, mode, pods).await?);
-                    }
+                    Fault::ContainerKill => times.push(container_kill(ns, mode, pods).await?),
                 }
             }
             match fault {
-                POD_KILL => table.row(&row("deletion mark"), &times, &floor, limit(20.0, 300.0), None),
-                POD_FAILURE => {
+                Fault::PodKill => table.row(&row("deletion mark"), &times, &floor, limit(20.0, 300.0), None),
+                Fault::PodFailure => {
                     table.row(&row("image substituted"), &times, &floor, limit(24.0, 300.0), None);
                     table.row(&row("image restored"), &back, &[], limit(f64::INFINITY, 300.0), None);
                 }
-                _ => {
+                Fault::ContainerKill => {
                     let tail = one.then_some(40.0);
                     table.row(&row("process gone"), &times, &floor, limit(20.0, 250.0), tail);
                 }
@@ -187,7 +195,7 @@ async fn create(ns: &Ns, chaos: &PodChaos) -> Result<(String, Instant)> {
     Ok((made.metadata.name.unwrap_or_default(), Instant::now()))
 }
 
-fn fault(action: Action, mode: Mode) -> PodChaos {
+fn chaos_of(action: Action, mode: Mode) -> PodChaos {
     let mut chaos = experiment("", action, mode, |_| {});
     chaos.metadata.name = None;
     chaos.metadata.generate_name = Some("bench-".to_owned());
@@ -201,7 +209,7 @@ fn hit(mode: Mode) -> usize {
 async fn pod_kill(ns: &Ns, mode: Mode, pods: usize) -> Result<Duration> {
     quiet().await?;
     let mut events = watch::<Pod>(&ns.api(), "").await?;
-    let (name, made) = create(ns, &fault(Action::PodKill, mode)).await?;
+    let (name, made) = create(ns, &chaos_of(Action::PodKill, mode)).await?;
     let took =
         nth(&mut events, made, hit(mode), PATIENCE, |pod| pod.metadata.deletion_timestamp.is_some()).await?;
     ns.completed(&name).await?;
@@ -210,18 +218,10 @@ async fn pod_kill(ns: &Ns, mode: Mode, pods: usize) -> Result<Duration> {
     Ok(took)
 }
 
-/// What is done to pods by whoever does nothing else.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Bare {
-    Delete,
-    /// Another image, as `kubectl set image` does: the kubelet begins its work on the first pods while others wait.
-    Image,
-    Kill,
-}
-
 /// What a fault costs without Squall, on this machine and at this moment: a client that waits for an object and, once it
-/// is there, does the same to the pods, all at once. It chooses nothing, asks nobody and writes nothing down.
-async fn bare(ns: &Ns, verb: Bare, mode: Mode, pods: usize) -> Result<Duration> {
+/// is there, does the same to the pods, all at once. It chooses nothing, asks nobody and writes nothing down. Instead of
+/// pod-failure it sets another image: there too the kubelet begins its work on the first pods while others wait.
+async fn bare(ns: &Ns, fault: Fault, mode: Mode, pods: usize) -> Result<Duration> {
     quiet().await?;
     let mut orders = watch::<ConfigMap>(&ns.api(), "").await?;
     let mut events = watch::<Pod>(&ns.api(), "").await?;
@@ -236,15 +236,15 @@ async fn bare(ns: &Ns, verb: Bare, mode: Mode, pods: usize) -> Result<Duration> 
     };
     let client = tokio::spawn(async move {
         orders.recv().await.context("the watch ended")?;
-        if verb == Bare::Kill {
+        if fault == Fault::ContainerKill {
             for init in inits {
                 pidfd_send_signal(&init, Signal::TERM)?;
             }
             return Ok(());
         }
         let image = json!({"spec": {"containers": [{"name": "app", "image": "localhost/pause:1"}]}});
-        let each = targets.iter().map(async |pod| match verb {
-            Bare::Delete => api.delete(&pod.name(), &DeleteParams::default()).await.map(|_| ()),
+        let each = targets.iter().map(async |pod| match fault {
+            Fault::PodKill => api.delete(&pod.name(), &DeleteParams::default()).await.map(|_| ()),
             _ => api.patch(&pod.name(), &PatchParams::default(), &Patch::Strategic(&image)).await.map(|_| ()),
         });
         futures::future::try_join_all(each).await?;
@@ -252,18 +252,18 @@ async fn bare(ns: &Ns, verb: Bare, mode: Mode, pods: usize) -> Result<Duration> 
     });
     ns.api::<ConfigMap>().create(&PostParams::default(), &order).await?;
     let made = Instant::now();
-    let done = |pod: &Pod| match verb {
-        Bare::Delete => pod.metadata.deletion_timestamp.is_some(),
+    let done = |pod: &Pod| match fault {
+        Fault::PodKill => pod.metadata.deletion_timestamp.is_some(),
         _ => is_foreign(pod),
     };
-    let took = match verb {
-        Bare::Kill => all_gone(&mut gone, hit, made).await?,
+    let took = match fault {
+        Fault::ContainerKill => all_gone(&mut gone, hit, made).await?,
         _ => nth(&mut events, made, hit, PATIENCE, done).await?,
     };
     client.await.context("the client panicked")??;
-    match verb {
-        Bare::Delete => ns.ready_pods("web", pods).await.map(|_| took),
-        Bare::Image | Bare::Kill => fresh(ns, pods).await.map(|()| took),
+    match fault {
+        Fault::PodKill => ns.ready_pods("web", pods).await.map(|_| took),
+        Fault::PodFailure | Fault::ContainerKill => fresh(ns, pods).await.map(|()| took),
     }
 }
 
@@ -274,7 +274,7 @@ fn is_foreign(pod: &Pod) -> bool {
 async fn pod_failure(ns: &Ns, mode: Mode, pods: usize) -> Result<(Duration, Duration)> {
     quiet().await?;
     let mut events = watch::<Pod>(&ns.api(), "").await?;
-    let (name, made) = create(ns, &fault(Action::PodFailure, mode)).await?;
+    let (name, made) = create(ns, &chaos_of(Action::PodFailure, mode)).await?;
     let there = nth(&mut events, made, hit(mode), PATIENCE, is_foreign).await?;
     ns.phase(&name, Phase::Injected).await?;
     quiet().await?;
@@ -291,7 +291,7 @@ async fn container_kill(ns: &Ns, mode: Mode, pods: usize) -> Result<Duration> {
     quiet().await?;
     // Which one is drawn is not known beforehand, so all are watched.
     let mut gone = watch_processes(ns).await?;
-    let (name, made) = create(ns, &fault(Action::ContainerKill, mode)).await?;
+    let (name, made) = create(ns, &chaos_of(Action::ContainerKill, mode)).await?;
     let wall = jiff::Timestamp::now();
     let took = all_gone(&mut gone, hit(mode), made).await?;
     let chaos = ns.completed(&name).await?;

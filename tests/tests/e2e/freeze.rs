@@ -7,9 +7,9 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::DeleteParams;
 use serde_json::json;
 use squall_api::podchaos::{Action, Mode, Phase, PodChaos, PodChaosSpec, TargetPhase};
+use squall_tests::cpu::{init_ticks, stands_still};
 use squall_tests::{
-    ExperimentExt as _, Ns, OptIn, PodExt as _, container, containers_processes, experiment, holds_for,
-    pod_of, until, with_ns,
+    ExperimentExt as _, Ns, OptIn, PodExt as _, container, experiment, pod_of, until, with_ns,
 };
 
 const BUSY: &str = "while :; do :; done";
@@ -23,27 +23,10 @@ async fn busy(ns: &Ns, name: &str) -> Result<String> {
     pod.container("app").and_then(|one| one.container_id).context("it has no container ID")
 }
 
-/// CPU time that the container's first process has used, in ticks.
-fn ticks(container_id: &str) -> Result<u64> {
-    let pid = *containers_processes(container_id)?.first().context("it has no process")?;
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields = stat.rsplit_once(") ").map(|(_, rest)| rest).unwrap_or_default();
-    Ok(fields.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum())
-}
-
-async fn stands_still(container_id: &str) -> Result<()> {
-    let before = ticks(container_id)?;
-    holds_for(Duration::from_secs(1), "it stands still", async || {
-        let used = ticks(container_id)? - before;
-        Ok(if used <= 1 { Ok(()) } else { Err(format!("{used} ticks")) })
-    })
-    .await
-}
-
 async fn runs(container_id: &str) -> Result<()> {
-    let before = ticks(container_id)?;
+    let before = init_ticks(container_id)?;
     until("it runs", async || {
-        let used = ticks(container_id)? - before;
+        let used = init_ticks(container_id)? - before;
         Ok(if used > 5 { Ok(()) } else { Err(format!("{used} ticks")) })
     })
     .await

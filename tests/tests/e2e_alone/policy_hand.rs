@@ -12,10 +12,11 @@ use serde_json::{Value, json};
 use squall_api::chaospolicy::PolicyState;
 use squall_api::names;
 use squall_api::podchaos::{Action, Mode, Phase};
+use squall_tests::cpu::{init_ticks, stands_still};
 use squall_tests::{
-    ExperimentExt as _, Ns, OptIn, PodExt as _, Policy, alone, container, containers_processes, deployment,
-    experiment, from_json, hit, holds_for, kubectl, pod_of, refusal, released, says, switch, switch_off,
-    unschedulable, until, until_within, with_ns,
+    ExperimentExt as _, Ns, OptIn, PodExt as _, Policy, alone, container, deployment, experiment, from_json,
+    hit, holds_for, kubectl, pod_of, refusal, released, says, switch, switch_off, unschedulable, until,
+    until_within, with_ns,
 };
 
 /// What the order gives the release of what is too much, and a halt.
@@ -191,14 +192,6 @@ fn the_hand_leaves_as_many_ready_as_workload_and_budget_want() {
     });
 }
 
-/// CPU time that the container's first process has used, in ticks.
-fn ticks(container_id: &str) -> Result<u64> {
-    let pid = *containers_processes(container_id)?.first().context("it has no process")?;
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields = stat.rsplit_once(") ").map(|(_, rest)| rest).unwrap_or_default();
-    Ok(fields.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum())
-}
-
 #[test]
 fn a_halt_thaws_what_a_daemon_holds() {
     let _alone = alone();
@@ -208,17 +201,13 @@ fn a_halt_thaws_what_a_daemon_holds() {
         let id = web.container("app").and_then(|one| one.container_id).context("it has no container ID")?;
         ns.create(&experiment("freeze", Action::ContainerFreeze, Mode::All, |_| ())).await?;
         ns.condition("freeze", "Injected").await?;
-        let before = ticks(&id)?;
-        holds_for(Duration::from_secs(1), "it stands still", async || {
-            let used = ticks(&id)? - before;
-            Ok(if used <= 1 { Ok(()) } else { Err(format!("{used} ticks")) })
-        })
-        .await?;
+        stands_still(&id).await?;
+        let before = init_ticks(&id)?;
         let halt = ["annotate", "namespace", &ns.name, "squall.dev/halt=incident 4715"];
         kubectl(&halt)?.ok()?;
         let began = Instant::now();
         until_within(WITHIN, "it runs", async || {
-            let used = ticks(&id)? - before;
+            let used = init_ticks(&id)? - before;
             Ok(if used > 2 { Ok(()) } else { Err(format!("{used} ticks")) })
         })
         .await?;

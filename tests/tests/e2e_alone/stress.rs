@@ -11,6 +11,7 @@ use serde_json::json;
 use squall_api::names;
 use squall_api::status::{Phase, Target, TargetPhase};
 use squall_api::stresschaos::{CpuStressor, Mode, Squeeze, StressChaos, StressChaosSpec, Stressors};
+use squall_tests::cpu::ticks;
 use squall_tests::{
     ExperimentExt as _, Ns, OptIn, PodExt as _, SLEEPER, alone, container, containers_processes, holds_for,
     kubectl, pod_of, until, with_ns,
@@ -35,17 +36,6 @@ async fn sleeper(ns: &Ns, name: &str) -> Result<Pod> {
 
 fn container_id(pod: &Pod) -> String {
     pod.container("app").and_then(|one| one.container_id).unwrap_or_default()
-}
-
-/// CPU time that the processes of a container have used, in ticks.
-fn ticks(container_id: &str) -> Result<u64> {
-    let mut sum = 0;
-    for pid in containers_processes(container_id)? {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let fields = stat.rsplit_once(") ").map(|(_, rest)| rest).unwrap_or_default();
-        sum += fields.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum::<u64>();
-    }
-    Ok(sum)
 }
 
 async fn injected(ns: &Ns) -> Result<(StressChaos, Target)> {

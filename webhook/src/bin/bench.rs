@@ -1,7 +1,7 @@
 //! How long the webhook takes for a pod of 20 containers, from the last byte of the question to the answer. No cluster,
 //! no connection: those are in the figures of `bench`.
 //!
-//! It prints median, p90, p99 and n of each operation, and exits with 1 when a p99 is above its limit times the first
+//! It prints median, p90 and p99 of each operation, and exits with 1 when a p99 is above its limit times the first
 //! argument. Run by `cargo xtask bench`.
 
 use std::time::{Duration, Instant};

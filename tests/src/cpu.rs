@@ -1,0 +1,36 @@
+//! What a container on this machine does with the CPU.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use crate::cluster::containers_processes;
+use crate::wait::holds_for;
+
+/// CPU time that a process has used, in ticks.
+fn of_process(pid: i32) -> Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields = stat.rsplit_once(") ").map(|(_, rest)| rest).unwrap_or_default();
+    Ok(fields.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum())
+}
+
+/// CPU time that the processes of a container have used, in ticks. One that has just ended counts nothing.
+pub fn ticks(container_id: &str) -> Result<u64> {
+    Ok(containers_processes(container_id)?.into_iter().map(|pid| of_process(pid).unwrap_or_default()).sum())
+}
+
+/// CPU time that the container's first process has used, in ticks.
+pub fn init_ticks(container_id: &str) -> Result<u64> {
+    let init = *containers_processes(container_id)?.first().context("it has no process")?;
+    of_process(init)
+}
+
+/// For a second the container's first process, which would use a whole CPU, uses none.
+pub async fn stands_still(container_id: &str) -> Result<()> {
+    let before = init_ticks(container_id)?;
+    holds_for(Duration::from_secs(1), "it stands still", async || {
+        let used = init_ticks(container_id)? - before;
+        Ok(if used <= 1 { Ok(()) } else { Err(format!("{used} ticks")) })
+    })
+    .await
+}
