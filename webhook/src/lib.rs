@@ -3,6 +3,7 @@
 //! - [`review`]: what the API server says and is told.
 //! - [`app`]: reads a review, asks who decides, answers; never panics, never hangs.
 //! - [`pods`]: pods. No call is made while one is admitted: all it needs is in [`world`].
+//!   [`lean`] is what is read of one.
 //! - [`annotations`]: small faults by annotation, on pods and workloads.
 //! - [`experiments`]: experiments, as far as that takes nobody else; [`access`] asks the API server the rest.
 //! - [`removal`]: Squall's own, which is held up until nothing is failed.
@@ -17,6 +18,7 @@ pub mod app;
 pub mod config;
 pub mod experiments;
 pub mod health;
+pub mod lean;
 pub mod metrics;
 pub mod pods;
 pub mod policies;

@@ -15,6 +15,7 @@ use squall_model::pod::PodView;
 use squall_model::policy::{Rule, Who};
 use squall_model::substitute::FaultImages;
 
+use crate::lean::LeanPod;
 use crate::review::{Answer, Denied, Request, UserInfo};
 use crate::world::World;
 
@@ -121,8 +122,8 @@ fn answer(before: &Pod, verdict: Verdict) -> Answer {
     Answer { patch, warnings, denied: None }
 }
 
-/// What of a pod an answer may change: labels, annotations, images. Comparing nothing else is quick, and a field
-/// that this version doesn't know can't get lost.
+/// What of a pod an answer may change: labels, annotations, images. Of the rest of a pod not all was
+/// [read](crate::lean), and nothing can get lost.
 fn skeleton(pod: &Pod) -> Value {
     let map = |entries: &Option<BTreeMap<String, String>>| entries.as_ref().map(|entries| json!(entries));
     let images = |containers: &[Container]| {
@@ -159,7 +160,8 @@ fn object(entries: impl IntoIterator<Item = (&'static str, Value)>) -> Value {
 
 fn read(what: &'static str, raw: Option<&RawValue>) -> Result<Pod, Doubt> {
     let raw = raw.ok_or(Doubt::Missing(what))?;
-    serde_json::from_str(raw.get()).map_err(|error| Doubt::Unreadable(what, error))
+    let read = serde_json::from_str::<LeanPod>(raw.get());
+    read.map(Pod::from).map_err(|error| Doubt::Unreadable(what, error))
 }
 
 fn pass(warning: String) -> Answer {

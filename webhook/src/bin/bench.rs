@@ -81,7 +81,10 @@ fn pod(labels: Value) -> Value {
     };
     json!({
         "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": "web", "namespace": "team", "labels": labels, "annotations": {"a": "b"}},
+        "metadata": {
+            "name": "web", "namespace": "team", "labels": labels, "annotations": {"a": "b"},
+            "managedFields": [{"manager": "kubectl", "operation": "Update", "fieldsType": "FieldsV1", "fieldsV1": managed()}]
+        },
         "spec": {
             "restartPolicy": "Always",
             "initContainers": (0..4).map(container).collect::<Vec<_>>(),
@@ -89,6 +92,26 @@ fn pod(labels: Value) -> Value {
             "volumes": [{"name": "data", "emptyDir": {}}]
         }
     })
+}
+
+/// Who manages which field, which is as long as a pod.
+fn managed() -> Value {
+    let container = |index: usize| {
+        let fields = [
+            "name",
+            "image",
+            "command",
+            "imagePullPolicy",
+            "env",
+            "ports",
+            "resources",
+            "readinessProbe",
+            "volumeMounts",
+        ];
+        let set: Value = fields.iter().map(|field| (format!("f:{field}"), json!({}))).collect();
+        (format!("k:{{\"name\":\"container-{index}\"}}"), set)
+    };
+    json!({"f:spec": {"f:containers": (0..20).map(container).collect::<Value>()}})
 }
 
 fn review(operation: &str, old: Value, new: Value) -> Vec<u8> {
