@@ -91,6 +91,7 @@ pub struct Metrics {
     registry: Registry,
     reconciles: Counter<u64, AtomicU64>,
     seconds: Histogram,
+    choose: Histogram,
     errors: Family<Kind, Counter<u64, AtomicU64>>,
     targets: Family<Outcome, Counter<u64, AtomicU64>>,
     experiments: Family<Phase, Gauge<i64, AtomicI64>>,
@@ -132,6 +133,7 @@ impl Metrics {
             registry: Registry::with_prefix("squall"),
             reconciles: Counter::default(),
             seconds: Histogram::new([0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]),
+            choose: Histogram::new([0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]),
             errors: Family::default(),
             targets: Family::default(),
             experiments: Family::default(),
@@ -150,6 +152,7 @@ impl Metrics {
             registry,
             reconciles,
             seconds,
+            choose,
             errors,
             targets,
             experiments,
@@ -166,6 +169,11 @@ impl Metrics {
         } = &mut metrics;
         registry.register("reconciles", "Reconciliations of experiments", reconciles.clone());
         registry.register("reconcile_seconds", "How long a reconciliation takes", seconds.clone());
+        registry.register(
+            "choose_seconds",
+            "How long choosing an experiment's targets takes, before they are written",
+            choose.clone(),
+        );
         registry.register("errors", "Errors by kind", errors.clone());
         registry.register("targets", "Targets by action and outcome", targets.clone());
         registry.register("experiments", "Experiments by action and phase", experiments.clone());
@@ -201,6 +209,11 @@ impl Metrics {
     pub fn reconciled(&self, took: Duration) {
         self.reconciles.inc();
         self.seconds.observe(took.as_secs_f64());
+    }
+
+    /// The targets of an experiment were chosen.
+    pub fn chosen(&self, took: Duration) {
+        self.choose.observe(took.as_secs_f64());
     }
 
     /// Something failed; `kind` is a word of ours.

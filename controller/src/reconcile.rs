@@ -275,6 +275,7 @@ impl Context {
         let now = Timestamp::now();
         let index = self.observer.read();
         let mut book = self.guard.read();
+        let begun = Instant::now();
         let plan = plan(Input {
             now,
             experiment,
@@ -283,6 +284,9 @@ impl Context {
             outcomes: &memory.outcomes,
             images: self.applier.images(),
         });
+        if memory.status.selected_at.is_none() && plan.status.selected_at.is_some() {
+            self.metrics.chosen(begun.elapsed());
+        }
         let hold = if plan.drop_finalizer { Hold::default() } else { Hold::of(&plan.status, now) };
         if book.enter(uid, hold, memory.unsure) {
             self.guard.notify();

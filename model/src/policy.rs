@@ -494,7 +494,7 @@ impl Policy {
         Err(self.refuse(Rule::Users, user, allowed.join(", ")))
     }
 
-    fn spares(&self, pod: &PodView, now: Timestamp) -> Option<Refusal> {
+    pub(crate) fn spares(&self, pod: &PodView, now: Timestamp) -> Option<Refusal> {
         if self.protect.as_ref().is_some_and(|protect| protect.matches(&pod.labels)) {
             return Some(self.refuse(
                 Rule::Protect,

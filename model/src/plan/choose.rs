@@ -1,6 +1,6 @@
 //! Choosing the targets: once, and written down before anything is hit.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -14,12 +14,17 @@ use super::status::targets as counted;
 use super::{MAX_TARGETS, NodeFault, Stage, Step, World, seconds};
 use crate::pod::{ContainerView, NamespaceView, PodView};
 use crate::policy::ledger::Hold;
-use crate::policy::{Refusal, choice};
+use crate::policy::{Policy, Refusal, choice};
 use crate::select::{Ineligible, count, draw, eligible};
 use crate::spec::{Action, Spec};
 
-/// How many of those that are not hit are named in the status of an experiment that isn't a dry run.
+/// How many of those that are not hit are named in the status.
 const NAMED_SKIPPED: usize = 20;
+/// The same of a dry run. Of the others it says how many there are for each reason: written out, those of a large cluster
+/// would be half a megabyte, and half a second's work for the API server.
+const NAMED_IN_A_DRY_RUN: usize = 100;
+/// Why a dry run leaves a pod out that might be hit.
+pub(super) const NOT_DRAWN: &str = "NotDrawn";
 
 impl Step<'_> {
     /// Choose the targets, or wait for some, or say that there are none.
@@ -71,7 +76,7 @@ impl Step<'_> {
         }
         let drawn: BTreeSet<&str> = choice.taken.iter().map(|pod| pod.uid.as_str()).collect();
         let mut targets = Vec::new();
-        let mut others: Vec<Target> = Vec::new();
+        let mut not_drawn: Vec<&PodView> = Vec::new();
         for (pod, containers) in &found {
             if drawn.contains(pod.uid.as_str()) {
                 match spec.action {
@@ -84,10 +89,9 @@ impl Step<'_> {
                     }
                 }
             } else if spec.dry_run && !spared.contains(pod.uid.as_str()) {
-                others.push(left_out(pod, "NotDrawn", "not drawn"));
+                not_drawn.push(pod);
             }
         }
-        others.extend(skipped.iter().map(|(pod, why)| left_out(pod, why.reason(), &why.to_string())));
         if targets.len() > MAX_TARGETS || !fits(&targets) {
             let message = format!(
                 "nothing was hit: {} targets are too many for one experiment; narrow the selector or lower the value",
@@ -97,9 +101,9 @@ impl Step<'_> {
             return;
         }
         targets.sort_by(|a, b| (&a.namespace, &a.pod).cmp(&(&b.namespace, &b.pod)));
-        others.sort_by(|a, b| (&a.namespace, &a.pod).cmp(&(&b.namespace, &b.pod)));
-        let not_hit = others.len();
-        others.truncate(if spec.dry_run { MAX_TARGETS } else { NAMED_SKIPPED });
+        let not_hit = skipped.len() + not_drawn.len();
+        let why_not = by_reason(&skipped, not_drawn.len());
+        let others = named(spec, skipped, not_drawn);
 
         let status = &mut self.plan.status;
         status.seed = Some(seed);
@@ -110,11 +114,10 @@ impl Step<'_> {
         status.targets = targets;
         status.targets.extend(others);
         if spec.dry_run {
-            self.complete(
-                Phase::Completed,
-                "Succeeded",
-                &format!("dry run: {hit} would be hit, {not_hit} selected ones would not; nothing was done"),
+            let message = format!(
+                "dry run: {hit} would be hit, {not_hit} selected ones would not{why_not}; nothing was done"
             );
+            self.complete(Phase::Completed, "Succeeded", &message);
             return;
         }
         status.phase = Some(Phase::Injecting);
@@ -156,10 +159,7 @@ impl Step<'_> {
             Some(self.plan.status.looking_since.get_or_insert(MicroTime(now)).0 + seconds(10))
         };
         if spec.dry_run || until.is_some_and(|until| until <= now) {
-            let mut named: Vec<Target> =
-                skipped.iter().map(|(pod, why)| left_out(pod, why.reason(), &why.to_string())).collect();
-            named.truncate(if spec.dry_run { MAX_TARGETS } else { NAMED_SKIPPED });
-            self.plan.status.targets = named;
+            self.plan.status.targets = named(spec, skipped.to_vec(), Vec::new());
             self.complete(Phase::Failed, "NoTargets", &format!("nothing was hit: {message}"));
             return;
         }
@@ -213,9 +213,11 @@ fn candidates<'a>(
     for name in &spec.selector.namespaces {
         let missing = NamespaceView { name: name.clone(), ..NamespaceView::default() };
         let namespace = world.namespace(name).unwrap_or(&missing);
+        // Which policies are for the namespace is asked once, not for each of its pods.
+        let policies: Vec<&Policy> = world.policies().over(namespace).collect();
         for pod in world.pods(name).filter(|pod| spec.selector.matches(pod, as_nodes(world))) {
             match eligible(spec, pod, namespace) {
-                Ok(containers) => match world.policies().spares(namespace, pod, now) {
+                Ok(containers) => match policies.iter().find_map(|policy| policy.spares(pod, now)) {
                     None => found.push((pod, containers)),
                     Some(refusal) => skipped.push((pod, Ineligible::Policy(Box::new(refusal)))),
                 },
@@ -251,6 +253,29 @@ fn left_out(pod: &PodView, reason: &str, message: &str) -> Target {
         message: Some(message.to_owned()),
         ..of_pod(pod)
     }
+}
+
+/// Those that are not hit, as far as they are named: first those that may not be.
+fn named(spec: &Spec, mut skipped: Vec<(&PodView, Ineligible)>, mut not_drawn: Vec<&PodView>) -> Vec<Target> {
+    let place = |pod: &PodView| (pod.namespace.clone(), pod.name.clone());
+    skipped.sort_by_cached_key(|(pod, _)| place(pod));
+    not_drawn.sort_by_cached_key(|pod| place(pod));
+    let skipped = skipped.iter().map(|(pod, why)| left_out(pod, why.reason(), &why.to_string()));
+    let not_drawn = not_drawn.iter().map(|pod| left_out(pod, NOT_DRAWN, "not drawn"));
+    skipped.chain(not_drawn).take(if spec.dry_run { NAMED_IN_A_DRY_RUN } else { NAMED_SKIPPED }).collect()
+}
+
+/// How many are not hit for each reason, in brackets.
+fn by_reason(skipped: &[(&PodView, Ineligible)], not_drawn: usize) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for (_, why) in skipped {
+        *counts.entry(why.reason()).or_default() += 1;
+    }
+    if not_drawn > 0 {
+        counts.insert(NOT_DRAWN, not_drawn);
+    }
+    let counts: Vec<String> = counts.iter().map(|(reason, count)| format!("{reason}: {count}")).collect();
+    if counts.is_empty() { String::new() } else { format!(" ({})", counts.join(", ")) }
 }
 
 /// The seed of an experiment whose user chose none: the same experiment draws the same again.

@@ -4,6 +4,7 @@
 use squall_api::podchaos::{ExperimentStatus, Phase, Target, TargetPhase};
 
 use super::PodRef;
+use super::choose::NOT_DRAWN;
 
 /// Something to tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,6 +82,8 @@ fn of_target(target: &Target, experiment: &str, deed: &str) -> Option<Note> {
         TargetPhase::Injected => (NoteKind::Warning, "Injected", injected.as_str()),
         TargetPhase::Recovered => (NoteKind::Normal, "Recovered", "recovered from"),
         TargetPhase::Killed => (NoteKind::Warning, "Killed", "killed by"),
+        // Nobody has to know that a dry run would not have drawn a pod.
+        TargetPhase::Skipped if target.reason.as_deref() == Some(NOT_DRAWN) => return None,
         TargetPhase::Skipped => (NoteKind::Normal, "Skipped", "skipped by"),
         TargetPhase::Failed => (NoteKind::Warning, "FaultFailed", "not hit, or not put back, by"),
         TargetPhase::Released => (NoteKind::Normal, "Released", "released from"),

@@ -2,7 +2,8 @@
 
 use proptest::prelude::*;
 use squall_api::names;
-use squall_api::podchaos::{Action, Mode, Phase, TargetPhase};
+use squall_api::podchaos::{Action, ExperimentStatus, Mode, Phase, TargetPhase};
+use squall_model::plan::notes;
 
 use crate::CASES;
 use crate::sim::{Sim, spec};
@@ -39,6 +40,37 @@ fn a_dry_run_hits_nothing_and_says_what_it_would() {
     assert_eq!(sim.status.phase, Some(Phase::Completed));
     let count = |phase| sim.status.targets.iter().filter(|target| target.phase == phase).count();
     assert_eq!((count(TargetPhase::Selected), count(TargetPhase::Skipped)), (2, 3));
+}
+
+#[test]
+fn a_dry_run_over_many_counts_those_that_it_does_not_name() {
+    let mut spec = spec(Action::PodKill, Mode::Fixed, Some("2"));
+    spec.dry_run = Some(true);
+    let mut sim = Sim::new(spec, 300);
+    let protected: Vec<String> = sim.pods.keys().take(5).cloned().collect();
+    for name in &protected {
+        let pod = sim.pods.get_mut(name).unwrap();
+        pod.metadata.labels.get_or_insert_default().insert(names::PROTECT.into(), "true".into());
+    }
+    sim.see();
+    sim.turn(None);
+    let of = |phase| sim.status.targets.iter().filter(move |target| target.phase == phase);
+    assert_eq!((of(TargetPhase::Selected).count(), of(TargetPhase::Skipped).count()), (2, 100));
+    // First come those that may not be hit.
+    let reasons: Vec<&str> = of(TargetPhase::Skipped).filter_map(|target| target.reason.as_deref()).collect();
+    assert_eq!(
+        (reasons[0], reasons[4], reasons[5], reasons[99]),
+        ("Protected", "Protected", "NotDrawn", "NotDrawn")
+    );
+    assert_eq!(
+        sim.status.message.as_deref(),
+        Some(
+            "dry run: 2 would be hit, 298 selected ones would not (NotDrawn: 293, Protected: 5); nothing was done"
+        )
+    );
+    // And only those are told that have something to know.
+    let told = notes(&ExperimentStatus::default(), &sim.status, "PodChaos ns/x", "killed");
+    assert_eq!(told.iter().filter(|note| note.pod.is_some()).count(), 5, "{told:?}");
 }
 
 #[test]
