@@ -28,6 +28,7 @@ fn main() -> ExitCode {
     if let Some(duty) = env::var_os(kernel::target::DUTY) {
         kernel::target::run(&duty.to_string_lossy());
     }
+    kernel::sandbox::see_tracepoints();
     let arguments: Vec<String> = env::args().skip(1).collect();
     if arguments.iter().any(|argument| argument == "--cost") {
         return if kernel::cost::run() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
@@ -40,7 +41,6 @@ fn main() -> ExitCode {
                 .iter()
                 .any(|filter| if exact { name == filter.as_str() } else { name.contains(*filter) })
     };
-    kernel::sandbox::see_tracepoints();
     kernel::watchdog::start();
     let mut passed_in_all = 0;
     let mut failed = Vec::new();

@@ -11,7 +11,8 @@ use crate::selector::parse::{parse_label_map, parse_requirements};
 /// A valid label selector. The empty one selects everything.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Labels {
-    labels: BTreeMap<String, String>,
+    /// A list, for it is gone through for every pod.
+    labels: Vec<(String, String)>,
     expressions: Vec<Expression>,
 }
 
@@ -25,7 +26,9 @@ impl Labels {
                 &format!("{path}.matchLabels"),
                 match_labels.as_ref().unwrap_or(&none),
                 errors,
-            ),
+            )
+            .into_iter()
+            .collect(),
             expressions: parse_requirements(
                 &format!("{path}.matchExpressions"),
                 match_expressions.as_deref().unwrap_or_default(),
