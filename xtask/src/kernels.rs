@@ -64,7 +64,9 @@ pub fn run(args: Args) -> Result<()> {
     let began = Instant::now();
     prereq::ensure_emulator()?;
     let chosen = if kernels.is_empty() { KERNELS.to_vec() } else { kernels };
-    let kernels = packages::fetch(&chosen, mirror.as_deref(), refresh)?;
+    let mut kernels = packages::fetch(&chosen, mirror.as_deref(), refresh)?;
+    // The newest first: on what is older than the floor there is less to wait for, so it makes the shorter end.
+    kernels.reverse();
     let tests = build::static_test("squall-daemon", "kernel")?;
     let directory = build::checkout()?.join("target/kernels");
     let initramfs = initramfs::write(&directory, &tests, SLACK, filter.as_deref())?;

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use cgroups_rs::fs::{Cgroup, Hierarchy, Subsystem, freezer::FreezerController, pid::PidController};
+use cgroups_rs::{Cgroup, Hierarchy, Subsystem, freezer::FreezerController, pid::PidController};
 
 use super::CgroupRoot;
 
@@ -44,11 +44,11 @@ impl Hierarchy for HostHierarchy {
     fn subsystems(&self) -> Vec<Subsystem> {
         // cgroups-rs reads `cgroup.procs` through a controller. In v2 the freezer is part of every cgroup; in v1 the
         // file is the same in each hierarchy, so one controller stands for whichever is mounted there.
-        let (mount, root) = (self.mount.clone(), PathBuf::from("/"));
+        let mount = self.mount.clone();
         vec![if self.v2 {
-            Subsystem::Freezer(FreezerController::new(mount, root, true))
+            Subsystem::Freezer(FreezerController::new(mount, true))
         } else {
-            Subsystem::Pid(PidController::new(mount, root, false))
+            Subsystem::Pid(PidController::new(mount, false))
         }]
     }
 

@@ -20,7 +20,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::{
     node::Rig,
-    sandbox::{Sandbox, Target, about, order_of, slack, stranger_with, until},
+    sandbox::{Sandbox, Target, about, crowd, order_of, slack, stranger_with, until},
 };
 
 crate::cases![
@@ -712,7 +712,8 @@ async fn stress_needs_the_capabilities_of_the_manifest_and_no_more() {
 
 /// Stands in for a daemon with many stressed containers; only what is its own counts.
 async fn fifty_stressed_containers_take_little_memory() {
-    let mut sandboxes: Vec<Sandbox> = (0..50).map(|_| Sandbox::new()).collect();
+    let count = crowd(50, 15);
+    let mut sandboxes: Vec<Sandbox> = (0..count).map(|_| Sandbox::new()).collect();
     let targets: Vec<Target> = sandboxes.iter_mut().map(|sandbox| sandbox.start("sleep")).collect();
     let pairs: Vec<_> = sandboxes.iter().zip(&targets).collect();
     let mut rig = Rig::new(&pairs);
@@ -723,11 +724,11 @@ async fn fifty_stressed_containers_take_little_memory() {
     };
     let (before, start) = (resident(), Instant::now());
     rig.order(sandboxes.iter().map(|sandbox| fault(sandbox, "a", Stage::Fire, &cpu(1, 1))).collect());
-    for _ in 0..50 {
+    for _ in 0..count {
         injected(&mut rig).await;
     }
     let grown = resident().saturating_sub(before);
-    println!("  50 injected after {:?}, {grown} KiB more", start.elapsed());
+    println!("  {count} injected after {:?}, {grown} KiB more", start.elapsed());
     assert!(grown < 8 * 1024, "{grown} KiB");
     rig.order(vec![]);
     rig.node.put_back().await;
