@@ -1,8 +1,8 @@
 //! What of a pod is read: as much as the model looks at and may change, and nothing else.
 //!
 //! The API server waits for the answer, and most of a pod (variables, mounts, probes, who manages which field) is
-//! neither looked at nor changed: skipping it takes a third of the time that reading it does, twice for an UPDATE. A
-//! field that is missing here is missing for the model too; `what_the_model_sees_is_all_there` holds them together.
+//! neither looked at nor changed: it is skipped, twice for an UPDATE. A field that is missing here is missing for the
+//! model too; `what_the_model_sees_is_all_there` holds them together.
 
 use std::collections::BTreeMap;
 

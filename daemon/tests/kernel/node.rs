@@ -23,7 +23,7 @@ use tempfile::TempDir;
 use tokio::sync::broadcast::Receiver;
 
 use super::{
-    sandbox::{Sandbox, Target, crowd, slack, struck, tools, until},
+    sandbox::{Sandbox, Target, crowd, rounds, slack, struck, tools, until},
     work::Place,
 };
 
@@ -502,7 +502,7 @@ async fn a_trigger_that_may_have_fired_is_not_armed_again() {
 }
 
 /// Hostile states that are tried.
-const HOSTILE: usize = 150;
+const HOSTILE: u64 = 150;
 
 /// Whatever of it can be carried out is: on a container of its own each time, so that nothing is left of the last.
 async fn hostile_orders_for_a_container_that_is_there_kill_no_task() {
@@ -516,8 +516,8 @@ async fn hostile_orders_for_a_container_that_is_there_kill_no_task() {
     let ContainerRef { namespace, pod, pod_uid, name, scheme, id: _ } = super::sandbox::order_of(&mark);
     let container = grpc::Container { namespace, pod, pod_uid, name, id: format!("{scheme}://{mark}") };
     let usual = hostile::Usual { node: "n".into(), container, path };
-    let count = crowd(HOSTILE, 12);
-    for mut state in hostile::samples(hostile::state(&usual), count) {
+    let count = rounds(HOSTILE);
+    for mut state in hostile::samples(hostile::state(&usual), count as usize) {
         let mut sandbox = Sandbox::new();
         let target = sandbox.start("sleep");
         rig.sandboxes.add(sandbox.order(), target.pid());

@@ -25,7 +25,7 @@ use squall_daemon::{
 use super::{
     cases::one,
     loaded::{self, nothing_is_loaded, programs},
-    sandbox::{Sandbox, Target, crowd, rounds, slack, stranger, tools, until},
+    sandbox::{Sandbox, Target, rounds, slack, stranger, tools, until},
     work::Place,
 };
 
@@ -122,7 +122,7 @@ pub fn program(name: &str) -> (tempfile::TempDir, PathBuf) {
 async fn a_process_dies_before_the_first_instruction_of_what_it_executes() {
     let tools = tools();
     let ((_one, wanted), (_other, unwanted)) = (program("wanted"), program("unwanted"));
-    for round in 0..crowd(50, 5) {
+    for round in 0..rounds(50) {
         let (mut sandbox, place, beside) = (Sandbox::new(), Place::new(), Place::new());
         let target = sandbox.start(&place.duty(&format!("exec {}", wanted.display())));
         let other = sandbox.start(&beside.duty(&format!("exec {}", unwanted.display())));
