@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -84,14 +86,32 @@ impl Cgroups {
 fn collect(dir: &Path, limits: &mut BTreeMap<PathBuf, String>) {
     for name in LIMITS {
         let file = dir.join(name);
-        if let Ok(text) = fs::read_to_string(&file) {
-            limits.insert(file, text.trim().to_owned());
+        if let Some(value) = lasting(&file) {
+            limits.insert(file, value);
         }
     }
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             collect(&entry.path(), limits);
         }
+    }
+}
+
+/// What the file says, and goes on to say: a runtime freezes any container for a moment, to update or to end it.
+fn lasting(file: &Path) -> Option<String> {
+    let frozen = match file.file_name()?.to_str()? {
+        "freezer.state" => ["FREEZING", "FROZEN"].as_slice(),
+        "cgroup.freeze" => &["1"],
+        _ => &[],
+    };
+    let until = Instant::now() + Duration::from_secs(1);
+    loop {
+        let text = fs::read_to_string(file).ok()?;
+        let value = text.trim();
+        if !frozen.contains(&value) || Instant::now() > until {
+            return Some(value.to_owned());
+        }
+        thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -58,6 +58,12 @@ fn make_older(cluster: &Cluster) {
         let workload = format!("{kind}/{name}");
         cluster.kubectl(&["-n", names::NAMESPACE, "rollout", "status", &workload, "--timeout=180s"]);
     }
+    // A webhook that is being replaced still answers, with its own images, until it is gone.
+    cluster.until("down to the older Squall", || {
+        let path = "jsonpath={.items[?(@.metadata.deletionTimestamp)].metadata.name}";
+        let ending = cluster.kubectl(&["-n", names::NAMESPACE, "get", "pods", "-o", path]);
+        if ending.is_empty() { Ok(()) } else { Err(ending) }
+    });
 }
 
 /// Every component is another one now, and nobody noticed: what a new leader would do wrong it does soon.

@@ -233,6 +233,19 @@ fn is_fault_image(image: &str, images: &FaultImages) -> bool {
     image == images.pause || image == images.crash
 }
 
+/// Whether what runs in a container stands in for its original, by any name that the runtime may have for it: one image
+/// can have the tags of several releases and the registries of several mirrors, and the runtime tells one of them.
+fn stand_in_runs(running: &str, images: &FaultImages) -> bool {
+    [&images.pause, &images.crash].iter().any(|image| repository(image) == repository(running))
+}
+
+/// The last part of an image's name, without registry, path, tag and digest.
+fn repository(image: &str) -> &str {
+    let name = image.split('@').next().unwrap_or(image);
+    let name = name.rsplit('/').next().unwrap_or(name);
+    name.split(':').next().unwrap_or(name)
+}
+
 /// The containers of `pod` that are substituted, by its own record.
 fn substituted(pod: &PodView) -> impl Iterator<Item = &ContainerView> {
     let record = pod.annotations.get(names::ORIGINAL_IMAGES).map(String::as_str).unwrap_or_default();
@@ -242,15 +255,15 @@ fn substituted(pod: &PodView) -> impl Iterator<Item = &ContainerView> {
 
 /// Whether a substituted container still runs what it ran before `ordered`.
 ///
-/// The runtime may call the image that runs by another of its names, so a container that was started after the
-/// order counts as well.
+/// The runtime may have no name for the stand-in that tells what it is, so a container that was started after the order
+/// counts as well. That alone is not enough: Kubernetes tells the second in which it was started.
 fn runs_original(container: &ContainerView, images: &FaultImages, ordered: Timestamp) -> bool {
     match &container.state {
         ContainerState::Running(since) => {
             let stands_in = container
                 .running_image
                 .as_deref()
-                .is_some_and(|image| image == container.image || is_fault_image(image, images));
+                .is_some_and(|image| image == container.image || stand_in_runs(image, images));
             !stands_in && !since.is_some_and(|since| since > ordered)
         }
         ContainerState::Unknown | ContainerState::Waiting(_) | ContainerState::Terminated(..) => false,
@@ -271,9 +284,10 @@ fn why_down(pod: &PodView) -> Option<String> {
 /// Whether the pod runs its originals, and is Ready if it was before.
 fn is_whole(pod: &PodView, images: &FaultImages, was_ready: bool) -> bool {
     let stands_in = pod.containers.iter().any(|container| {
+        let running = matches!(container.state, ContainerState::Running(_));
+        let running = container.running_image.as_deref().filter(|_| running);
         is_fault_image(&container.image, images)
-            || (matches!(container.state, ContainerState::Running(_))
-                && container.running_image.as_deref().is_some_and(|image| is_fault_image(image, images)))
+            || running.is_some_and(|image| image != container.image && stand_in_runs(image, images))
     });
     !stands_in && (pod.ready || !was_ready)
 }

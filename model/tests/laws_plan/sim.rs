@@ -240,6 +240,13 @@ impl Sim {
         });
     }
 
+    /// The runtime calls what runs by another of its names; without a probe it is Ready, whatever it is.
+    pub fn runs_under(&mut self, name: &str, image: &str) {
+        let status = self.pods.get_mut(name).and_then(|pod| pod.status.as_mut()).unwrap();
+        status.container_statuses.as_mut().unwrap()[0].image = image.into();
+        status.conditions.as_mut().unwrap()[0].status = "True".into();
+    }
+
     /// The watch catches up.
     pub fn see(&mut self) {
         self.seen = self.pods.iter().map(|(name, pod)| (name.clone(), PodView::of(pod))).collect();
