@@ -32,7 +32,7 @@ use crate::nodes::{NodeEvent, Nodes, RollCall};
 use crate::observe::{Change, Observer};
 use crate::probes::Probes;
 use crate::reconcile::{Context, after_error, reconcile};
-use crate::retry::Retry;
+use crate::retry::retry;
 use crate::schedule;
 use crate::tell::Teller;
 use crate::warden::Warden;
@@ -360,7 +360,7 @@ async fn take_turns<K: Chaos>(
     };
     let trigger = watcher(Api::<K>::all(context.client.clone()), watcher::Config::default())
         .map_ok(|event| event.modify(|chaos| chaos.meta_mut().managed_fields = None))
-        .backoff(Retry::new())
+        .backoff(retry())
         .reflect(writer)
         .inspect_ok(gone)
         .touched_objects();

@@ -143,7 +143,7 @@ impl Candidate {
     async fn follow(&self) -> Held {
         'watching: loop {
             let stream =
-                watcher::watch_object(self.api.clone(), names::LEASE).backoff(crate::retry::Retry::new());
+                watcher::watch_object(self.api.clone(), names::LEASE).backoff(crate::retry::retry());
             tokio::pin!(stream);
             let mut seen: Option<(Option<Lease>, Instant)> = None;
             let mut retry_at: Option<Instant> = None;

@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 
 pub use self::workloads::WorkloadKey;
 use self::workloads::WorkloadView;
-use crate::retry::Retry;
+use crate::retry::retry;
 
 /// Something changed that an experiment may depend on.
 #[derive(Clone, Debug, PartialEq)]
@@ -215,7 +215,7 @@ async fn feed<K, V>(
 ) {
     let mut listed: Vec<V> = Vec::new();
     let mut first = true;
-    let mut events = std::pin::pin!(events.backoff(Retry::new()));
+    let mut events = std::pin::pin!(events.backoff(retry()));
     while let Some(event) = events.next().await {
         let event = match event {
             Ok(event) => event,

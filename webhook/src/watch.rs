@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
+use backon::ExponentialBuilder;
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
@@ -11,8 +12,7 @@ use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::api::PartialObjectMeta;
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource};
-use kube_runtime::utils::Backoff;
-use kube_runtime::watcher::{self, Config, Event};
+use kube_runtime::watcher::{self, Config, Event, ExponentialBackoff};
 use kube_runtime::{WatchStreamExt, watcher as watch};
 use serde::de::DeserializeOwned;
 use squall_api::{ChaosPolicy, PodChaos, names};
@@ -26,49 +26,26 @@ const PAGE: u32 = 4;
 
 /// How soon a broken watch is tried again: 200 ms, doubled up to 3 s, as the controller does it. kube's own waits up to
 /// 30 s, for the sake of big fleets; we are two, and a halt shall be known soon after the API server has come back.
-#[derive(Clone, Debug)]
-struct Retry(Duration);
-
-impl Retry {
-    const FIRST: Duration = Duration::from_millis(200);
-    const LONGEST: Duration = Duration::from_secs(3);
-
-    fn new() -> Self {
-        Self(Self::FIRST)
-    }
-}
-
-impl Iterator for Retry {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        let now = self.0;
-        self.0 = (now * 2).min(Self::LONGEST);
-        Some(now)
-    }
-}
-
-impl Backoff for Retry {
-    fn reset(&mut self) {
-        self.0 = Self::FIRST;
-    }
+fn retry() -> ExponentialBackoff {
+    let builder = ExponentialBuilder::new().with_min_delay(Duration::from_millis(200));
+    builder.with_max_delay(Duration::from_secs(3)).without_max_times().into()
 }
 
 /// Follow experiments, namespaces, policies and workloads, for ever.
 pub async fn world(client: Client, world: Arc<World>) {
     let experiments = async {
         let api: Api<PodChaos> = Api::all(client.clone());
-        let events = watch(api, Config::default().page_size(PAGE)).backoff(Retry::new());
+        let events = watch(api, Config::default().page_size(PAGE)).backoff(retry());
         each("experiments", events, |event| world.experiment(event)).await;
     };
     let namespaces = async {
         let api: Api<PartialObjectMeta<Namespace>> = Api::all(client.clone());
-        let events = watch(api, Config::default().page_size(500)).backoff(Retry::new());
+        let events = watch(api, Config::default().page_size(500)).backoff(retry());
         each("namespaces", events, |event| world.namespace_event(seen(event, view))).await;
     };
     let policies = async {
         let api: Api<ChaosPolicy> = Api::all(client.clone());
-        let events = watch(api, Config::default().page_size(100)).backoff(Retry::new());
+        let events = watch(api, Config::default().page_size(100)).backoff(retry());
         each("policies", events, |event| world.policy_event(event)).await;
     };
     futures::join!(
@@ -94,7 +71,7 @@ where
         + 'static,
 {
     let api: Api<PartialObjectMeta<K>> = Api::all(client.clone());
-    let events = watch(api, Config::default().page_size(500)).backoff(Retry::new());
+    let events = watch(api, Config::default().page_size(500)).backoff(retry());
     each("workloads", events, |event| world.workload_event(kind, seen(event, |object| object.metadata)))
         .await;
 }
@@ -103,7 +80,7 @@ where
 pub async fn certificate(client: Client, namespace: &str, certificates: Arc<Certificates>) {
     let api: Api<Secret> = Api::namespaced(client, namespace);
     let by_name = Config::default().fields(&format!("metadata.name={}", names::WEBHOOK_TLS_SECRET));
-    let events = watch(api, by_name).backoff(Retry::new()).applied_objects();
+    let events = watch(api, by_name).backoff(retry()).applied_objects();
     each("the certificate", events, |secret| load(&secret, &certificates)).await;
 }
 
@@ -152,13 +129,7 @@ mod tests {
 
     #[test]
     fn a_broken_watch_is_never_given_up_and_soon_tried_again() {
-        let mut retry = Retry::new();
-        assert_eq!(
-            retry.by_ref().take(5).sum::<Duration>(),
-            Duration::from_millis(200 + 400 + 800 + 1600 + 3000)
-        );
-        assert!(retry.by_ref().take(1000).all(|pause| pause == Retry::LONGEST));
-        retry.reset();
-        assert_eq!(retry.next(), Some(Retry::FIRST));
+        assert!(retry().take(1000).all(|pause| pause <= Duration::from_secs(3)));
+        assert_eq!((retry().next(), retry().take(1000).count()), (Some(Duration::from_millis(200)), 1000));
     }
 }

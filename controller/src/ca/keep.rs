@@ -221,7 +221,7 @@ fn watch_one<K>(api: Api<K>, name: &str) -> BoxStream<'static, watcher::Result<O
 where
     K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
 {
-    watcher::watch_object(api, name).backoff(crate::retry::Retry::new()).boxed()
+    watcher::watch_object(api, name).backoff(crate::retry::retry()).boxed()
 }
 
 /// Only what was seen; what could not be is said and tried again.

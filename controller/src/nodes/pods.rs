@@ -50,7 +50,7 @@ struct Daemon {
 async fn follow(client: &Client, sender: &watch::Sender<Endpoints>) {
     let api: Api<Pod> = Api::namespaced(client.clone(), names::NAMESPACE);
     let labels = format!("{}={}", names::COMPONENT_LABEL, names::DAEMON);
-    let stream = watcher(api, Config::default().labels(&labels)).backoff(crate::retry::Retry::new());
+    let stream = watcher(api, Config::default().labels(&labels)).backoff(crate::retry::retry());
     tokio::pin!(stream);
     let mut known: HashMap<String, Daemon> = HashMap::new();
     let mut relisted: Option<HashMap<String, Daemon>> = None;

@@ -160,13 +160,15 @@ impl Striker {
                 }
             },
         }
+        // Now: of one that the program has ended meanwhile nothing could be read.
+        let comm = process.comm();
         let claimed = self.armed.as_deref().map(|armed| armed.claim(key.0, key.1));
         match &claimed {
             // Without the programs there is nobody to share with; another fault's claim keeps them off.
             None | Some(Ok(Claimed::Now | Claimed::ByAnother)) => {}
             Some(Ok(Claimed::Before)) => {
                 // The program has sent, or is about to; its record will tell the exact time.
-                self.add(key, process.comm(), Evidence::Ebpf, SystemTime::now(), None);
+                self.add(key, comm, Evidence::Ebpf, SystemTime::now(), None);
                 self.opened.push(process);
                 return true;
             }
@@ -175,7 +177,6 @@ impl Striker {
                 tracing::warn!(pid = key.0, %error, "could not claim a process");
             }
         }
-        let comm = process.comm();
         let sent = SystemTime::now();
         if let Err(error) = process.send(self.kill.signal) {
             tracing::debug!(pid = key.0, %error, "not signalled");
@@ -201,8 +202,9 @@ impl Striker {
         }
         let process = Process::open_started(self.target.proc(), key.0, key.1).ok();
         let note = process.as_ref().and_then(|process| note(process, self.kill.signal));
-        self.add(key, comm, Evidence::Ebpf, at, note);
+        self.add(key, String::new(), Evidence::Ebpf, at, note);
         if let Some(hit) = self.hit.get_mut(&key) {
+            hit.comm = comm;
             hit.sent = at;
             hit.note = hit.note.or(note);
         }

@@ -120,7 +120,7 @@ async fn a_freeze_that_is_not_renewed_thaws_at_its_deadline() {
     let (sandbox, target, mut rig) = busy();
     let start = Instant::now();
     // Long enough for the freezing and for the look at what stands still.
-    let ttl = slack(Duration::from_secs(1)).max(Duration::from_secs(2));
+    let ttl = slack(Duration::from_millis(500)).max(Duration::from_secs(2));
     rig.order(vec![Order { ttl, ..freeze(&sandbox, Stage::Fire) }]);
     injected(&mut rig).await;
     assert!(stands_still(target.pid()).await);

@@ -266,7 +266,7 @@ async fn an_order_that_is_renewed_stays() {
     let mut rig = Rig::new(&[(&sandbox, &target)]);
     let short =
         |stage| Order { ttl: slack(Duration::from_millis(400)), ..fault(&sandbox, stage, libc::SIGKILL) };
-    for _ in 0..6 {
+    for _ in 0..4 {
         rig.order(vec![short(Stage::Arm)]);
         tokio::time::sleep(slack(Duration::from_millis(150))).await;
     }
@@ -533,7 +533,7 @@ async fn hostile_orders_for_a_container_that_is_there_kill_no_task() {
                 let faults = desired.faults.len();
                 let taken = rig.node.apply(desired).is_ok() && faults > 0;
                 // As far as it comes: what is armed waits, and what stands stays.
-                let silence = slack(Duration::from_millis(if taken { 150 } else { 0 }));
+                let silence = slack(Duration::from_millis(if taken { 100 } else { 0 }));
                 while let Ok(Ok(report)) = tokio::time::timeout(silence, rig.reports.recv()).await {
                     *told.entry(format!("{:?}", report.state)).or_insert(0) += 1;
                 }
