@@ -142,8 +142,7 @@ impl Candidate {
     /// Until the lease is ours.
     async fn follow(&self) -> Held {
         'watching: loop {
-            let stream =
-                watcher::watch_object(self.api.clone(), names::LEASE).backoff(crate::retry::retry());
+            let stream = watcher::watch_object(self.api.clone(), names::LEASE).backoff(crate::retry::retry());
             tokio::pin!(stream);
             let mut seen: Option<(Option<Lease>, Instant)> = None;
             let mut retry_at: Option<Instant> = None;

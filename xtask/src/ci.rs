@@ -83,7 +83,7 @@ fn steps(args: &Args) -> Result<Vec<Command>> {
         return Ok(steps);
     }
     steps.push(xtask(&["test"])?);
-    // Emulated machines are slow: this alone takes 12 minutes.
+    // Emulated machines are slow: this alone takes 10 minutes.
     if args.full {
         steps.push(xtask(&["kernels"])?);
     }
