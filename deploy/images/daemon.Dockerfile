@@ -1,5 +1,7 @@
 # The image of the daemon of each node: docker build -f deploy/images/daemon.Dockerfile -t REGISTRY/squall-daemon:TAG .
 FROM rust:1-bookworm AS build
+# The clients of containerd and of the CRI are made from their protocols when they are built.
+RUN apt-get update && apt-get install -y --no-install-recommends protobuf-compiler libprotobuf-dev
 WORKDIR /src
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \

@@ -217,6 +217,44 @@ fn who_asked_cannot_be_forged() {
     assert_eq!(admitted(&asked, gone, "r2").annotations, asked.annotations);
 }
 
+/// A copy of a Deployment is not touched, so what it carries must be worth nothing once it is nobody's copy any more.
+#[test]
+fn who_asked_cannot_be_forged_on_what_poses_as_a_copy() {
+    let owned = |api: &str| {
+        let owner = json!({"apiVersion": api, "kind": "Deployment", "name": "x", "uid": "x", "controller": true});
+        Some(serde_json::from_value(owner).unwrap())
+    };
+    let ticket = |uid: &str| {
+        let ticket = json!({"id": "r1", "uid": uid, "value": "all", "at": now(), "by": {"username": "root"}});
+        json!({"pod-kill": ticket}).to_string()
+    };
+    let forge = |old: &Subject, api: &str, uid: &str| {
+        let mut new = Subject { owner: owned(api), ..old.clone() };
+        new.annotations.insert(names::ASK_POD_KILL.to_owned(), "all".to_owned());
+        new.annotations.insert(names::REQUESTED_BY.to_owned(), ticket(uid));
+        admitted(old, new, "r2")
+    };
+    let fresh = subject(Kind::ReplicaSet, &[]);
+    // Its own ticket, on a copy: it goes. Nothing is made of it, neither now nor when it stands alone.
+    let mut posed = forge(&fresh, "apps/v1", "uid-1");
+    assert!(!posed.annotations.contains_key(names::REQUESTED_BY), "{posed:?}");
+    posed.owner = None;
+    assert!(go(&posed, &[], now()).make.is_empty());
+    // Not even a copy: whoever asks is written down.
+    let other = forge(&fresh, "other.example/v1", "uid-1");
+    assert!(!other.annotations.get(names::REQUESTED_BY).is_some_and(|by| by.contains("root")), "{other:?}");
+    // What it had before is kept, and a true copy's ticket is the Deployment's.
+    let asked = edited(&fresh, names::ASK_POD_KILL, Some("one"), "r1");
+    assert_eq!(
+        forge(&asked, "apps/v1", "uid-1").annotations[names::REQUESTED_BY],
+        asked.annotations[names::REQUESTED_BY]
+    );
+    let mut copy = forge(&fresh, "apps/v1", "uid-of-x");
+    assert!(copy.annotations[names::REQUESTED_BY].contains("root"), "the Deployment's controller copies on");
+    copy.owner = None;
+    assert!(go(&copy, &[], now()).make.is_empty());
+}
+
 #[test]
 fn unknown_containers_are_named_with_those_that_there_are() {
     let fresh = subject(Kind::Deployment, &[]);

@@ -124,6 +124,18 @@ fn complete<S: ExperimentSpec + DeserializeOwned>(request: &Request<'_>) -> Resu
     let Some(object) = after.as_object_mut() else {
         return Err(bad_request("the object is no object".into()));
     };
+    // A spec that can't be read is refused by the schema or by the validating path, with a better reason.
+    let mut spec = None;
+    if let Some(raw) = object.get_mut("spec")
+        && let Ok(mut typed) = serde_json::from_value::<S>(raw.clone())
+    {
+        let written = serde_json::to_value(&typed);
+        defaults(&mut typed);
+        if let (Ok(written), Ok(filled)) = (written, serde_json::to_value(&typed)) {
+            fill_in(raw, &written, filled);
+        }
+        spec = Some(typed);
+    }
     let metadata = entry(object, "metadata")?;
     if request.operation == "CREATE" {
         let by_us = request.user_info.username == names::CONTROLLER_USER;
@@ -142,16 +154,12 @@ fn complete<S: ExperimentSpec + DeserializeOwned>(request: &Request<'_>) -> Resu
             list.push(json!(names::FINALIZER));
         }
     } else {
-        keep_requester(request, metadata)?;
-    }
-    // A spec that can't be read is refused by the schema or by the validating path, with a better reason.
-    if let Some(spec) = object.get_mut("spec")
-        && let Ok(mut typed) = serde_json::from_value::<S>(spec.clone())
-    {
-        let written = serde_json::to_value(&typed);
-        defaults(&mut typed);
-        if let (Ok(written), Ok(filled)) = (written, serde_json::to_value(&typed)) {
-            fill_in(spec, &written, filled);
+        let old = Experiment::<S>::read("oldObject", request.old_object).ok();
+        if old.zip(spec).is_some_and(|(old, spec)| asks_anew(&old, &spec)) {
+            let annotations = entry(metadata, "annotations")?;
+            annotations.insert(names::REQUESTED_BY.to_owned(), requester(&request.user_info)?);
+        } else {
+            keep_requester(request, metadata)?;
         }
     }
     Ok(Answer { patch: Some(json_patch::diff(&before, &after)), ..Answer::default() })
@@ -208,7 +216,10 @@ fn judge<S: ExperimentSpec + DeserializeOwned>(request: &Request<'_>) -> Result<
     let mut wants_more = true;
     if request.operation == "UPDATE" {
         let old = Experiment::<S>::read("oldObject", request.old_object)?;
-        requester_stays(old.requested_by(), new.requested_by(), "experiment")?;
+        let asks = asks_anew(&old, &new.spec);
+        let signed = requester(&request.user_info)?;
+        let expected = if asks { signed.as_str() } else { old.requested_by() };
+        requester_stays(expected, new.requested_by(), "experiment")?;
         if old.spec == new.spec {
             return Ok(Verdict::Answered(Answer::default()));
         }
@@ -217,12 +228,13 @@ fn judge<S: ExperimentSpec + DeserializeOwned>(request: &Request<'_>) -> Result<
         // A namespace that no longer takes part must not keep an experiment there from being shortened.
         if let Ok(before) = validate(&old.spec, &request.namespace) {
             opted_in.retain(|name| !before.selector.namespaces.contains(name));
-            // A policy must not keep an experiment from being shortened or narrowed.
+            // A policy must not keep an experiment that runs from being shortened or narrowed.
             wants_more = match (before.duration, spec.duration) {
                 (Some(before), Some(now)) => now > before,
                 (Some(_), None) => true,
                 (None, Some(_) | None) => false,
-            } || !opted_in.is_empty();
+            } || !opted_in.is_empty()
+                || asks;
         }
     }
     within_reach(&namespaces, "spec.selector", "experiments")?;
@@ -250,6 +262,12 @@ pub(crate) fn right(spec: &Spec) -> (&'static str, &'static str) {
         | Action::ContainerFreeze
         | Action::Stress(_) => ("patch", ""),
     }
+}
+
+/// Whether `spec` is another's to answer for. As long as nothing is chosen, who changes what an experiment does is who
+/// asks for it: with the name of its maker anybody who may edit it could hit pods that only he may hit.
+fn asks_anew<S: ExperimentSpec>(old: &Experiment<S>, spec: &S) -> bool {
+    !is_active(old.status.as_ref()) && old.spec != *spec
 }
 
 /// Targets have been chosen, or it is over.

@@ -4,7 +4,8 @@
 //! They are made in the name of whoever asked, so that must be who said what they do and when. Whoever changes that is
 //! checked like a schedule's maker and written down in his place. The maker's name would let anybody who may edit the
 //! object hit pods under it; refusing would have a team unable to change what a colleague made. What only holds a
-//! schedule up or tidies up after it (`suspend`, `historyLimit`) changes neither, and no policy is asked about it.
+//! schedule up or tidies up after it (`suspend`, `historyLimit`) changes neither, and nobody is asked about it: neither
+//! a policy nor whether the user may do to pods what the schedule does.
 //! Nobody can write the name himself: any other than these two is refused.
 //!
 //! In doubt the schedule is refused.
@@ -67,14 +68,14 @@ pub fn check(request: &Request<'_>, now: Timestamp) -> Verdict {
 fn try_check(request: &Request<'_>, now: Timestamp) -> Result<Verdict, Denied> {
     let new = read("object", value("object", request.object)?)?;
     let (schedule, spec) = validate(&new.spec, &request.namespace).map_err(Denied::invalid)?;
-    let (mut before, mut asks) = (BTreeSet::new(), true);
+    let mut before = BTreeSet::new();
     if request.operation == "UPDATE" {
         let old = read("oldObject", value("oldObject", request.old_object)?)?;
-        asks = is_another(&old, &new);
+        let asks = is_another(&old, &new);
         let signed = experiments::requester(&request.user_info)?;
         let expected = if asks { signed.as_str() } else { requester(&old) };
         experiments::requester_stays(expected, requester(&new), "schedule")?;
-        if old.spec == new.spec {
+        if !asks {
             return Ok(Verdict::Answered(Answer::default()));
         }
         // A namespace that no longer takes part must not keep a schedule from being changed.
@@ -88,13 +89,10 @@ fn try_check(request: &Request<'_>, now: Timestamp) -> Result<Verdict, Denied> {
     let (verb, subresource) = right(&spec);
     let user = Some(request.user_info.clone());
     let opted_in = namespaces.difference(&before).cloned().collect();
-    // Each run is judged again. A policy must not keep a schedule from being suspended.
-    let wanted = asks.then(|| Wanted {
-        ask: policy::Ask::of(&spec),
-        who: pods::who(&request.user_info),
-        begins: false,
-    });
-    Ok(Verdict::Ask(Ask { user, verb, subresource, namespaces, opted_in, wanted }, said(&new, &spec)))
+    // Each run is judged again.
+    let wanted = Wanted { ask: policy::Ask::of(&spec), who: pods::who(&request.user_info), begins: false };
+    let ask = Ask { user, verb, subresource, namespaces, opted_in, wanted: Some(wanted) };
+    Ok(Verdict::Ask(ask, said(&new, &spec)))
 }
 
 /// Whether other things happen under `new`, or at other times.

@@ -124,6 +124,7 @@ async fn the_requester_stays() {
     let bench = bench();
     let mut old = chaos(pod_kill());
     old["metadata"]["annotations"] = json!({names::REQUESTED_BY: "{\"username\":\"ann\"}"});
+    old["status"] = json!({"phase": "Injected"});
     // `kubectl replace` leaves it out: it comes back.
     let mut new = chaos(pod_kill());
     new["spec"]["duration"] = json!("10s");
@@ -328,9 +329,14 @@ async fn while_it_runs_little_may_change() {
     let mut wider = old.clone();
     wider["spec"]["selector"] = json!({"namespaces": ["team", "other"]});
 
-    // Nothing chosen yet: everything is open, and asked about; the user who changes it must be allowed to.
-    let (answer, questions) =
-        validate(&review("UPDATE", CHAOS, "bob", old.clone(), wider.clone()), yes).await;
+    // Nothing chosen yet: everything is open, and asked about; the user who changes it must be allowed to, and it is he
+    // who asks for it from now on, with nobody else's name.
+    let changed = review("UPDATE", CHAOS, "bob", old.clone(), wider.clone());
+    assert!(!validate(&changed, yes).await.0.allowed(), "it says that somebody else asks");
+    let signed = bench().review(names::PATH_MUTATE_EXPERIMENTS, &changed).await.object;
+    let requester = signed["metadata"]["annotations"][names::REQUESTED_BY].as_str().unwrap();
+    assert!(requester.contains("\"bob\""), "{requester}");
+    let (answer, questions) = validate(&review("UPDATE", CHAOS, "bob", old.clone(), signed), yes).await;
     assert!(answer.allowed(), "{}", answer.message());
     assert_eq!(questions[0].1["spec"]["user"], "bob");
     // Only what is named anew must take part.

@@ -55,19 +55,27 @@ async fn yes(mut api: ApiServer) {
     }
 }
 
-/// The answer to an experiment with this spec where `policies` and `annotations` say something.
+fn object(spec: Value) -> Value {
+    json!({
+        "apiVersion": "squall.dev/v1alpha1", "kind": "PodChaos",
+        "metadata": {"name": "x", "namespace": "team"}, "spec": spec
+    })
+}
+
+/// The answer to an experiment with this spec, or to one that runs with `old`, where `policies` and `annotations` say
+/// something.
 async fn experiment(old: Value, spec: Value, annotations: Value, policies: &[Value]) -> support::Reviewed {
-    let object = |spec: Value| {
-        json!({
-            "apiVersion": "squall.dev/v1alpha1", "kind": "PodChaos",
-            "metadata": {"name": "x", "namespace": "team"}, "spec": spec
-        })
-    };
     let asked = if old.is_null() {
         review("CREATE", CHAOS, "ann", Value::Null, object(spec))
     } else {
-        review("UPDATE", CHAOS, "ann", object(old), object(spec))
+        let mut old = object(old);
+        old["status"] = json!({"phase": "Injected"});
+        review("UPDATE", CHAOS, "ann", old, object(spec))
     };
+    reviewed(asked, annotations, policies).await
+}
+
+async fn reviewed(asked: Value, annotations: Value, policies: &[Value]) -> support::Reviewed {
     let bench = bench();
     know(&bench, annotations, policies);
     let support::Bench { router, world, metrics, api } = bench;
@@ -123,6 +131,23 @@ async fn where_it_is_halted_no_experiment_begins_and_a_running_one_can_be_shorte
     assert!(answer.allowed(), "{}", answer.message());
     let answer = experiment(failure("1h"), failure("2h"), halted, &[tight]).await;
     assert!(answer.message().contains("limits.maxDuration: found 2h"), "{}", answer.message());
+}
+
+/// What waits for targets is not another's way to hit pods in the name of who made it.
+#[tokio::test]
+async fn whoever_changes_what_has_hit_nothing_yet_is_judged_by_the_policies() {
+    let only = |user: &str| policy(json!({"allow": {"users": [user]}}));
+    let mutate = async |asked: Value| bench().review(names::PATH_MUTATE_EXPERIMENTS, &asked).await.object;
+    let mut old = mutate(review("CREATE", CHAOS, "ann", Value::Null, object(failure("1h")))).await;
+    old["status"] = json!({"phase": "Pending"});
+    let mut other = old.clone();
+    other["spec"]["selector"] = json!({"labelSelectors": {"app": "another"}});
+    let other = mutate(review("UPDATE", CHAOS, "bob", old.clone(), other)).await;
+    let asked = review("UPDATE", CHAOS, "bob", old, other);
+    let answer = reviewed(asked.clone(), json!({}), &[only("ann")]).await;
+    assert!(answer.message().contains("allow.users: found bob; allowed: users ann"), "{}", answer.message());
+    let answer = reviewed(asked, json!({}), &[only("bob")]).await;
+    assert!(answer.allowed(), "{}", answer.message());
 }
 
 fn pod(labels: Value) -> Value {

@@ -68,7 +68,8 @@ pub fn install(kubectl: &Kubectl, registry: Option<&str>) -> Result<()> {
         let push = registry.map(str::to_owned);
         images::deliver(images::Args { push, load: images::Kind::Local, cluster: None })?
     } else {
-        BTreeMap::new()
+        // Loaded by whoever runs that cluster: what has been built since restarts, too.
+        images::built()?
     };
     let directory = build::checkout()?.join("target/deploy");
     write_overlay(&directory, registry, &hashes)?;

@@ -89,7 +89,7 @@ impl Built {
     }
 
     fn hash(&self) -> String {
-        self.digest[..16].to_owned()
+        hash(&self.digest)
     }
 }
 
@@ -124,6 +124,20 @@ pub fn deliver(args: Args) -> Result<BTreeMap<&'static str, String>> {
         }
     }
     Ok(images.iter().map(|image| (image.name, image.hash())).collect())
+}
+
+/// What each image that was built last comes to, by its name; none, if one is missing.
+pub fn built() -> Result<BTreeMap<&'static str, String>> {
+    let directory = build::checkout()?.join("target/images");
+    let hash = |recipe: &Recipe| {
+        let archive = fs::read(directory.join(format!("{}.tar", recipe.name))).ok()?;
+        Some((recipe.name, hash(&image::hex_digest(&archive))))
+    };
+    Ok(RECIPES.iter().map(hash).collect::<Option<_>>().unwrap_or_default())
+}
+
+fn hash(digest: &str) -> String {
+    digest[..16].to_owned()
 }
 
 /// The name of an image in a registry, without its tag.
@@ -303,6 +317,8 @@ mod tests {
                 assert!(text.lines().any(|l| l == line), "{short}.Dockerfile lacks the line {line}");
             }
             assert!(text.contains(&format!("-p {package}")), "{short}.Dockerfile does not build {package}");
+            let protoc = text.contains("protobuf-compiler libprotobuf-dev");
+            assert_eq!(protoc, short == "daemon", "{short}.Dockerfile: protoc is what the daemon's clients need");
         }
     }
 

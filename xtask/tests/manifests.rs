@@ -472,7 +472,12 @@ fn the_names_in_the_roles_are_those_of_the_code() {
     let role = find(&all, "Role", names::CONTROLLER);
     let named: Vec<_> =
         list(&role["rules"]).iter().flat_map(|rule| strings(&rule["resourceNames"])).collect();
-    assert_eq!(named, [names::CA_SECRET, names::WEBHOOK_TLS_SECRET, names::CA_BUNDLE, names::LEASE]);
+    let tls = names::WEBHOOK_TLS_SECRET;
+    assert_eq!(named, [names::CA_SECRET, tls, tls, names::CA_BUNDLE, names::LEASE]);
+    let delete = |rule: &&Value| strings(&rule["verbs"]).contains(&"delete");
+    let deleted: Vec<_> =
+        list(&role["rules"]).iter().filter(delete).flat_map(|rule| strings(&rule["resourceNames"])).collect();
+    assert_eq!(deleted, [tls], "the CA's key is never deleted");
     let role = find(&all, "Role", names::WEBHOOK);
     assert_eq!(strings(&role["rules"][0]["resourceNames"]), [names::WEBHOOK_TLS_SECRET]);
     for name in [names::CONTROLLER, names::WEBHOOK] {

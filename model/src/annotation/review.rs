@@ -43,7 +43,19 @@ pub fn review(old: &Subject, new: &Subject, asker: Asker<'_>) -> Result<Reviewed
     let mut reviewed =
         Reviewed { annotations: new.annotations.clone(), labels: new.labels.clone(), ..Reviewed::default() };
     if let Some(deployment) = new.copied_from() {
-        // Not to be refused, and not to be touched: the Deployment's controller copies what stands there.
+        // Not to be refused, and not to be touched: the Deployment's controller copies what stands there. The tickets in
+        // it are for the Deployment; one for the copy itself would count as soon as it is nobody's copy any more.
+        let (before, carried) = (Tickets::of(&old.annotations), Tickets::of(&new.annotations));
+        let forged = |fault: &Fault| {
+            let ticket = carried.get(*fault);
+            ticket.is_some_and(|ticket| ticket.uid == new.uid) && ticket != before.get(*fault)
+        };
+        if Fault::ALL.iter().any(forged) {
+            match old.annotations.get(names::REQUESTED_BY) {
+                Some(was) => reviewed.annotations.insert(names::REQUESTED_BY.to_owned(), was.clone()),
+                None => reviewed.annotations.remove(names::REQUESTED_BY),
+            };
+        }
         let copied = new.annotations.contains_key(names::REQUESTED_BY);
         if !copied && Fault::ALL.into_iter().any(|fault| is_new(old, new, fault)) {
             reviewed.warnings.push(format!(

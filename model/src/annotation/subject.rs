@@ -144,8 +144,9 @@ impl Subject {
 
     /// The Deployment whose copy it is, if it is one.
     pub fn copied_from(&self) -> Option<&OwnerReference> {
-        self.owner
-            .as_ref()
-            .filter(|owner| self.kind == Kind::ReplicaSet && owner.kind == Kind::Deployment.word())
+        let deployment = |owner: &&OwnerReference| {
+            owner.kind == Kind::Deployment.word() && owner.api_version == Kind::Deployment.api_version()
+        };
+        self.owner.as_ref().filter(|_| self.kind == Kind::ReplicaSet).filter(deployment)
     }
 }

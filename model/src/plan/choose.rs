@@ -257,9 +257,11 @@ fn left_out(pod: &PodView, reason: &str, message: &str) -> Target {
 
 /// Those that are not hit, as far as they are named: first those that may not be.
 fn named(spec: &Spec, mut skipped: Vec<(&PodView, Ineligible)>, mut not_drawn: Vec<&PodView>) -> Vec<Target> {
-    let place = |pod: &PodView| (pod.namespace.clone(), pod.name.clone());
-    skipped.sort_by_cached_key(|(pod, _)| place(pod));
-    not_drawn.sort_by_cached_key(|pod| place(pod));
+    fn place(pod: &PodView) -> (&str, &str) {
+        (&pod.namespace, &pod.name)
+    }
+    skipped.sort_by(|(a, _), (b, _)| place(a).cmp(&place(b)));
+    not_drawn.sort_by(|a, b| place(a).cmp(&place(b)));
     let skipped = skipped.iter().map(|(pod, why)| left_out(pod, why.reason(), &why.to_string()));
     let not_drawn = not_drawn.iter().map(|pod| left_out(pod, NOT_DRAWN, "not drawn"));
     skipped.chain(not_drawn).take(if spec.dry_run { NAMED_IN_A_DRY_RUN } else { NAMED_SKIPPED }).collect()
