@@ -5,8 +5,10 @@ use std::fmt;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Serialize;
+use squall_api::names;
 use squall_api::podchaos::Mode;
 
+use crate::annotation::Kind as Workload;
 use crate::error::FieldError;
 use crate::spec::Spec;
 
@@ -93,5 +95,20 @@ impl<'a> Experiment<'a> {
 
 /// Parse `spec` for the experiment with this metadata.
 pub fn parsed<S: ExperimentSpec>(metadata: &ObjectMeta, spec: &S) -> Result<Spec, Vec<FieldError>> {
-    spec.parse(metadata.namespace.as_deref().unwrap_or_default())
+    let mut spec = spec.parse(metadata.namespace.as_deref().unwrap_or_default())?;
+    if let Some(workload) = made_for(metadata) {
+        spec.selector.only_of(workload);
+    }
+    Ok(spec)
+}
+
+/// The annotated workload that an experiment was made for, as [`crate::pod::PodView::workload`] names it. Its labels select
+/// its pods, and perhaps those of a canary, a Job or a hook that nobody has annotated.
+fn made_for(metadata: &ObjectMeta) -> Option<String> {
+    metadata.annotations.as_ref()?.get(names::MADE_FOR)?;
+    metadata.owner_references.iter().flatten().find_map(|owner| {
+        let is = |kind: &Workload| kind.word() == owner.kind && kind.api_version() == owner.api_version;
+        let kind = Workload::ALL.into_iter().filter(|kind| *kind != Workload::Pod).find(is)?;
+        Some(format!("{}/{}", kind.word(), owner.name))
+    })
 }

@@ -25,6 +25,8 @@ pub struct Selector {
     nodes: BTreeSet<String>,
     node_labels: BTreeMap<String, String>,
     phases: BTreeSet<String>,
+    /// `KIND/NAME`, see [`Selector::only_of`].
+    workload: Option<String>,
 }
 
 /// The labels of a node, by its name.
@@ -77,9 +79,10 @@ enum Part {
     Fields,
     Nodes,
     Phases,
+    Workload,
 }
 
-const PARTS: [Part; 8] = [
+const PARTS: [Part; 9] = [
     Part::Namespaces,
     Part::Pods,
     Part::Labels,
@@ -88,9 +91,15 @@ const PARTS: [Part; 8] = [
     Part::Fields,
     Part::Nodes,
     Part::Phases,
+    Part::Workload,
 ];
 
 impl Selector {
+    /// Of what is selected only what belongs to this workload, `KIND/NAME`: others' pods may have its labels too.
+    pub fn only_of(&mut self, workload: String) {
+        self.workload = Some(workload);
+    }
+
     /// Whether `pod` is selected (eligibility apart).
     pub fn matches(&self, pod: &PodView, nodes: &dyn Nodes) -> bool {
         PARTS.into_iter().all(|part| self.part_matches(part, pod, nodes))
@@ -154,6 +163,7 @@ impl Selector {
             Part::Fields => !self.fields.is_empty(),
             Part::Nodes => !self.nodes.is_empty() || !self.node_labels.is_empty(),
             Part::Phases => !self.phases.is_empty(),
+            Part::Workload => self.workload.is_some(),
         }
     }
 
@@ -175,6 +185,7 @@ impl Selector {
                         && nodes.labels(node).is_some_and(|labels| contains(labels, &self.node_labels)))
             }),
             Part::Phases => self.phases.contains(&pod.phase),
+            Part::Workload => self.is_of_the_workload(pod),
         }
     }
 
@@ -194,7 +205,15 @@ impl Selector {
             Part::Annotations => contains(&pod.annotations, &self.annotations).into(),
             Part::Fields => self.fields_at_birth(pod),
             Part::Nodes | Part::Phases => AtBirth::Unknown,
+            Part::Workload => self.is_of_the_workload(pod).into(),
         }
+    }
+
+    /// Through its ReplicaSet or by itself: a ReplicaSet may stand alone.
+    fn is_of_the_workload(&self, pod: &PodView) -> bool {
+        let Some(workload) = &self.workload else { return true };
+        let owner = pod.owner.as_ref().map(|owner| format!("{}/{}", owner.kind, owner.name));
+        owner.as_ref() == Some(workload) || pod.workload() == *workload
     }
 
     fn fields_at_birth(&self, pod: &PodView) -> AtBirth {
@@ -250,6 +269,9 @@ impl Selector {
             Part::Phases => {
                 format!("selector.podPhaseSelectors ({}) left none of {of}", list(&self.phases))
             }
+            Part::Workload => {
+                format!("none of {of} belongs to {}", self.workload.as_deref().unwrap_or_default())
+            }
         }
     }
 }
@@ -272,6 +294,7 @@ impl Part {
             Self::Fields => &["fieldSelectors"],
             Self::Nodes => &["nodes", "nodeSelectors"],
             Self::Phases => &["podPhaseSelectors"],
+            Self::Workload => &[],
         }
     }
 }

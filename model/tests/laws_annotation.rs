@@ -7,10 +7,14 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use serde_json::json;
 use squall_api::names;
+use squall_api::podchaos::PodChaosSpec;
 use squall_model::annotation::{
     Asker, Experiment, Fault, Kind, Known, Made, Parent, Reviewed, Subject, Turn, name_of, parse, review,
     turn,
 };
+use squall_model::experiment::parsed;
+use squall_model::pod::PodView;
+use squall_model::select::{AtBirth, Nodes};
 use squall_model::validate::validate;
 
 fn now() -> Timestamp {
@@ -217,11 +221,63 @@ fn who_asked_cannot_be_forged() {
     assert_eq!(admitted(&asked, gone, "r2").annotations, asked.annotations);
 }
 
+struct NoNodes;
+
+impl Nodes for NoNodes {
+    fn labels(&self, _: &str) -> Option<&BTreeMap<String, String>> {
+        None
+    }
+}
+
+#[test]
+fn pods_of_others_that_have_the_workloads_labels_are_left_alone() {
+    let pod = |owner: &str, name: &str, hash: Option<&str>| {
+        let mut labels = json!({"app": "web"});
+        labels["pod-template-hash"] = json!(hash);
+        let owner = json!({"apiVersion": "v1", "kind": owner, "name": name, "uid": "u", "controller": true});
+        let meta = json!({"name": "p", "namespace": "shop", "labels": labels, "ownerReferences": [owner]});
+        let pod: serde_json::Value = json!({"metadata": meta, "spec": {"containers": []}});
+        PodView::of(
+            &serde_json::from_str(&pod.to_string().replace(",\"pod-template-hash\":null", "")).unwrap(),
+        )
+    };
+    let pods = [
+        pod("ReplicaSet", "web-abc", Some("abc")),
+        pod("ReplicaSet", "web-canary-abc", Some("abc")),
+        pod("ReplicaSet", "web", None),
+        pod("Job", "web", None),
+        pod("StatefulSet", "web", None),
+    ];
+    let spec: PodChaosSpec = serde_json::from_value(
+        json!({"action": "pod-kill", "mode": "all", "selector": {"labelSelectors": {"app": "web"}}}),
+    )
+    .unwrap();
+    let hit = |annotations: serde_json::Value, api: &str, kind: &str, name: &str| {
+        let owner = json!([{"apiVersion": api, "kind": kind, "name": name, "uid": "w"}]);
+        let meta = json!({"namespace": "shop", "annotations": annotations, "ownerReferences": owner});
+        let selector = parsed(&serde_json::from_value(meta).unwrap(), &spec).unwrap().selector;
+        let is_hit = |pod: &PodView| {
+            let born = selector.at_birth(pod) == AtBirth::Yes;
+            assert_eq!(born, selector.matches(pod, &NoNodes), "{pod:?}");
+            born
+        };
+        pods.iter().map(is_hit).collect::<Vec<_>>()
+    };
+    let made = || json!({names::MADE_FOR: "whatever"});
+    assert_eq!(hit(made(), "apps/v1", "Deployment", "web"), [true, false, false, false, false]);
+    assert_eq!(hit(made(), "apps/v1", "ReplicaSet", "web-abc"), [true, false, false, false, false]);
+    assert_eq!(hit(made(), "apps/v1", "StatefulSet", "web"), [false, false, false, false, true]);
+    // A Schedule's runs and what users write go by their selector alone.
+    assert_eq!(hit(json!({}), "apps/v1", "Deployment", "web"), [true; 5]);
+    assert_eq!(hit(made(), "squall.dev/v1alpha1", "Schedule", "web"), [true; 5]);
+}
+
 /// A copy of a Deployment is not touched, so what it carries must be worth nothing once it is nobody's copy any more.
 #[test]
 fn who_asked_cannot_be_forged_on_what_poses_as_a_copy() {
     let owned = |api: &str| {
-        let owner = json!({"apiVersion": api, "kind": "Deployment", "name": "x", "uid": "x", "controller": true});
+        let owner =
+            json!({"apiVersion": api, "kind": "Deployment", "name": "x", "uid": "x", "controller": true});
         Some(serde_json::from_value(owner).unwrap())
     };
     let ticket = |uid: &str| {

@@ -318,7 +318,11 @@ mod tests {
             }
             assert!(text.contains(&format!("-p {package}")), "{short}.Dockerfile does not build {package}");
             let protoc = text.contains("protobuf-compiler libprotobuf-dev");
-            assert_eq!(protoc, short == "daemon", "{short}.Dockerfile: protoc is what the daemon's clients need");
+            assert_eq!(
+                protoc,
+                short == "daemon",
+                "{short}.Dockerfile: protoc is what the daemon's clients need"
+            );
         }
     }
 

@@ -9,11 +9,11 @@ use squall_api::PodChaos;
 use squall_api::names;
 use squall_api::podchaos::{Phase, TargetPhase};
 
+use crate::experiment::parsed;
 use crate::pod::{NamespaceView, PodView};
 use crate::select::{AtBirth, eligible};
 use crate::spec::{Action, Mode, Spec};
 use crate::substitute::Holder;
-use crate::validate::validate;
 
 /// An experiment that may fail pods at their birth, cut down to what that takes.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,7 +53,7 @@ impl Candidate {
             return None;
         }
         let namespace = meta.namespace.clone()?;
-        let spec = validate(&chaos.spec, &namespace).ok()?;
+        let spec = parsed(meta, &chaos.spec).ok()?;
         if spec.dry_run || !matches!(spec.action, Action::PodFailure { .. }) {
             return None;
         }

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::{Cluster, cgroups, need_root, node};
+use super::{Cluster, need_root, node};
 use crate::progress::Step;
 
 /// How long killing and removing may take.
@@ -39,7 +39,8 @@ pub fn down(cluster: &Cluster) -> Result<()> {
 
 /// Kills every process of the cluster and removes its cgroups; the state stays.
 pub fn sweep(cluster: &Cluster) -> Result<()> {
-    let cgroups: Vec<_> = cgroups::mounts()?.into_iter().map(|mount| mount.join(cluster.cgroup())).collect();
+    let cgroups: Vec<_> =
+        node::cgroup_mounts()?.into_iter().map(|mount| mount.join(cluster.cgroup())).collect();
     let mark = node::mark(cluster.state_dir());
     let end = Instant::now() + PATIENCE;
     loop {

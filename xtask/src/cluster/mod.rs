@@ -4,7 +4,6 @@
 //! directory, all pods are below one cgroup, and the only way in is a forwarder on 127.0.0.1. Two checkouts have two
 //! clusters. It never touches another cluster, the host's network, sysctls or mounts, nor anybody's kubeconfig.
 
-mod cgroups;
 mod components;
 mod config;
 mod down;
@@ -234,7 +233,7 @@ impl Cluster {
         command
     }
 
-    /// The name of its cgroup in each hierarchy: all of its pods are below.
+    /// The name of the cgroup of all its pods, in each hierarchy.
     fn cgroup(&self) -> String {
         format!("kube-{}", self.name)
     }

@@ -1,4 +1,4 @@
-//! The node: a mount and a network namespace, held by a process that does nothing.
+//! The node: a mount and a network namespace, held by a process that does nothing, and the cgroup of its pods.
 //!
 //! Everything here is inside those namespaces, so nothing stays mounted or routed on the host when they are gone.
 
@@ -78,6 +78,27 @@ pub fn remove_mount_point(cluster: &Cluster, in_use: impl Fn(&str) -> bool) -> R
     Ok(())
 }
 
+/// The cgroup of all pods, in each hierarchy; in a pure v2 with all of its controllers.
+pub fn make_cgroups(cluster: &Cluster) -> Result<()> {
+    for mount in cgroup_mounts()? {
+        let path = mount.join(cluster.cgroup());
+        fs::create_dir_all(&path).with_context(|| format!("can't make {}", path.display()))?;
+        if mount == Path::new("/sys/fs/cgroup") {
+            for controller in fs::read_to_string(mount.join("cgroup.controllers"))?.split_whitespace() {
+                // One that can't be had here is the kubelet's to complain about.
+                let _ = fs::write(mount.join("cgroup.subtree_control"), format!("+{controller}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where each cgroup hierarchy is mounted.
+pub fn cgroup_mounts() -> Result<Vec<PathBuf>> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("can't read /proc/self/mountinfo")?;
+    Ok(cgroups_in(&mounts))
+}
+
 /// What marks a process's mount namespace as this cluster's: a tmpfs of that name, as `mountinfo` shows it.
 pub fn mark(state: &Path) -> String {
     format!(" - tmpfs {} ", state.display())
@@ -145,4 +166,32 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, &new)
         .and_then(|_| fs::rename(&new, to))
         .with_context(|| format!("can't copy {} to {}", from.display(), to.display()))
+}
+
+fn cgroups_in(mountinfo: &str) -> Vec<PathBuf> {
+    let mounts = mountinfo.lines().filter_map(|line| {
+        let (place, kind) = line.split_once(" - ")?;
+        let kind = kind.split(' ').next()?;
+        ["cgroup", "cgroup2"].contains(&kind).then(|| place.split(' ').nth(4).map(PathBuf::from))?
+    });
+    mounts.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cgroup_mounts_of_both_versions_are_found() {
+        let mountinfo = "\
+24 1 0:22 / /sys rw,relatime - sysfs sysfs rw
+30 24 0:26 / /sys/fs/cgroup rw,relatime shared:4 - tmpfs tmpfs rw,mode=755
+31 30 0:27 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu
+40 30 0:36 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+";
+        assert_eq!(
+            cgroups_in(mountinfo),
+            [PathBuf::from("/sys/fs/cgroup/cpu"), PathBuf::from("/sys/fs/cgroup/unified")]
+        );
+    }
 }

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use rustix::process::{Resource, getrlimit};
 
 use super::{
-    Cluster, cgroups, components,
+    Cluster, components,
     config::{self, IP, Identity, NODE, PORT},
     down, kubernetes, need_root, node, pki, prereq, process, status,
 };
@@ -33,7 +33,7 @@ pub fn up(cluster: &Cluster) -> Result<()> {
     process::let_go_of_descriptors()?;
     prepare(cluster, &program)?;
     let step = Step::begin(format!("starting the cluster {}", cluster.name()));
-    cgroups::make(cluster)?;
+    node::make_cgroups(cluster)?;
     let port = forwarder(cluster)?;
     pki::ensure(&cluster.state.join("pki"), cluster.name())?;
     write_configuration(cluster, port)?;
@@ -93,12 +93,7 @@ fn prepare(cluster: &Cluster, program: &Path) -> Result<()> {
 
 fn start(cluster: &Cluster, component: &str) -> Result<()> {
     let words = components::words(component, cluster.name(), &cluster.state);
-    cluster.start(component, &cluster.on_node(words)?)?;
-    match cluster.pid(component) {
-        Some(pid) => cgroups::place(cluster, component, pid),
-        // It has ended again: whoever waits for it says why.
-        None => Ok(()),
-    }
+    cluster.start(component, &cluster.on_node(words)?)
 }
 
 /// The way in, at the port that it had before or at the next free one. It runs in the node's mount namespace, by which
