@@ -25,6 +25,7 @@ use super::{
 
 crate::cases![
     a_cpu_stressor_holds_its_load,
+    a_cpu_stressor_makes_up_for_no_freeze,
     a_cpu_stressor_holds_its_share_of_the_containers_limit,
     cpu_stressors_add_up_and_each_ends_alone,
     a_neighbour_notices_nothing,
@@ -196,6 +197,19 @@ async fn a_cpu_stressor_holds_its_load() {
     );
     assert!(effect.after.and_then(|usage| usage.cpu_millis).is_some_and(|millis| millis < 50), "{effect:?}");
     assert!(stressors(&sandbox).is_empty() && ours().is_empty());
+}
+
+async fn a_cpu_stressor_makes_up_for_no_freeze() {
+    let (sandbox, _target, mut rig) = one();
+    rig.order(vec![fault(&sandbox, "a", Stage::Fire, &cpu(1, 40))]);
+    injected(&mut rig).await;
+    // Frozen before its effect was measured, it would count as without any.
+    injected(&mut rig).await;
+    sandbox.set("cgroup.freeze", "1");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    sandbox.set("cgroup.freeze", "0");
+    let found = load(&sandbox, Duration::from_secs(2)).await;
+    assert!(about(found, 40.0, 5.0), "{found} %, not 40 %");
 }
 
 async fn a_cpu_stressor_holds_its_share_of_the_containers_limit() {
