@@ -17,6 +17,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use crate::text;
 use hierarchy::HostHierarchy;
 pub use place::{Home, Place};
 
@@ -92,8 +93,7 @@ impl Memberships {
     /// Reads the memberships of `pid`.
     pub fn of(proc: &Path, pid: i32) -> Result<Self, CgroupError> {
         let path = proc.join(pid.to_string()).join("cgroup");
-        let text =
-            fs::read_to_string(&path).map_err(|source| CgroupError::Read { path: path.clone(), source })?;
+        let text = text::read(&path).map_err(|source| CgroupError::Read { path: path.clone(), source })?;
         Self::parse(&text).map_err(|line| CgroupError::Parse { path, line })
     }
 
@@ -199,7 +199,7 @@ impl CgroupRoot {
     /// Finds what is mounted at or under `mount` (normally `/sys/fs/cgroup`), reading `mountinfo` in `proc`.
     pub fn discover(mount: &Path, proc: &Path) -> Result<Self, CgroupError> {
         let path = proc.join("self/mountinfo");
-        let text = fs::read_to_string(&path).map_err(|source| CgroupError::Read { path, source })?;
+        let text = text::read(&path).map_err(|source| CgroupError::Read { path, source })?;
         let (v2, v1) = mounts(&text, mount);
         // Every cgroup but the root has a type: a container's own tree, which it sees as a whole, is none of the host's.
         let v2 = v2.filter(|root| !root.join("cgroup.type").exists());
@@ -408,7 +408,8 @@ fn subdirs(dir: &Path) -> Vec<PathBuf> {
 
 fn procs_of(dir: &Path) -> Vec<i32> {
     let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-    text.lines().filter_map(|line| line.parse().ok()).collect()
+    // Processes of PID namespaces that are not below ours are shown as 0.
+    text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).collect()
 }
 
 fn find_holder(dir: &Path, pid: i32, depth: u32) -> Option<PathBuf> {

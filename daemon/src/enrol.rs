@@ -11,6 +11,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use futures::FutureExt;
 use hyper_util::rt::TokioIo;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::{
@@ -22,7 +23,11 @@ use squall_api::{
     grpc::{EnrollReply, EnrollRequest, enrolment_client::EnrolmentClient},
     names,
 };
-use tokio::{net::TcpStream, sync::Notify, time::timeout};
+use tokio::{
+    net::TcpStream,
+    sync::Notify,
+    time::{sleep, timeout},
+};
 use tokio_rustls::TlsConnector;
 use tonic::transport::Endpoint;
 use x509_parser::prelude::FromDer;
@@ -33,6 +38,8 @@ use crate::tls::{Bundle, Current, TlsError, dns_names, provider};
 const DEADLINE: Duration = Duration::from_secs(10);
 /// How long to wait after a failed attempt, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// The longest sleep: clocks may be set, machines suspended, and a sleep of hours would not notice.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -128,22 +135,22 @@ impl Enrolment {
         let mut pause = RETRY.0;
         loop {
             let wait = match self.enrol().await {
-                Ok(enrolled) => {
+                Ok(Enrolled { key, renew }) => {
                     pause = RETRY.0;
-                    current.replace(enrolled.key);
-                    let wait = enrolled.renew.duration_since(SystemTime::now()).unwrap_or(RETRY.0);
-                    tracing::info!(node = self.node, renewed_in = ?wait, "enrolled");
-                    wait
+                    current.replace(key);
+                    let renewed_in = renew.duration_since(SystemTime::now()).unwrap_or_default();
+                    tracing::info!(node = self.node, ?renewed_in, "enrolled");
+                    sleep_till(renew).left_future()
                 }
                 Err(error) => {
                     tracing::warn!(%error, again_in = ?pause, "not enrolled");
                     let wait = pause;
                     pause = (pause * 2).min(RETRY.1);
-                    wait
+                    sleep(wait).right_future()
                 }
             };
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
+                () = wait => {}
                 () = changed.notified() => tracing::info!("the CA bundle has changed"),
             }
         }
@@ -222,6 +229,21 @@ impl Enrolment {
     }
 }
 
+/// Sleeps until then by the wall clock.
+async fn sleep_till(at: SystemTime) {
+    loop {
+        sleep(nap(at, SystemTime::now())).await;
+        if SystemTime::now() >= at {
+            return;
+        }
+    }
+}
+
+/// How long to sleep before the clock is looked at again. With a clock that is wrong every certificate may be due.
+fn nap(at: SystemTime, now: SystemTime) -> Duration {
+    at.duration_since(now).unwrap_or_default().clamp(RETRY.0, LONGEST_SLEEP)
+}
+
 /// Two thirds of a certificate's life.
 fn renewal(certificate: &[u8]) -> Option<SystemTime> {
     let (_, certificate) = x509_parser::certificate::X509Certificate::from_der(certificate).ok()?;
@@ -229,4 +251,19 @@ fn renewal(certificate: &[u8]) -> Option<SystemTime> {
     let (from, to) = (validity.not_before.timestamp(), validity.not_after.timestamp());
     let at = from + (to - from) / 3 * 2;
     Some(UNIX_EPOCH + Duration::from_secs(u64::try_from(at).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_is_looked_at_every_minute_and_never_without_a_pause() {
+        let now = UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let hours = Duration::from_secs(16 * 3600);
+        assert_eq!(nap(now + hours, now), LONGEST_SLEEP);
+        assert_eq!(nap(now + Duration::from_secs(20), now), Duration::from_secs(20));
+        // It was set, or the machine slept, and the time is long over.
+        assert_eq!(nap(now, now + hours), RETRY.0);
+    }
 }

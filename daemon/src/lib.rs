@@ -25,6 +25,7 @@ pub mod runtime;
 pub mod server;
 pub mod setting;
 pub mod stress;
+mod text;
 pub mod tls;
 pub mod usage;
 

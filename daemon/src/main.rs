@@ -140,13 +140,14 @@ async fn run(args: Args) -> Result<()> {
     ])
     .or_else(others);
     let tools = Tools { engine: Arc::new(Engine::new(ebpf_log)), cgroups, runtimes };
+    // First of all it puts back: what follows asks others, and some of them may hang.
+    let node = Node::new(name.clone(), tools.clone(), journal);
     match spawn::sweep(&proc) {
         0 => {}
         ended => tracing::warn!(ended, "ended stressors of a daemon that is no more"),
     }
-    let readiness = Readiness::find(tools.clone()).await;
+    let readiness = Readiness::find(tools).await;
     give_memory_back();
-    let node = Node::new(name.clone(), tools, journal);
 
     let current = Arc::new(Current::default());
     let bundle_changed = Arc::new(Notify::new());

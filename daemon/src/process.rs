@@ -19,6 +19,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 use crate::{
     cgroup::{CgroupError, Memberships},
     privileges::{Privilege, hint},
+    text,
 };
 
 /// What can go wrong with a process.
@@ -145,7 +146,7 @@ impl Process {
 
     /// CPU time that it has used, all threads together.
     pub fn cpu_time(&self) -> Option<Duration> {
-        let text = fs::read_to_string(self.file("stat")).ok()?;
+        let text = text::read(&self.file("stat")).ok()?;
         let mut fields = text.rsplit_once(')')?.1.split_whitespace().skip(11);
         let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
         let ticks = rustix::param::clock_ticks_per_second();
@@ -154,7 +155,7 @@ impl Process {
 
     /// Memory of its own that is resident.
     pub fn resident(&self) -> Option<u64> {
-        let text = fs::read_to_string(self.file("status")).ok()?;
+        let text = text::read(&self.file("status")).ok()?;
         let kib = text.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
         Some(kib.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
     }
@@ -166,7 +167,7 @@ impl Process {
 
     /// Its name.
     pub fn comm(&self) -> String {
-        let text = fs::read_to_string(self.file("comm")).unwrap_or_default();
+        let text = text::read(&self.file("comm")).unwrap_or_default();
         text.trim_end_matches('\n').to_owned()
     }
 
@@ -193,7 +194,7 @@ impl Process {
     /// What it does with `signal`, now.
     pub fn disposition(&self, signal: i32) -> Result<Disposition, ProcessError> {
         let path = self.file("status");
-        let text = fs::read_to_string(&path).map_err(|source| self.read_error(path, source))?;
+        let text = text::read(&path).map_err(|source| self.read_error(path, source))?;
         Ok(disposition(&text, signal))
     }
 
@@ -239,7 +240,7 @@ impl Process {
     /// How it ended, as `wait` would tell its parent; `None` while it runs, and where the kernel does not say.
     pub fn exit_status(&self) -> Option<u32> {
         // As long as nobody has reaped it `/proc` tells; afterwards the descriptor does, since Linux 6.15.
-        match fs::read_to_string(self.file("stat")) {
+        match text::read(&self.file("stat")) {
             Ok(stat) if parse_start(&stat) == Some(self.start) => parse_exit(&stat),
             Ok(_) | Err(_) => exit_by(&self.pidfd),
         }
@@ -273,7 +274,7 @@ impl Process {
 /// When `pid` started, in ticks since boot.
 pub fn start_time(proc: &Path, pid: i32) -> Result<u64, ProcessError> {
     let path = proc.join(pid.to_string()).join("stat");
-    let text = match fs::read_to_string(&path) {
+    let text = match text::read(&path) {
         Ok(text) => text,
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {
             return Err(ProcessError::Gone { pid });
@@ -366,6 +367,17 @@ mod tests {
         let stat = format!("77 (a) b (c)) {}", fields.join(" "));
         assert_eq!(parse_start(&stat), Some(22));
         assert_eq!(parse_start("77 (x) S 1"), None);
+    }
+
+    #[test]
+    fn a_name_that_is_no_text_hides_no_start_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let fields: Vec<String> = (3..=52).map(|field| field.to_string()).collect();
+        let mut stat = b"77 (\xd0\xbe\xd0\xb1\xd1) ".to_vec();
+        stat.extend(fields.join(" ").bytes());
+        fs::create_dir(dir.path().join("77")).unwrap();
+        fs::write(dir.path().join("77/stat"), stat).unwrap();
+        assert_eq!(start_time(dir.path(), 77).unwrap(), 22);
     }
 
     #[test]

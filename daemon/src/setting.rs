@@ -200,6 +200,10 @@ impl Settings {
         let mut all = self.lock();
         let held =
             all.entry(setting.clone()).or_insert_with(|| Held { original: *original, ..Held::default() });
+        // What is lowered further would hide that somebody else has changed it since.
+        if !held.holders.is_empty() && !held.foreign {
+            held.foreign = !held.is_ours(setting.read()?);
+        }
         held.holders.insert(id.to_owned(), *wanted);
         if held.foreign {
             return Ok(Some(foreign(setting, None)));
@@ -370,6 +374,25 @@ mod tests {
         assert_eq!(again.original, Some(77));
         assert_eq!(settings.release("c", &again).unwrap(), None);
         assert_eq!(fs::read_to_string(&file).unwrap(), "77");
+    }
+
+    #[test]
+    fn somebody_elses_value_is_not_lowered_by_the_next_fault_either() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pids.max");
+        fs::write(&file, "max").unwrap();
+        let settings = Settings::default();
+        let intend = |limit| settings.intend(&Wanted { setting: number(&file), limit }).unwrap();
+        let a = intend(10);
+        assert_eq!(settings.hold("a", &a).unwrap(), None);
+        fs::write(&file, "77").unwrap();
+        let b = intend(5);
+        assert!(settings.hold("b", &b).unwrap().unwrap().contains("somebody else"));
+        assert_eq!(fs::read_to_string(&file).unwrap(), "77");
+        for (id, undo) in [("b", &b), ("a", &a)] {
+            assert!(settings.release(id, undo).unwrap().unwrap().contains("77"));
+            assert_eq!(fs::read_to_string(&file).unwrap(), "77");
+        }
     }
 
     #[test]

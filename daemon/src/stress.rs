@@ -109,7 +109,7 @@ impl Starving {
         }
     }
 
-    fn works(&self, container: &Container, limits: &Limits) -> Result<Vec<Work>, LastingError> {
+    async fn works(&self, container: &Container, limits: &Limits) -> Result<Vec<Work>, LastingError> {
         let Stress { cpu, memory, io, pids, squeeze: _, allow_oom: _, on_oom: _ } = &self.stress;
         let mut works = Vec::new();
         if let Some(cpu) = cpu {
@@ -125,7 +125,7 @@ impl Starving {
             works.push(Work { what: "memory", task, files: vec![] });
         }
         if let Some(Io { workers, bytes, path }) = io {
-            let files = files::unnamed(&self.proc, container, path, *workers)?;
+            let files = files::unnamed(&self.proc, container, path, *workers).await?;
             works.push(Work { what: "io", task: Task::Io { bytes: *bytes }, files });
         }
         if let Some(count) = pids {
@@ -350,7 +350,7 @@ impl Lasting for Starving {
         };
         // As they are now that they are squeezed.
         let limits = Limits::of(container);
-        let works = self.works(container, &limits)?;
+        let works = self.works(container, &limits).await?;
         self.began = Instant::now();
         self.limits = Some(limits);
         if self.stress.memory.is_some() && site.meter.oom_takes_all() {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use cgroups_rs::{Cgroup, Hierarchy, Subsystem, freezer::FreezerController, pid::PidController};
 
-use super::CgroupRoot;
+use super::{CgroupRoot, procs_of};
 
 /// One hierarchy of the host, as cgroups-rs wants to see it.
 #[derive(Clone, Debug)]
@@ -29,6 +29,10 @@ impl HostHierarchy {
 
     /// The processes of the cgroup itself, without those of its sub-cgroups.
     pub fn processes(self) -> Vec<i32> {
+        // cgroups-rs panics at a name that is no UTF-8, and a container names the cgroups below its own as it likes.
+        if self.path.to_str().is_none() {
+            return procs_of(&self.mount.join(&self.path));
+        }
         let path = self.path.clone();
         let cgroup = Cgroup::load(Box::new(self), path);
         cgroup

@@ -203,11 +203,11 @@ impl Collector {
                 }
                 Event::Ignored => {
                     ignored_called = true;
-                    if self.left().all(|process| process.note.is_some()) {
+                    if self.is_ignored() {
                         return self.give_up("ignore it or have it blocked", IGNORED_AFTER);
                     }
                 }
-                Event::Survived => return self.give_up("go on all the same", SURVIVED_AFTER),
+                Event::Survived => return self.out_of_time(init_exit).await,
             }
         }
     }
@@ -282,6 +282,21 @@ impl Collector {
         self.striker.hit.values().filter(|process| process.exited.is_none())
     }
 
+    /// Whether somebody is left, and nobody of them takes the signal.
+    fn is_ignored(&self) -> bool {
+        let mut left = self.left().peekable();
+        left.peek().is_some() && left.all(|process| process.note.is_some())
+    }
+
+    /// An init whose exit the kernel has told of is not gone before its whole PID namespace is, which may take longer
+    /// than anybody waits: that is no survivor.
+    async fn out_of_time(&mut self, init_exit: impl Future<Output = Option<i32>>) -> Outcome {
+        match self.left().count() {
+            0 => self.finish(init_exit).await,
+            _ => self.give_up("go on all the same", SURVIVED_AFTER),
+        }
+    }
+
     async fn finish(&mut self, init_exit: impl Future<Output = Option<i32>>) -> Outcome {
         // The records of the last ends may still be on their way.
         let until = Instant::now() + STRAGGLERS;
@@ -351,7 +366,50 @@ pub fn shell_code(status: u32) -> i32 {
 
 #[cfg(test)]
 mod tests {
-    use super::shell_code;
+    use std::{future::ready, path::Path};
+
+    use super::*;
+    use crate::{
+        cgroup::CgroupRoot,
+        order::{Kill, Scope},
+        process::Process,
+    };
+
+    #[tokio::test]
+    async fn only_who_is_left_can_have_ignored_or_survived_it() {
+        let proc = Path::new("/proc");
+        let own = std::process::id() as i32;
+        let target = CgroupRoot::discover(Path::new("/sys/fs/cgroup"), proc).unwrap().target(own).unwrap();
+        let now = SystemTime::now();
+        let process = |exited, note| ProcessReceipt {
+            pid: own,
+            start: 1,
+            comm: "x".into(),
+            init: true,
+            sent_by: Evidence::Pidfd,
+            sent: now,
+            delivered: None,
+            exited,
+            exit_code: exited.map(|_| 137),
+            note,
+        };
+        for (process, ignored, state) in [
+            // Its record has come; by its pidfd it is still there.
+            (process(Some(now), None), false, State::Done),
+            (process(None, None), false, State::Failed(Reason::SignalIgnored)),
+            (process(None, Some(Note::Ignored)), true, State::Failed(Reason::SignalIgnored)),
+        ] {
+            let kill = Kill::now(libc::SIGKILL, Scope::Init);
+            let mut striker = Striker::new(target.clone(), kill, Process::open(proc, own).unwrap(), None);
+            striker.hit.insert((own, 1), process);
+            let evidence = Evidenced { evidence: Evidence::Pidfd, evidence_error: String::new() };
+            let (times, ooms) = (Times { ordered: now, fired: now }, OomKills::begin(&target));
+            let mut collector = Collector::new(striker, None, evidence, times, ooms);
+            assert_eq!(collector.is_ignored(), ignored);
+            let outcome = collector.out_of_time(ready(None)).await;
+            assert_eq!(outcome.state, state, "{}", outcome.message);
+        }
+    }
 
     #[test]
     fn wait_statuses() {

@@ -3,12 +3,12 @@
 //! The kubelet itself makes the cgroup of a pod and names it after the UID, so that much is certain; the container's name
 //! is seen in its mounts. Of namespace and pod name the node's kernel knows nothing, and they are left open. Reads only.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use async_trait::async_trait;
 
 use super::{ContainerInfo, Runtime, RuntimeError};
-use crate::{cgroup::CgroupRoot, process::start_time};
+use crate::{cgroup::CgroupRoot, process::start_time, text};
 
 const NAME: &str = "none";
 
@@ -45,7 +45,7 @@ impl Runtime for ByCgroup {
         let processes = found.processes();
         let proc = self.cgroups.proc();
         let init_pid = first(proc, &processes).ok_or_else(|| gone("its cgroup is empty"))?;
-        let mounts = fs::read_to_string(proc.join(init_pid.to_string()).join("mountinfo"));
+        let mounts = text::read(&proc.join(init_pid.to_string()).join("mountinfo"));
         let name = mounts.ok().and_then(|mounts| container_name(&mounts, &found.pod_uid));
         Ok(ContainerInfo {
             init_pid,
@@ -72,7 +72,7 @@ fn first(proc: &Path, processes: &[i32]) -> Option<i32> {
 }
 
 fn parent(proc: &Path, pid: i32) -> Option<i32> {
-    let status = fs::read_to_string(proc.join(pid.to_string()).join("status")).ok()?;
+    let status = text::read(&proc.join(pid.to_string()).join("status")).ok()?;
     status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
 }
 
@@ -87,6 +87,8 @@ fn container_name(mounts: &str, pod_uid: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const UID: &str = "11111111-2222-3333-4444-555555555555";
@@ -98,7 +100,9 @@ mod tests {
         for (pid, parent, start) in [(50, 40, 900), (60, 1, 800), (40, 1, 700), (30, 40, 950)] {
             let proc = dir.path().join(pid.to_string());
             fs::create_dir(&proc).unwrap();
-            fs::write(proc.join("status"), format!("Name:\tx\nPPid:\t{parent}\n")).unwrap();
+            // Its name is cut inside a character.
+            let status = [b"Name:\t\xd1\nPPid:\t", parent.to_string().as_bytes(), b"\n"].concat();
+            fs::write(proc.join("status"), status).unwrap();
             let zeros = "0 ".repeat(17);
             fs::write(proc.join("stat"), format!("{pid} (x) S {parent} {zeros}{start} 0")).unwrap();
         }

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     cgroup::{CgroupError, Home, Memberships},
     process::{Process, ProcessError, start_time},
+    text,
 };
 
 /// How long a stressor may take until it works.
@@ -28,6 +29,8 @@ const READY: Duration = Duration::from_secs(5);
 const TERM: Duration = Duration::from_millis(200);
 /// How long the kernel may take to end it.
 const KILL: Duration = Duration::from_secs(2);
+/// What the kernel calls it until it has given itself its name: after the link that it was started by.
+const UNNAMED: &str = "exe";
 
 /// Why a stressor did not come about.
 #[derive(Debug, thiserror::Error)]
@@ -279,11 +282,45 @@ fn is_orphan(proc: &Path, pid: i32) -> bool {
 
 /// The daemon of the stressor `pid`; `None`: it is no stressor.
 pub fn owner_of(proc: &Path, pid: i32) -> Option<(i32, u64)> {
-    let line = fs::read(proc.join(pid.to_string()).join("cmdline")).ok()?;
+    let dir = proc.join(pid.to_string());
+    // Whoever reads the arguments of a process that hangs while it maps a file of a dead server, hangs with it.
+    if ![MARK, UNNAMED].contains(&text::read(&dir.join("comm")).ok()?.trim_end()) {
+        return None;
+    }
+    let line = fs::read(dir.join("cmdline")).ok()?;
     let mut arguments = line.split(|byte| *byte == 0).map(|part| std::str::from_utf8(part).unwrap_or(""));
     if arguments.next()? != MARK {
         return None;
     }
     let (daemon, start) = arguments.next()?.split_once(':')?;
     Some((daemon.parse().ok()?, start.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_orphan_is_known_by_its_name_first_and_then_by_its_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            fs::create_dir_all(dir.path().join(path).parent().unwrap()).unwrap();
+            fs::write(dir.path().join(path), text).unwrap();
+        };
+        write("7/stat", &format!("7 (squall-daemon) S {}900 0", "0 ".repeat(18)));
+        let process = |pid: i32, comm: &str, owner: &str| {
+            write(&format!("{pid}/comm"), &format!("{comm}\n"));
+            write(&format!("{pid}/cmdline"), &format!("{MARK}\0{owner}\0id\0"));
+        };
+        process(10, MARK, "7:900");
+        // Its daemon's PID is another's; its daemon is gone; it had no time to give itself a name.
+        process(11, MARK, "7:899");
+        process(12, MARK, "8:900");
+        process(13, UNNAMED, "8:900");
+        // Of others the arguments are not looked at.
+        process(14, "nfsd", "8:900");
+        let orphans: Vec<i32> = (7..16).filter(|pid| is_orphan(dir.path(), *pid)).collect();
+        assert_eq!(orphans, [11, 12, 13]);
+        assert_eq!((owner_of(dir.path(), 10), owner_of(dir.path(), 14)), (Some((7, 900)), None));
+    }
 }

@@ -1,8 +1,10 @@
 //! Narrowed kills, and bad luck: whoever is not meant lives, whatever happens, and what is lost is said.
 
 use std::{
-    env, fs,
-    os::unix::process::ExitStatusExt,
+    env,
+    ffi::OsStr,
+    fs,
+    os::unix::{ffi::OsStrExt, process::ExitStatusExt},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -37,6 +39,8 @@ crate::cases![
     a_cgroup_that_goes_before_the_programs_are_attached_is_no_panic,
     two_kills_of_one_container_each_signal_once,
     records_that_found_no_room_are_counted,
+    a_name_that_the_kernel_cuts_inside_a_character_is_hit_like_any_other,
+    a_cgroup_whose_name_is_no_text_hides_nobody,
 ];
 
 const EVERYONE: Processes = Processes { scope: Scope::All, comm: None, exe: None };
@@ -333,4 +337,43 @@ async fn records_that_found_no_room_are_counted() {
     outside.0.kill().expect("ending the stranger");
     outside.wait().await;
     target.wait().await;
+}
+
+async fn a_name_that_the_kernel_cuts_inside_a_character_is_hit_like_any_other() {
+    let tools = tools();
+    // Twenty bytes, of which the kernel keeps fifteen: seven characters and a half.
+    let (_dir, path) = program("обработчик");
+    let mut sandbox = Sandbox::new();
+    let (init, dirs) = (sandbox.start("sleep"), sandbox.dirs());
+    let other = sandbox.start_program(&path, "sleep", &dirs);
+    let outcome = fire(&tools, &sandbox, &init, of(libc::SIGTERM, EVERYONE)).await;
+    let mut wanted = [init.pid(), other.pid()];
+    wanted.sort_unstable();
+    assert_eq!((outcome.state, hit(&outcome)), (State::Done, wanted.to_vec()), "{outcome:?}");
+    let cut = outcome.receipt.processes.iter().find(|process| process.pid == other.pid());
+    let cut = cut.expect("its receipt");
+    assert!(cut.comm.starts_with("обработ") && cut.exit_code == Some(143), "{cut:?}");
+    for target in [init, other] {
+        assert_eq!(target.wait().await.signal(), Some(libc::SIGTERM));
+    }
+    let mut sandbox = Sandbox::new();
+    let dirs = sandbox.dirs();
+    let init = sandbox.start_program(&path, "sleep", &dirs);
+    let outcome = fire(&tools, &sandbox, &init, Kill::now(libc::SIGKILL, Scope::Init)).await;
+    assert_eq!((outcome.state, hit(&outcome)), (State::Done, vec![init.pid()]), "{outcome:?}");
+    assert_eq!(init.wait().await.signal(), Some(libc::SIGKILL));
+}
+
+async fn a_cgroup_whose_name_is_no_text_hides_nobody() {
+    let (tools, mut sandbox) = (tools(), Sandbox::new());
+    let below = sandbox.below(OsStr::from_bytes(b"\xff"));
+    let init = sandbox.start("sleep");
+    let hidden = sandbox.start_in("sleep", &below);
+    let outcome = fire(&tools, &sandbox, &init, of(libc::SIGTERM, EVERYONE)).await;
+    let mut wanted = [init.pid(), hidden.pid()];
+    wanted.sort_unstable();
+    assert_eq!((outcome.state, hit(&outcome)), (State::Done, wanted.to_vec()), "{outcome:?}");
+    for target in [init, hidden] {
+        assert_eq!(target.wait().await.signal(), Some(libc::SIGTERM));
+    }
 }

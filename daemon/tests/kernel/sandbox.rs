@@ -1,7 +1,9 @@
 //! A cgroup in every hierarchy with targets in it, removed with everything in it when dropped.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsString,
+    fs,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -161,8 +163,8 @@ impl Sandbox {
     }
 
     /// A cgroup within; containers with an init system make such.
-    pub fn below(&mut self, name: &str) -> Vec<PathBuf> {
-        let below: Vec<PathBuf> = self.dirs.iter().map(|dir| dir.join(name)).collect();
+    pub fn below(&mut self, name: impl AsRef<Path>) -> Vec<PathBuf> {
+        let below: Vec<PathBuf> = self.dirs.iter().map(|dir| dir.join(&name)).collect();
         for (dir, below) in self.dirs.iter().zip(&below) {
             make(dir, below);
         }
@@ -192,7 +194,7 @@ impl Sandbox {
     }
 
     /// Where to write oneself in, for a process that is no target.
-    pub fn entrances(&self) -> String {
+    pub fn entrances(&self) -> OsString {
         entrances(&self.dirs)
     }
 
@@ -288,9 +290,8 @@ pub async fn until(limit: Duration, what: &str, mut holds: impl FnMut() -> bool)
     }
 }
 
-fn entrances(dirs: &[PathBuf]) -> String {
-    let files: Vec<String> = dirs.iter().map(|dir| dir.join("cgroup.procs").display().to_string()).collect();
-    files.join(":")
+fn entrances(dirs: &[PathBuf]) -> OsString {
+    env::join_paths(dirs.iter().map(|dir| dir.join("cgroup.procs"))).expect("names without colons")
 }
 
 fn spawn(program: &Path, duty: &str, dirs: &[PathBuf], told: &[(&str, &str)]) -> Target {

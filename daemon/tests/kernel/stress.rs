@@ -21,10 +21,12 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 use super::{
     node::Rig,
     sandbox::{Sandbox, Target, about, crowd, order_of, slack, stranger_with, until},
+    triggers::Dead,
 };
 
 crate::cases![
     a_cpu_stressor_holds_its_load,
+    a_cpu_stressor_makes_up_for_no_freeze,
     a_cpu_stressor_holds_its_share_of_the_containers_limit,
     cpu_stressors_add_up_and_each_ends_alone,
     a_neighbour_notices_nothing,
@@ -35,6 +37,7 @@ crate::cases![
     a_negative_oom_score_that_cannot_be_set_is_told,
     io_leaves_no_file,
     io_paths_stay_in_the_container,
+    an_io_path_that_does_not_answer_holds_up_nobody_else,
     pids_are_there_and_go,
     stressors_have_no_capability_and_no_file,
     squeezes_hold_the_stricter_and_each_ends_alone,
@@ -196,6 +199,19 @@ async fn a_cpu_stressor_holds_its_load() {
     );
     assert!(effect.after.and_then(|usage| usage.cpu_millis).is_some_and(|millis| millis < 50), "{effect:?}");
     assert!(stressors(&sandbox).is_empty() && ours().is_empty());
+}
+
+async fn a_cpu_stressor_makes_up_for_no_freeze() {
+    let (sandbox, _target, mut rig) = one();
+    rig.order(vec![fault(&sandbox, "a", Stage::Fire, &cpu(1, 40))]);
+    injected(&mut rig).await;
+    // Frozen before its effect was measured, it would count as without any.
+    injected(&mut rig).await;
+    sandbox.set("cgroup.freeze", "1");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    sandbox.set("cgroup.freeze", "0");
+    let found = load(&sandbox, Duration::from_secs(2)).await;
+    assert!(about(found, 40.0, 5.0), "{found} %, not 40 %");
 }
 
 async fn a_cpu_stressor_holds_its_share_of_the_containers_limit() {
@@ -373,6 +389,27 @@ async fn io_paths_stay_in_the_container() {
         assert_eq!(refused.state, State::Failed(Reason::Unsupported), "{refused:?}");
         assert!(refused.message.contains("io.path"), "{refused:?}");
     }
+}
+
+async fn an_io_path_that_does_not_answer_holds_up_nobody_else() {
+    let Some(dead) = Dead::mount() else {
+        println!("  this kernel has no FUSE: the case can't be");
+        return;
+    };
+    let (sandbox, _target, mut rig) = one();
+    let path = dead.dir.path().join("below").display().to_string();
+    let (over, hung) = dead.for_a_while();
+    let order = |name, stress| fault(&sandbox, name, Stage::Fire, stress);
+    let start = Instant::now();
+    rig.order(vec![order("hangs", &io(&path)), order("beside", &cpu(1, 20))]);
+    let first = injected(&mut rig).await;
+    assert!(first.id.starts_with("beside/"), "{first:?}");
+    assert!(start.elapsed() < slack(Duration::from_secs(2)), "the daemon's one thread hung");
+    let refused = rig.outcome().await;
+    assert_eq!(refused.state, State::Failed(Reason::Unsupported), "{refused:?}");
+    assert!(refused.message.contains("does not answer"), "{refused:?}");
+    drop(over);
+    hung.join().expect("unmounting");
 }
 
 async fn pids_are_there_and_go() {

@@ -32,8 +32,9 @@ pub fn run(duty: &str) -> ! {
     if duty != PRIVATE_CGROUP_NAMESPACE {
         enter_first_cgroup_namespace();
     }
-    for file in env::var(CGROUPS).unwrap_or_default().split(':').filter(|file| !file.is_empty()) {
-        fs::write(file, "0").unwrap_or_else(|error| panic!("entering {file}: {error}"));
+    let files = env::var_os(CGROUPS).unwrap_or_default();
+    for file in env::split_paths(&files).filter(|file| !file.as_os_str().is_empty()) {
+        fs::write(&file, "0").unwrap_or_else(|error| panic!("entering {}: {error}", file.display()));
     }
     if duty == PRIVATE_CGROUP_NAMESPACE {
         in_private_cgroup_namespace();

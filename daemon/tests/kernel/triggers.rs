@@ -6,6 +6,8 @@ use std::{
     net::TcpListener,
     os::{fd::AsRawFd, unix::process::ExitStatusExt},
     path::PathBuf,
+    sync::mpsc,
+    thread::{self, JoinHandle},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -321,21 +323,31 @@ async fn a_trigger_that_is_only_armed_has_no_effect() {
 }
 
 /// A file system whose program does not answer, as one of the network whose server is gone; unmounted when dropped.
-struct Dead {
-    dir: tempfile::TempDir,
+pub struct Dead {
+    pub dir: tempfile::TempDir,
     /// With it the kernel lets go of whoever hangs.
     _device: fs::File,
 }
 
 impl Dead {
     /// `None` where the kernel has no such file systems.
-    fn mount() -> Option<Self> {
+    pub fn mount() -> Option<Self> {
         let device = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").ok()?;
         let dir = tempfile::tempdir().expect("a directory");
         let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
         let options = CString::new(options).expect("options");
         mount("fuse", dir.path(), "fuse", MountFlags::empty(), Some(options.as_c_str())).ok()?;
         Some(Self { dir, _device: device })
+    }
+
+    /// Unmounted when the first is dropped, and in the end: whoever hangs is let go of then, so that the case can tell.
+    pub fn for_a_while(self) -> (mpsc::Sender<()>, JoinHandle<()>) {
+        let (over, waits) = mpsc::channel();
+        let hung = thread::spawn(move || {
+            let _ = waits.recv_timeout(slack(Duration::from_secs(8)));
+            drop(self);
+        });
+        (over, hung)
     }
 }
 
@@ -353,12 +365,7 @@ async fn a_dead_file_system_of_the_container_holds_up_nobody() {
     let (tools, mut sandbox) = (tools(), Sandbox::new());
     let target = sandbox.start("sleep");
     let on = On::Exec { path: dead.dir.path().join("below/program").display().to_string() };
-    // Whoever hangs is let go of in the end, so that the case can tell.
-    let (over, waits) = std::sync::mpsc::channel::<()>();
-    let hung = std::thread::spawn(move || {
-        let _ = waits.recv_timeout(slack(Duration::from_secs(8)));
-        drop(dead);
-    });
+    let (over, hung) = dead.for_a_while();
     let start = Instant::now();
     let prepared = sandbox.prepare_kill(&tools, target.pid(), Kill::when(KILL, on));
     assert!(start.elapsed() < slack(Duration::from_secs(1)), "the daemon's one thread hung");

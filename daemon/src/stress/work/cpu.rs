@@ -35,21 +35,18 @@ fn turns(setting: &AtomicU32, set: u32) {
             spin();
             continue;
         }
-        let due = Duration::from_secs_f64((began.elapsed() + PERIOD).as_secs_f64() * share);
-        let mut has = used() - used_before;
-        while has < due {
+        // As long as what it has used was due for.
+        let done = || Duration::from_secs_f64((used() - used_before).as_secs_f64() / share);
+        let now = began.elapsed();
+        // Before anything is made up for: frozen, it wakes far behind.
+        if now.saturating_sub(done()) > BEHIND {
+            (began, used_before) = (Instant::now(), used());
+            continue;
+        }
+        while done() < now + PERIOD {
             spin();
-            has = used() - used_before;
         }
-        // As long as that was due for.
-        let until = Duration::from_secs_f64(has.as_secs_f64() / share);
-        match until.checked_sub(began.elapsed()) {
-            Some(rest) => thread::sleep(rest),
-            None if began.elapsed() - until > BEHIND => {
-                (began, used_before) = (Instant::now(), used());
-            }
-            None => {}
-        }
+        thread::sleep(done().saturating_sub(began.elapsed()));
     }
 }
 
