@@ -128,39 +128,63 @@ fn pausing_recovers_and_resuming_injects_again_without_stopping_the_clock() {
 
 #[test]
 fn a_stand_in_is_known_by_any_of_its_names_and_nothing_else_is() {
+    let (digest, bare) = (format!("sha256:{}", "0a".repeat(32)), "0a".repeat(32));
     // The tag of another release, a mirror, a digest; each started within the second of the order.
-    let known =
-        ["fault/pause:0", "mirror.example:5000/x/pause:1", "docker.io/fault/crash@sha256:00", "pause"];
-    let others = ["app:1", "docker.io/library/app:1", "pause/app:1", "fault/pause-app:1", "app:pause"];
-    for image in known.into_iter().chain(others) {
+    let known = [
+        ("fault/pause:0", ""),
+        ("mirror.example:5000/x/pause:1", ""),
+        ("docker.io/fault/crash@sha256:00", ""),
+        ("pause", ""),
+        // Pinned by digest, with no tag on its node: by containerd, CRI-O, dockerd.
+        (&*digest, "mirror.example:5000/x/pause@sha256:00"),
+        (&*bare, "fault/crash@sha256:00"),
+        (&*digest, "docker-pullable://fault/pause@sha256:00"),
+    ];
+    let others = [
+        ("app:1", ""),
+        ("docker.io/library/app:1", ""),
+        ("pause/app:1", ""),
+        ("fault/pause-app:1", ""),
+        ("app:pause", ""),
+        // It has a name that says what it is.
+        ("app:1", "fault/pause@sha256:00"),
+        (&*digest, "docker.io/library/app@sha256:00"),
+        (&*digest, &*digest),
+        (&*digest, ""),
+        (&*bare, "pause/app@sha256:00"),
+    ];
+    for (image, id) in known.into_iter().chain(others) {
         let mut sim = Sim::new(spec(Action::PodFailure, Mode::All, None), 1);
         sim.turn(None);
         sim.kubelet("pod-001");
-        sim.runs_under("pod-001", image);
+        sim.runs_under("pod-001", image, id);
         sim.see();
         sim.turn(None);
         let injected = sim.status.targets[0].phase == TargetPhase::Injected;
-        assert_eq!(injected, known.contains(&image), "{image}: {:?}", sim.status);
+        assert_eq!(injected, known.contains(&(image, id)), "{image} {id}: {:?}", sim.status);
     }
 }
 
 #[test]
 fn while_the_stand_in_of_another_release_runs_nothing_is_recovered() {
-    let mut sim = Sim::new(spec(Action::PodFailure, Mode::All, None), 1);
-    sim.turn(None);
-    sim.all_catch_up();
-    sim.turn(None);
-    assert_eq!(sim.status.phase, Some(Phase::Injected));
-    sim.runs_under("pod-001", "fault/pause:0");
-    sim.annotate(names::PAUSE, Some("true"));
-    for _ in 0..3 {
+    let digest = format!("sha256:{}", "0a".repeat(32));
+    for (image, id) in [("fault/pause:0", ""), (&*digest, "fault/pause@sha256:00")] {
+        let mut sim = Sim::new(spec(Action::PodFailure, Mode::All, None), 1);
         sim.turn(None);
-        sim.see();
+        sim.all_catch_up();
+        sim.turn(None);
+        assert_eq!(sim.status.phase, Some(Phase::Injected));
+        sim.runs_under("pod-001", image, id);
+        sim.annotate(names::PAUSE, Some("true"));
+        for _ in 0..3 {
+            sim.turn(None);
+            sim.see();
+        }
+        assert_eq!((sim.failed(), sim.status.targets[0].phase), (0, TargetPhase::Recovering), "{image}");
+        sim.all_catch_up();
+        sim.turn(None);
+        assert_eq!(sim.status.targets[0].phase, TargetPhase::Recovered);
     }
-    assert_eq!((sim.failed(), sim.status.targets[0].phase), (0, TargetPhase::Recovering));
-    sim.all_catch_up();
-    sim.turn(None);
-    assert_eq!(sim.status.targets[0].phase, TargetPhase::Recovered);
 }
 
 #[test]

@@ -240,10 +240,12 @@ impl Sim {
         });
     }
 
-    /// The runtime calls what runs by another of its names; without a probe it is Ready, whatever it is.
-    pub fn runs_under(&mut self, name: &str, image: &str) {
+    /// The runtime calls what runs by another of its names, and by that of its digest; without a probe it is Ready,
+    /// whatever it is.
+    pub fn runs_under(&mut self, name: &str, image: &str, image_id: &str) {
         let status = self.pods.get_mut(name).and_then(|pod| pod.status.as_mut()).unwrap();
-        status.container_statuses.as_mut().unwrap()[0].image = image.into();
+        let container = &mut status.container_statuses.as_mut().unwrap()[0];
+        (container.image, container.image_id) = (image.into(), image_id.into());
         status.conditions.as_mut().unwrap()[0].status = "True".into();
     }
 
