@@ -102,6 +102,9 @@ pub trait World: Nodes {
 pub enum Daemon {
     /// The node runs none.
     None,
+    /// Nobody has heard of it since this leader's term began, a moment ago: what it has to tell isn't known yet. The world
+    /// says so for some seconds only.
+    Unheard,
     /// There is one, but it can't be talked to; why.
     Unreachable(String),
     /// It answers.

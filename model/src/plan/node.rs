@@ -11,7 +11,7 @@ use super::kill::fail;
 use super::lasting::{Asked, went_away};
 use super::order::{order, order_id};
 use super::outcomes::injection_limit;
-use super::{Daemon, Input, NodeFault, Report, ReportState, Stage, Step, namespace, view};
+use super::{Daemon, Input, NodeFault, Report, ReportState, Stage, Step, namespace, seconds, view};
 use crate::pod::{ContainerView, PodView};
 use crate::select::{Ineligible, eligible};
 use crate::spec::Spec;
@@ -103,6 +103,8 @@ impl Step<'_> {
             self.plan.orders.extend(order(self.ident.uid, target, fault.clone(), Stage::Arm));
             return;
         }
+        // Asked before what it has told: one that is ready has told all.
+        let daemon = world.daemon(&node);
         // A container that ran with the fault, ended, and will perhaps be started again.
         let mut waits = false;
         if let Some(report) = &world.report(&node, &id) {
@@ -136,7 +138,6 @@ impl Step<'_> {
                 }
             }
         }
-        let daemon = world.daemon(&node);
         if target.phase == TargetPhase::Injected {
             mind(target, &daemon);
         } else if !waits && !self.is_in_time(target, ordered, &daemon, &node) {
@@ -177,6 +178,11 @@ impl Step<'_> {
                 "NoDaemon",
                 format!("node {node} runs no Squall daemon; see `kubectl -n squall-system get pods -o wide`"),
             ),
+            // What is known of it, its limit among that, the leader before may have known better.
+            Daemon::Unheard => {
+                self.wake(now + seconds(1));
+                return true;
+            }
             Daemon::Unreachable(why) => (
                 ordered + injection_limit(),
                 "NotInjected",
@@ -238,7 +244,7 @@ fn lapsed(target: &mut Target, now: Timestamp) {
 fn mind(target: &mut Target, daemon: &Daemon) {
     match daemon {
         Daemon::Ready if target.message.as_deref() == Some(UNREACHABLE) => target.message = None,
-        Daemon::Ready => {}
+        Daemon::Ready | Daemon::Unheard => {}
         Daemon::None | Daemon::Unreachable(_) => target.message = Some(UNREACHABLE.to_owned()),
     }
 }

@@ -264,6 +264,47 @@ fn what_a_node_gave_up_is_injected_again_when_it_is_back() {
 }
 
 #[test]
+fn a_container_that_is_waited_for_is_followed_by_the_next_leader_too() {
+    let mut sim = frozen(1);
+    let name = sim.pods.keys().next().cloned().unwrap();
+    // It is started again and again, for minutes: the watch has no other that runs.
+    sim.restart(&name);
+    sim.news();
+    sim.turn(None);
+    sim.wait(120);
+    sim.turn(None);
+    assert_eq!(sim.status.targets[0].phase, TargetPhase::Selected);
+    sim.crash();
+    sim.turn(None);
+    assert_eq!(sim.status.targets[0].phase, TargetPhase::Selected, "{:?}", sim.status);
+    sim.see();
+    sim.turn(None);
+    sim.turn(None);
+    assert_eq!((sim.hit_on_the_node(), sim.status.phase), (1, Some(Phase::Injected)));
+}
+
+#[test]
+fn what_a_new_leader_has_not_heard_of_yet_is_no_silent_node() {
+    let mut sim = frozen(1);
+    sim.delete();
+    sim.node.away = true;
+    sim.turn(None);
+    sim.wait(70);
+    sim.crash();
+    // It is being connected to: its word is waited for, though another leader had waited long enough.
+    let plan = sim.plan();
+    assert!(!plan.drop_finalizer && plan.notes.is_empty() && plan.orders.len() == 1, "{plan:?}");
+    sim.wait(10);
+    assert!(sim.plan().drop_finalizer, "not for ever");
+    sim.wait(-10);
+    sim.node.back();
+    sim.turn(None);
+    // What the node has told.
+    sim.turn(None);
+    assert!(sim.gone);
+}
+
+#[test]
 fn pausing_takes_it_back_and_resuming_orders_it_by_another_name() {
     let mut sim = frozen(1);
     let first: Vec<String> = sim.desired.keys().cloned().collect();

@@ -46,6 +46,8 @@ pub struct Sim {
     pub killed: Vec<String>,
     /// Its leader has had a turn: before, no daemon is sent anything.
     pub led: bool,
+    /// Since when another leads that has not heard of the node yet.
+    pub unheard: Option<Timestamp>,
     /// What the controller would have the node have.
     pub desired: BTreeMap<String, Order>,
     pub node: Node,
@@ -114,6 +116,8 @@ impl World for Sim {
     fn daemon(&self, node: &str) -> Daemon {
         if node == "without" || self.without_daemons {
             Daemon::None
+        } else if self.unheard.is_some_and(|since| self.now < since + SignedDuration::from_secs(10)) {
+            Daemon::Unheard
         } else if self.node.away {
             Daemon::Unreachable("no route".to_owned())
         } else {
@@ -154,6 +158,7 @@ impl Sim {
             reports: BTreeMap::new(),
             killed: Vec::new(),
             led: false,
+            unheard: None,
             desired: BTreeMap::new(),
             node: Node::default(),
             policies: Policies::NONE,
