@@ -17,6 +17,11 @@ use crate::pod::{ContainerView, PodView};
 use crate::select::eligible;
 use crate::spec::{Action, Mode, Spec};
 
+/// The stable word for what a changed selector leaves out.
+pub(super) const NARROWED: &str = "Narrowed";
+/// The same in words.
+pub(super) const LEFT_OUT: &str = "the selector was changed and leaves it out";
+
 impl Step<'_> {
     pub(super) fn lasting(&mut self, spec: &Spec) {
         let now = self.input.now;
@@ -75,12 +80,17 @@ impl Step<'_> {
 
     /// Release the target if the changed selector leaves it out.
     pub(super) fn narrow(&mut self, spec: &Spec, target: &mut Target) -> bool {
-        let Input { now, world, .. } = self.input;
-        let out = view(world, target).is_some_and(|pod| !spec.selector.matches(pod, as_nodes(world)));
+        let out = self.leaves_out(spec, target);
         if out {
-            release(target, now, "Narrowed", "the selector was changed and leaves it out");
+            release(target, self.input.now, NARROWED, LEFT_OUT);
         }
         out
+    }
+
+    /// Whether the selector does not match the target.
+    pub(super) fn leaves_out(&self, spec: &Spec, target: &Target) -> bool {
+        let world = self.input.world;
+        view(world, target).is_some_and(|pod| !spec.selector.matches(pod, as_nodes(world)))
     }
 
     /// A target that was put back and isn't wanted now. Its successor may be born while the experiment is paused.

@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use squall_api::status::{Target, TargetPhase};
 
 use super::kill::fail;
-use super::lasting::{Asked, went_away};
+use super::lasting::{Asked, LEFT_OUT, NARROWED, went_away};
 use super::order::{order, order_id};
 use super::outcomes::injection_limit;
 use super::{Daemon, Input, NodeFault, Report, ReportState, Stage, Step, namespace, seconds, view};
@@ -40,6 +40,11 @@ impl Step<'_> {
         let Input { now, world, .. } = self.input;
         match target.phase {
             TargetPhase::Recovering => {
+                // What is put back already isn't hit again, either. It may take its node long to say that it is.
+                if narrowed && target.reason.is_none() && self.leaves_out(spec, target) {
+                    target.reason = Some(NARROWED.to_owned());
+                    target.message = Some(LEFT_OUT.to_owned());
+                }
                 self.take_back(fault, target);
                 return;
             }
@@ -60,7 +65,7 @@ impl Step<'_> {
             return;
         };
         if narrowed && !pod.terminating && self.narrow(spec, target) {
-            return self.end(fault, target, Some("Narrowed"));
+            return self.end(fault, target, Some(NARROWED));
         }
         if pod.terminating {
             target.message = Some("its pod is being deleted".to_owned());

@@ -321,6 +321,45 @@ fn pausing_takes_it_back_and_resuming_orders_it_by_another_name() {
 }
 
 #[test]
+fn a_selector_that_is_narrowed_while_its_node_is_silent_is_not_forgotten() {
+    let mut sim = frozen(2);
+    sim.node.away = true;
+    sim.annotate(names::PAUSE, Some("true"));
+    sim.turn(None);
+    assert_eq!(sim.status.phase, Some(Phase::Recovering));
+    let labels = std::collections::BTreeMap::from([("in".to_owned(), "it".to_owned())]);
+    sim.pods.values_mut().next().unwrap().metadata.labels = Some(labels.clone());
+    sim.see();
+    sim.chaos.spec.selector.label_selectors = labels;
+    sim.chaos.metadata.generation = Some(2);
+    sim.turn(None);
+    sim.node.back();
+    sim.news();
+    sim.turn(None);
+    sim.annotate(names::PAUSE, None);
+    for _ in 0..3 {
+        sim.turn(None);
+    }
+    let targets: Vec<(TargetPhase, Option<&str>, Option<&str>)> = sim
+        .status
+        .targets
+        .iter()
+        .map(|target| (target.phase, target.reason.as_deref(), target.message.as_deref()))
+        .collect();
+    let left_out = "the selector was changed and leaves it out";
+    assert_eq!(
+        (sim.hit_on_the_node(), targets),
+        (
+            1,
+            vec![
+                (TargetPhase::Injected, None, None),
+                (TargetPhase::Released, Some("Narrowed"), Some(left_out))
+            ]
+        )
+    );
+}
+
+#[test]
 fn an_order_says_when_its_node_ends_it_by_itself() {
     let mut spec = spec(Action::ContainerFreeze, Mode::All, None);
     spec.duration = Some("5m".into());
