@@ -12,7 +12,9 @@ use super::back::unseen;
 use super::choose::{as_nodes, of_container, of_pod, whole_seconds};
 use super::halt::REFUSED;
 use super::status::{count, targets};
-use super::{Input, MAX_TARGETS, NodeFault, Note, NoteKind, PodRef, Step, later, seconds, view};
+use super::{
+    Input, MAX_TARGETS, NodeFault, Note, NoteKind, Outcome, PodRef, Step, Verb, later, seconds, view,
+};
 use crate::pod::{ContainerView, PodView};
 use crate::select::eligible;
 use crate::spec::{Action, Mode, Spec};
@@ -185,13 +187,16 @@ impl Step<'_> {
                     let was_ready = Some(pod.ready && !held);
                     targets.push(Target { born: Some(true), was_ready, ..of_pod(pod) });
                 }
-            } else if held {
+            } else if held
+                && !matches!(self.input.outcomes.get(Verb::Release, &pod.uid), Some(Outcome::Retry { .. }))
+            {
+                // Told when it is first to be done, however often that is tried.
                 self.plan.notes.push(Note::pod(
                     NoteKind::Normal,
                     PodRef::of_view(pod),
                     "ReleasedExcess",
                     format!(
-                        "born failed for {} {}/{}, {}; released",
+                        "born failed for {} {}/{}, {}; it is let go",
                         self.input.experiment.kind,
                         self.ident.namespace,
                         self.ident.name,

@@ -4,10 +4,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use proptest::prelude::*;
 use squall_api::names;
 use squall_api::podchaos::{Action, Mode, Phase, TargetPhase};
+use squall_model::plan::Effect;
+use squall_model::substitute;
 
 use crate::CASES;
 use crate::moves::{Move, moves, play};
-use crate::sim::{Sim, spec, told};
+use crate::sim::{Sim, images, spec, told};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(CASES))]
@@ -205,6 +207,28 @@ fn a_withdrawn_opt_in_recovers_and_says_so() {
         sim.status.conditions.iter().find(|c| c.type_ == "Completed").map(|c| c.reason.as_str()),
         Some("Aborted")
     );
+}
+
+#[test]
+fn that_one_born_beyond_the_number_is_let_go_is_told_once_however_often_it_is_tried() {
+    let mut sim = Sim::new(spec(Action::PodFailure, Mode::One, None), 1);
+    sim.status = sim.plan().status;
+    let Effect::Inject { holder, .. } = sim.plan().effects.remove(0) else { panic!("it is not failed") };
+    sim.settle();
+    // The webhook goes by what it has seen.
+    let name = sim.birth();
+    substitute::inject(sim.pods.get_mut(&name).unwrap(), &holder, &images()).unwrap();
+    sim.see();
+    sim.failing = 3;
+    let mut told = Vec::new();
+    for _ in 0..6 {
+        let plan = sim.plan();
+        told.extend(plan.notes);
+        plan.effects.iter().for_each(|effect| sim.carry_out(effect));
+        sim.wait(11);
+    }
+    let reasons: Vec<&str> = told.iter().map(|note| note.reason.as_str()).collect();
+    assert_eq!((sim.failed(), reasons), (1, vec!["ReleasedExcess"]));
 }
 
 #[test]
