@@ -12,7 +12,7 @@ use super::kill::fail;
 use super::lasting::{release, went_away};
 use super::node::{CONTAINER_GONE, EXPIRED, GRACE, NO_DAEMON, incarnation, take_over};
 use super::order::{order, order_id};
-use super::{Daemon, Input, NodeFault, ReportState, Stage, Step, seconds, view};
+use super::{Daemon, INVALID_SPEC, Input, NodeFault, ReportState, Stage, Step, seconds, view};
 use crate::pod::{ContainerState, PodView};
 
 /// A node ends a fault without a `duration` by itself when it hasn't heard of it for so long: a minute, and what a message
@@ -116,6 +116,44 @@ impl Step<'_> {
         // Listed for as long as it takes: a daemon that comes back says what it has put back.
         self.plan.orders.extend(order(self.ident.uid, target, fault.clone(), Stage::Recover));
         late
+    }
+
+    /// Nobody knows any more what was asked for: nothing is ordered, so nodes put back what they hold, and nobody will hear
+    /// of it.
+    pub(super) fn let_all_go(&mut self) {
+        let Input { now, world, outcomes, .. } = self.input;
+        for target in &mut self.plan.status.targets {
+            match target.phase {
+                TargetPhase::Selected | TargetPhase::Injected | TargetPhase::Recovering => {}
+                TargetPhase::Recovered
+                | TargetPhase::Killed
+                | TargetPhase::Skipped
+                | TargetPhase::Failed
+                | TargetPhase::Released
+                | TargetPhase::Gone => continue,
+            }
+            let Some(pod) = view(world, target).filter(|pod| !pod.terminating) else {
+                went_away(target, now);
+                continue;
+            };
+            let untouched = target.phase == TargetPhase::Selected
+                && target.ordered_at.is_none()
+                && !outcomes.holds(pod, self.ident.uid);
+            if untouched {
+                target.phase = TargetPhase::Skipped;
+                target.reason = Some(INVALID_SPEC.to_owned());
+                target.message = Some("the spec was not valid any more before it was hit".to_owned());
+            } else if target.container.is_some() {
+                fail(
+                    target,
+                    INVALID_SPEC,
+                    "its order is withdrawn, for the spec is not valid any more; what its node holds it puts back by \
+                     itself, and says so in its daemon's log only",
+                );
+            } else {
+                release(target, now, INVALID_SPEC, "the spec is not valid any more");
+            }
+        }
     }
 
     /// The object goes: have everything put back. What isn't yet, by name.

@@ -5,6 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use proptest::prelude::*;
 use squall_api::names;
 use squall_api::podchaos::{Action, Mode, Phase, TargetPhase};
+use squall_model::policy::ledger::Hold;
 
 use crate::CASES;
 use crate::moves::{Move, moves, play};
@@ -357,6 +358,28 @@ fn a_selector_that_is_narrowed_while_its_node_is_silent_is_not_forgotten() {
             ]
         )
     );
+}
+
+#[test]
+fn what_runs_when_its_spec_is_not_valid_any_more_is_ended_and_told_truthfully() {
+    let mut failed = Sim::new(spec(Action::PodFailure, Mode::All, None), 1);
+    failed.settle();
+    assert_eq!(failed.failed(), 1);
+    for (mut sim, phase) in [(frozen(1), TargetPhase::Failed), (failed, TargetPhase::Released)] {
+        // Another version of us took it.
+        sim.chaos.spec.duration = Some("soon".into());
+        for _ in 0..2 {
+            sim.turn(None);
+            sim.all_catch_up();
+        }
+        let message = sim.status.message.clone().unwrap_or_default();
+        assert!(message.contains("not valid any more") && !message.contains("nothing was hit"), "{message}");
+        let target = &sim.status.targets[0];
+        assert_eq!((target.phase, target.reason.as_deref()), (phase, Some("InvalidSpec")));
+        assert_eq!(Hold::of(&sim.status, sim.now), Hold::default());
+        assert!(sim.hit_on_the_node() == 0 && sim.desired.is_empty());
+        sim.assert_untouched();
+    }
 }
 
 #[test]
