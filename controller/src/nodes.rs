@@ -9,6 +9,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use jiff::{SignedDuration, Timestamp};
@@ -16,6 +17,7 @@ use squall_api::grpc;
 use tokio::{
     sync::{Notify, mpsc, watch},
     task::JoinSet,
+    time::Instant,
 };
 use tracing::{debug, error};
 
@@ -48,6 +50,8 @@ pub type Endpoints = Option<BTreeMap<String, Endpoint>>;
 pub enum Presence {
     /// There is no pod of the daemon on that node.
     NoDaemon,
+    /// This replica has led for a moment only, and has not heard of it yet.
+    Unheard,
     /// Not connected (yet).
     Connecting {
         /// Why the last try failed, if there was one.
@@ -158,11 +162,12 @@ impl Nodes {
 
     /// How it stands with the node's daemon.
     pub fn presence(&self, node: &str) -> Presence {
-        let Some(state) = self.shared.leading() else { return Presence::Connecting { error: None } };
+        let Some(state) = self.shared.leading() else { return Presence::Unheard };
         match state.nodes.get(node).and_then(|node| node.presence.clone()) {
-            Some(presence) => presence,
             None if state.listed => Presence::NoDaemon,
+            None | Some(Presence::Connecting { error: None }) if state.is_young() => Presence::Unheard,
             None => Presence::Connecting { error: None },
+            Some(presence) => presence,
         }
     }
 
@@ -177,7 +182,7 @@ impl Nodes {
                     counts.refusing += usize::from(refusal.is_some());
                     counts.without_ebpf += usize::from(!readiness.ebpf_error.is_empty());
                 }
-                Some(Presence::Connecting { .. }) => counts.connecting += 1,
+                Some(Presence::Connecting { .. } | Presence::Unheard) => counts.connecting += 1,
                 Some(Presence::NoDaemon) | None => {}
             }
         }
@@ -230,6 +235,15 @@ struct Node {
     wake: Arc<Notify>,
 }
 
+/// So long after a term began it is no news any more that a daemon has not been heard of.
+const YOUNG: Duration = Duration::from_secs(10);
+
+impl State {
+    fn is_young(&self) -> bool {
+        self.began.is_some_and(|at| at.elapsed() < YOUNG)
+    }
+}
+
 impl Node {
     /// Whether sending the state as it is ends or forgets nothing that may still be wanted.
     fn is_whole(&self) -> bool {
@@ -245,6 +259,8 @@ impl Node {
 #[derive(Default)]
 struct State {
     term: Option<u64>,
+    /// When this replica began to lead in it.
+    began: Option<Instant>,
     complete: bool,
     /// The daemons' pods are known.
     listed: bool,
@@ -271,7 +287,7 @@ impl Shared {
         let term = self.term();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.term != term {
-            *state = State { term, ..State::default() };
+            *state = State { term, began: term.map(|_| Instant::now()), ..State::default() };
         }
         term.map(|_| state)
     }
@@ -350,9 +366,16 @@ impl Shared {
         }
     }
 
-    fn set_listed(&self, term: u64, listed: bool) {
-        if let Some(mut state) = self.in_term(term) {
-            state.listed = listed;
+    /// Which daemons there are. Each has a presence from then on: or its node would be without a daemon until its task runs.
+    fn set_listed(&self, term: u64, endpoints: &Endpoints) {
+        let Some(mut state) = self.in_term(term) else { return };
+        state.listed = endpoints.is_some();
+        for node in endpoints.iter().flat_map(BTreeMap::keys) {
+            let entry = state.nodes.entry(node.clone()).or_default();
+            if entry.presence.is_none() {
+                entry.presence = Some(Presence::Connecting { error: None });
+                let _ = self.events.send(NodeEvent::Presence { node: node.clone() });
+            }
         }
     }
 }
@@ -384,7 +407,7 @@ async fn manage(
                         break false;
                     }
                     let wanted = endpoints.borrow_and_update().clone();
-                    shared.set_listed(term, wanted.is_some());
+                    shared.set_listed(term, &wanted);
                     let wanted = wanted.unwrap_or_default();
                     running.retain(|node, _| wanted.contains_key(node));
                     for (node, endpoint) in wanted {

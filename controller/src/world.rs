@@ -89,6 +89,7 @@ impl World for Cluster<'_> {
 fn daemon(presence: Presence) -> Daemon {
     match presence {
         Presence::NoDaemon => Daemon::None,
+        Presence::Unheard => Daemon::Unheard,
         Presence::Connecting { error } => {
             Daemon::Unreachable(error.unwrap_or_else(|| "it is being connected to".to_owned()))
         }

@@ -52,6 +52,9 @@ use crate::select::Nodes;
 use crate::spec::{Action, Spec};
 use crate::substitute::{FaultImages, Holder};
 
+/// The stable word for a spec that can't be read.
+const INVALID_SPEC: &str = "InvalidSpec";
+
 /// At most so many targets; above, nothing is hit.
 pub const MAX_TARGETS: usize = 4000;
 
@@ -102,6 +105,9 @@ pub trait World: Nodes {
 pub enum Daemon {
     /// The node runs none.
     None,
+    /// Nobody has heard of it since this leader's term began, a moment ago: what it has to tell isn't known yet. The world
+    /// says so for some seconds only.
+    Unheard,
     /// There is one, but it can't be talked to; why.
     Unreachable(String),
     /// It answers.
@@ -312,8 +318,7 @@ pub fn plan(input: Input<'_>) -> Plan {
         Ok(spec) => step.live(spec),
         Err(errors) => {
             let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
-            step.complete(Phase::Failed, "InvalidSpec", &format!("nothing was hit: {}", errors.join("; ")));
-            step.release_unwanted(|_| false);
+            step.invalid(&errors.join("; "));
             step.plan.status.observed_generation = Some(step.ident.generation);
         }
     }
@@ -355,6 +360,21 @@ impl Step<'_> {
             }
         }
         self.plan.status.observed_generation = Some(self.ident.generation);
+    }
+
+    /// The spec can't be read. One that has begun under it was read by another version of us.
+    fn invalid(&mut self, errors: &str) {
+        if self.plan.status.completed_at.is_none() && self.plan.status.selected_at.is_some() {
+            self.complete(
+                Phase::Failed,
+                INVALID_SPEC,
+                &format!("ended before its time, for its spec is not valid any more: {errors}"),
+            );
+            self.let_all_go();
+        } else {
+            self.complete(Phase::Failed, INVALID_SPEC, &format!("nothing was hit: {errors}"));
+        }
+        self.release_unwanted(|_| false);
     }
 
     /// The object is being deleted: put everything back, then let it go. A forced clean-up waits for nothing.

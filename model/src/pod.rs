@@ -78,7 +78,7 @@ pub struct ContainerView {
     pub image: String,
     /// `status…containerID`, with the runtime's scheme.
     pub id: Option<String>,
-    /// `status…image`/`imageID` belong to what runs; this is `status…image`.
+    /// `status…image`/`imageID` belong to what runs; this is `status…image`, where that names a repository.
     pub running_image: Option<String>,
     /// State.
     pub state: ContainerState,
@@ -336,10 +336,25 @@ fn container_view(container: &Container, kind: ContainerKind, statuses: &[Contai
         kind,
         image: container.image.clone().unwrap_or_default(),
         id: status.and_then(|status| status.container_id.clone()).filter(|id| !id.is_empty()),
-        running_image: status.map(|status| status.image.clone()).filter(|image| !image.is_empty()),
+        running_image: status.map(running_image).filter(|image| !image.is_empty()).map(ToOwned::to_owned),
         state: status.and_then(|status| status.state.as_ref()).map(container_state).unwrap_or_default(),
         ready: status.is_some_and(|status| status.ready),
         restarts: status.map_or(0, |status| status.restart_count),
+    }
+}
+
+/// By which name what runs was pulled. Of an image without a tag on its node, as one pinned by digest may be, `image` is
+/// its bare ID; in which repository it is stands in `imageID`.
+fn running_image(status: &ContainerStatus) -> &str {
+    let ContainerStatus { image, image_id, .. } = status;
+    let is_id = |image: &str| {
+        let digits = image.strip_prefix("sha256:").unwrap_or(image);
+        digits.len() == 64 && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
+    };
+    if is_id(image) && !image_id.is_empty() {
+        image_id.strip_prefix("docker-pullable://").unwrap_or(image_id)
+    } else {
+        image
     }
 }
 

@@ -210,7 +210,7 @@ impl House {
         let failed = |presence: &Presence| matches!(presence, Presence::Connecting { error: Some(_) });
         match self.presence(failed).await {
             Presence::Connecting { error } => error.unwrap(),
-            Presence::NoDaemon | Presence::Ready { .. } => unreachable!(),
+            Presence::NoDaemon | Presence::Unheard | Presence::Ready { .. } => unreachable!(),
         }
     }
 }
@@ -405,6 +405,41 @@ async fn who_no_longer_leads_forgets_and_sends_nothing() {
     house.nodes.complete();
     let state = house.next().await;
     assert_eq!((ids(&state), generation(&state)), (vec!["c"], (9, 1)));
+}
+
+#[tokio::test]
+async fn who_leads_for_a_moment_only_has_not_heard_of_a_daemon_yet_and_who_does_for_longer_has_no_connection()
+{
+    let mut house = House::new().await;
+    assert_eq!(house.nodes.presence("node-a"), Presence::Unheard, "nobody knows yet which there are");
+    // Without an identity nothing is connected to.
+    house.identity.send_replace(None);
+    house.serve(&house.ca.clone(), Profile::Daemon("node-a".into())).await;
+    while house.nodes.presence("node-b") != Presence::NoDaemon {
+        house.events.recv().await.unwrap();
+    }
+    assert_eq!(house.nodes.presence("node-a"), Presence::Unheard);
+    leap(Duration::from_secs(11)).await;
+    assert_eq!(house.nodes.presence("node-a"), Presence::Connecting { error: None });
+    house.identity.send_replace(Some(identity_of(&house.ca)));
+    house.presence(|presence| matches!(presence, Presence::Ready { .. })).await;
+    // The next term begins with what is not known.
+    house.leadership.send_replace(Leadership::Follower);
+    assert_eq!(house.nodes.presence("node-a"), Presence::Unheard);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_node_that_has_a_daemon_is_called_one_without_while_they_are_being_listed() {
+    let house = House::new().await;
+    house.identity.send_replace(None);
+    let endpoint = Endpoint { pod_uid: "x".into(), address: "127.0.0.1:1".parse().unwrap(), ready: true };
+    let nodes = (0..500).map(|number| (format!("node-{number:03}"), endpoint.clone()));
+    house.endpoints.send_replace(Some(nodes.collect()));
+    // The others' tasks have run before the last one's.
+    while house.nodes.presence("elsewhere") != Presence::NoDaemon {
+        std::thread::yield_now();
+    }
+    assert_eq!(house.nodes.presence("node-499"), Presence::Unheard);
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use super::kill::fail;
 use super::lasting::{release, went_away};
 use super::node::{CONTAINER_GONE, EXPIRED, GRACE, NO_DAEMON, incarnation, take_over};
 use super::order::{order, order_id};
-use super::{Daemon, Input, NodeFault, ReportState, Stage, Step, view};
+use super::{Daemon, INVALID_SPEC, Input, NodeFault, ReportState, Stage, Step, seconds, view};
 use crate::pod::{ContainerState, PodView};
 
 /// A node ends a fault without a `duration` by itself when it hasn't heard of it for so long: a minute, and what a message
@@ -49,6 +49,9 @@ impl Step<'_> {
             went_away(target, now);
             return false;
         };
+        // Asked before what it has told: one that is ready has told all.
+        let node = target.node.clone().unwrap_or_default();
+        let daemon = world.daemon(&node);
         let report = match (&target.node, order_id(self.ident.uid, target)) {
             (Some(node), Some(id)) => world.report(node, &id),
             (Some(_) | None, _) => None,
@@ -84,10 +87,15 @@ impl Step<'_> {
                 return false;
             }
         }
-        let node = target.node.clone().unwrap_or_default();
         let ends = self.plan.status.ends_at.as_ref().map(|at| at.0 + GRACE);
-        let (limit, silent) = match world.daemon(&node) {
+        let (limit, silent) = match daemon {
             Daemon::None => (since + NO_DAEMON, Some(format!("node {node} runs no Squall daemon"))),
+            // It may have told the leader before.
+            Daemon::Unheard => {
+                self.wake(now + seconds(1));
+                self.plan.orders.extend(order(self.ident.uid, target, fault.clone(), Stage::Recover));
+                return false;
+            }
             // If it lives, it ends the fault by itself, then.
             Daemon::Unreachable(_) => (
                 ends.unwrap_or(since + LEASE).max(since + NO_DAEMON),
@@ -108,6 +116,44 @@ impl Step<'_> {
         // Listed for as long as it takes: a daemon that comes back says what it has put back.
         self.plan.orders.extend(order(self.ident.uid, target, fault.clone(), Stage::Recover));
         late
+    }
+
+    /// Nobody knows any more what was asked for: nothing is ordered, so nodes put back what they hold, and nobody will hear
+    /// of it.
+    pub(super) fn let_all_go(&mut self) {
+        let Input { now, world, outcomes, .. } = self.input;
+        for target in &mut self.plan.status.targets {
+            match target.phase {
+                TargetPhase::Selected | TargetPhase::Injected | TargetPhase::Recovering => {}
+                TargetPhase::Recovered
+                | TargetPhase::Killed
+                | TargetPhase::Skipped
+                | TargetPhase::Failed
+                | TargetPhase::Released
+                | TargetPhase::Gone => continue,
+            }
+            let Some(pod) = view(world, target).filter(|pod| !pod.terminating) else {
+                went_away(target, now);
+                continue;
+            };
+            let untouched = target.phase == TargetPhase::Selected
+                && target.ordered_at.is_none()
+                && !outcomes.holds(pod, self.ident.uid);
+            if untouched {
+                target.phase = TargetPhase::Skipped;
+                target.reason = Some(INVALID_SPEC.to_owned());
+                target.message = Some("the spec was not valid any more before it was hit".to_owned());
+            } else if target.container.is_some() {
+                fail(
+                    target,
+                    INVALID_SPEC,
+                    "its order is withdrawn, for the spec is not valid any more; what its node holds it puts back by \
+                     itself, and says so in its daemon's log only",
+                );
+            } else {
+                release(target, now, INVALID_SPEC, "the spec is not valid any more");
+            }
+        }
     }
 
     /// The object goes: have everything put back. What isn't yet, by name.

@@ -76,9 +76,13 @@ impl Step<'_> {
             fail(target, "NotRunning", "it has no node or no container ID");
             return;
         };
+        // Asked before what it has told: one that is ready has told all.
+        let daemon = world.daemon(&node);
+        let unheard = daemon == Daemon::Unheard;
         let report = world.report(&node, &id);
         let waits = waits(fault);
-        let mut fired = false;
+        // Once that is written it stands, whether or not its daemon was heard of in this term.
+        let mut fired = target.receipt.is_some();
         let underway = match report {
             None => false,
             Some(report) => {
@@ -124,7 +128,7 @@ impl Step<'_> {
         let unsure = target.ordered_at.is_some();
         let mut stopped = self.ident.paused || self.is_halted();
         match view(world, target) {
-            None if unsure && now < give_up => {}
+            None if unsure && (now < give_up || unheard) => {}
             None => {
                 target.phase = TargetPhase::Skipped;
                 target.reason = Some("Gone".to_owned());
@@ -144,8 +148,7 @@ impl Step<'_> {
                 }
             },
         }
-        stopped &= !fired;
-        let ready = matches!(world.daemon(&node), Daemon::Ready);
+        let ready = daemon == Daemon::Ready;
         let given_up = match (fired, waits && underway) {
             // A process may take its time to end, and that it was signalled stands.
             (true, _) if ready => give_up + ENDED_WITHIN,
@@ -153,14 +156,18 @@ impl Step<'_> {
             (true | false, true) => give_up + TOLD_WITHIN,
             (true | false, false) => give_up,
         };
-        if now >= give_up && now < given_up {
+        if now >= give_up && unheard && unsure {
+            // Perhaps it was carried out in time. If not, it is not begun any more.
+            stopped = true;
+            self.wake(now + seconds(1));
+        } else if now >= give_up && now < given_up {
             self.wake(given_up);
         } else if now >= give_up {
-            let message = match world.daemon(&node) {
+            let message = match daemon {
                 Daemon::None => format!("node {node} runs no Squall daemon"),
                 Daemon::Unreachable(why) => format!("the daemon on node {node} can't be reached: {why}"),
                 Daemon::Ready if unsure => format!("the daemon on node {node} did not report in time"),
-                Daemon::Ready => "its time was over before it could be ordered".to_owned(),
+                Daemon::Ready | Daemon::Unheard => "its time was over before it could be ordered".to_owned(),
             };
             fail(target, "TimedOut", &message);
             return;
@@ -169,7 +176,7 @@ impl Step<'_> {
             return;
         }
         let ordered = target.ordered_at.get_or_insert(MicroTime(now)).0;
-        if matches!(world.daemon(&node), Daemon::None) && !underway {
+        if daemon == Daemon::None && !underway {
             // It stays listed, or a daemon that is being replaced would forget what it did.
             let limit = ordered + seconds(8);
             if limit <= now {
@@ -184,6 +191,8 @@ impl Step<'_> {
             }
             self.wake(limit);
         }
+        // What only the status knows to have fired its daemon has perhaps forgotten.
+        stopped &= !(fired && underway);
         let fires = !stopped && self.is_recorded(index, target);
         let stage = if fires { Stage::Fire } else { Stage::Arm };
         let until = if stopped && underway {

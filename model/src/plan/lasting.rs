@@ -12,10 +12,17 @@ use super::back::unseen;
 use super::choose::{as_nodes, of_container, of_pod, whole_seconds};
 use super::halt::REFUSED;
 use super::status::{count, targets};
-use super::{Input, MAX_TARGETS, NodeFault, Note, NoteKind, PodRef, Step, later, seconds, view};
+use super::{
+    Input, MAX_TARGETS, NodeFault, Note, NoteKind, Outcome, PodRef, Step, Verb, later, seconds, view,
+};
 use crate::pod::{ContainerView, PodView};
 use crate::select::eligible;
 use crate::spec::{Action, Mode, Spec};
+
+/// The stable word for what a changed selector leaves out.
+pub(super) const NARROWED: &str = "Narrowed";
+/// The same in words.
+pub(super) const LEFT_OUT: &str = "the selector was changed and leaves it out";
 
 impl Step<'_> {
     pub(super) fn lasting(&mut self, spec: &Spec) {
@@ -75,12 +82,17 @@ impl Step<'_> {
 
     /// Release the target if the changed selector leaves it out.
     pub(super) fn narrow(&mut self, spec: &Spec, target: &mut Target) -> bool {
-        let Input { now, world, .. } = self.input;
-        let out = view(world, target).is_some_and(|pod| !spec.selector.matches(pod, as_nodes(world)));
+        let out = self.leaves_out(spec, target);
         if out {
-            release(target, now, "Narrowed", "the selector was changed and leaves it out");
+            release(target, self.input.now, NARROWED, LEFT_OUT);
         }
         out
+    }
+
+    /// Whether the selector does not match the target.
+    pub(super) fn leaves_out(&self, spec: &Spec, target: &Target) -> bool {
+        let world = self.input.world;
+        view(world, target).is_some_and(|pod| !spec.selector.matches(pod, as_nodes(world)))
     }
 
     /// A target that was put back and isn't wanted now. Its successor may be born while the experiment is paused.
@@ -175,13 +187,16 @@ impl Step<'_> {
                     let was_ready = Some(pod.ready && !held);
                     targets.push(Target { born: Some(true), was_ready, ..of_pod(pod) });
                 }
-            } else if held {
+            } else if held
+                && !matches!(self.input.outcomes.get(Verb::Release, &pod.uid), Some(Outcome::Retry { .. }))
+            {
+                // Told when it is first to be done, however often that is tried.
                 self.plan.notes.push(Note::pod(
                     NoteKind::Normal,
                     PodRef::of_view(pod),
                     "ReleasedExcess",
                     format!(
-                        "born failed for {} {}/{}, {}; released",
+                        "born failed for {} {}/{}, {}; it is let go",
                         self.input.experiment.kind,
                         self.ident.namespace,
                         self.ident.name,

@@ -8,10 +8,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use squall_api::status::{Target, TargetPhase};
 
 use super::kill::fail;
-use super::lasting::{Asked, went_away};
+use super::lasting::{Asked, LEFT_OUT, NARROWED, went_away};
 use super::order::{order, order_id};
 use super::outcomes::injection_limit;
-use super::{Daemon, Input, NodeFault, Report, ReportState, Stage, Step, namespace, view};
+use super::{Daemon, Input, NodeFault, Report, ReportState, Stage, Step, namespace, seconds, view};
 use crate::pod::{ContainerView, PodView};
 use crate::select::{Ineligible, eligible};
 use crate::spec::Spec;
@@ -40,6 +40,11 @@ impl Step<'_> {
         let Input { now, world, .. } = self.input;
         match target.phase {
             TargetPhase::Recovering => {
+                // What is put back already isn't hit again, either. It may take its node long to say that it is.
+                if narrowed && target.reason.is_none() && self.leaves_out(spec, target) {
+                    target.reason = Some(NARROWED.to_owned());
+                    target.message = Some(LEFT_OUT.to_owned());
+                }
                 self.take_back(fault, target);
                 return;
             }
@@ -60,7 +65,7 @@ impl Step<'_> {
             return;
         };
         if narrowed && !pod.terminating && self.narrow(spec, target) {
-            return self.end(fault, target, Some("Narrowed"));
+            return self.end(fault, target, Some(NARROWED));
         }
         if pod.terminating {
             target.message = Some("its pod is being deleted".to_owned());
@@ -103,6 +108,8 @@ impl Step<'_> {
             self.plan.orders.extend(order(self.ident.uid, target, fault.clone(), Stage::Arm));
             return;
         }
+        // Asked before what it has told: one that is ready has told all.
+        let daemon = world.daemon(&node);
         // A container that ran with the fault, ended, and will perhaps be started again.
         let mut waits = false;
         if let Some(report) = &world.report(&node, &id) {
@@ -136,7 +143,6 @@ impl Step<'_> {
                 }
             }
         }
-        let daemon = world.daemon(&node);
         if target.phase == TargetPhase::Injected {
             mind(target, &daemon);
         } else if !waits && !self.is_in_time(target, ordered, &daemon, &node) {
@@ -177,6 +183,11 @@ impl Step<'_> {
                 "NoDaemon",
                 format!("node {node} runs no Squall daemon; see `kubectl -n squall-system get pods -o wide`"),
             ),
+            // What is known of it, its limit among that, the leader before may have known better.
+            Daemon::Unheard => {
+                self.wake(now + seconds(1));
+                return true;
+            }
             Daemon::Unreachable(why) => (
                 ordered + injection_limit(),
                 "NotInjected",
@@ -238,7 +249,7 @@ fn lapsed(target: &mut Target, now: Timestamp) {
 fn mind(target: &mut Target, daemon: &Daemon) {
     match daemon {
         Daemon::Ready if target.message.as_deref() == Some(UNREACHABLE) => target.message = None,
-        Daemon::Ready => {}
+        Daemon::Ready | Daemon::Unheard => {}
         Daemon::None | Daemon::Unreachable(_) => target.message = Some(UNREACHABLE.to_owned()),
     }
 }

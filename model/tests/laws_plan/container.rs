@@ -129,6 +129,43 @@ fn a_kill_that_its_leader_never_heard_of_again_is_not_repeated_after_a_pause() {
 }
 
 #[test]
+fn a_process_that_takes_its_time_to_end_is_waited_for_by_the_next_leader_too() {
+    let mut sim = Sim::new(spec(Action::ContainerKill, Mode::One, None), 1);
+    sim.kills = true;
+    sim.turn(None);
+    sim.wait(70);
+    sim.turn(None);
+    assert!(sim.status.targets[0].receipt.is_some());
+    sim.crash();
+    for _ in 0..2 {
+        sim.turn(None);
+        assert_eq!(sim.status.targets[0].phase, TargetPhase::Selected, "{:?}", sim.status);
+        assert_eq!(sim.desired.len(), 1);
+    }
+    sim.exits();
+    sim.turn(None);
+    // What the node has told.
+    sim.turn(None);
+    assert_eq!((sim.node.signalled.len(), sim.status.targets[0].phase), (1, TargetPhase::Killed));
+}
+
+#[test]
+fn a_kill_whose_time_is_over_is_not_begun_by_a_leader_that_has_not_heard_of_its_node() {
+    let mut sim = Sim::new(spec(Action::ContainerKill, Mode::One, None), 1);
+    (sim.kills, sim.node.away) = (true, true);
+    sim.turn(None);
+    sim.wait(65);
+    sim.crash();
+    sim.turn(None);
+    assert_eq!(sim.status.targets[0].phase, TargetPhase::Selected, "{:?}", sim.status);
+    sim.node.back();
+    sim.news();
+    sim.turn(None);
+    assert_eq!(sim.node.signalled, Vec::<String>::new());
+    assert_eq!(sim.status.targets[0].reason.as_deref(), Some("TimedOut"), "{:?}", sim.status);
+}
+
+#[test]
 fn a_kill_that_was_chosen_and_not_ordered_is_not_ordered_under_a_halt() {
     let mut sim = Sim::new(spec(Action::ContainerKill, Mode::One, None), 1);
     sim.kills = true;

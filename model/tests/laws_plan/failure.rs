@@ -4,10 +4,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use proptest::prelude::*;
 use squall_api::names;
 use squall_api::podchaos::{Action, Mode, Phase, TargetPhase};
+use squall_model::plan::Effect;
+use squall_model::substitute;
 
 use crate::CASES;
 use crate::moves::{Move, moves, play};
-use crate::sim::{Sim, spec, told};
+use crate::sim::{Sim, images, spec, told};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(CASES))]
@@ -128,39 +130,63 @@ fn pausing_recovers_and_resuming_injects_again_without_stopping_the_clock() {
 
 #[test]
 fn a_stand_in_is_known_by_any_of_its_names_and_nothing_else_is() {
+    let (digest, bare) = (format!("sha256:{}", "0a".repeat(32)), "0a".repeat(32));
     // The tag of another release, a mirror, a digest; each started within the second of the order.
-    let known =
-        ["fault/pause:0", "mirror.example:5000/x/pause:1", "docker.io/fault/crash@sha256:00", "pause"];
-    let others = ["app:1", "docker.io/library/app:1", "pause/app:1", "fault/pause-app:1", "app:pause"];
-    for image in known.into_iter().chain(others) {
+    let known = [
+        ("fault/pause:0", ""),
+        ("mirror.example:5000/x/pause:1", ""),
+        ("docker.io/fault/crash@sha256:00", ""),
+        ("pause", ""),
+        // Pinned by digest, with no tag on its node: by containerd, CRI-O, dockerd.
+        (&*digest, "mirror.example:5000/x/pause@sha256:00"),
+        (&*bare, "fault/crash@sha256:00"),
+        (&*digest, "docker-pullable://fault/pause@sha256:00"),
+    ];
+    let others = [
+        ("app:1", ""),
+        ("docker.io/library/app:1", ""),
+        ("pause/app:1", ""),
+        ("fault/pause-app:1", ""),
+        ("app:pause", ""),
+        // It has a name that says what it is.
+        ("app:1", "fault/pause@sha256:00"),
+        (&*digest, "docker.io/library/app@sha256:00"),
+        (&*digest, &*digest),
+        (&*digest, ""),
+        (&*bare, "pause/app@sha256:00"),
+    ];
+    for (image, id) in known.into_iter().chain(others) {
         let mut sim = Sim::new(spec(Action::PodFailure, Mode::All, None), 1);
         sim.turn(None);
         sim.kubelet("pod-001");
-        sim.runs_under("pod-001", image);
+        sim.runs_under("pod-001", image, id);
         sim.see();
         sim.turn(None);
         let injected = sim.status.targets[0].phase == TargetPhase::Injected;
-        assert_eq!(injected, known.contains(&image), "{image}: {:?}", sim.status);
+        assert_eq!(injected, known.contains(&(image, id)), "{image} {id}: {:?}", sim.status);
     }
 }
 
 #[test]
 fn while_the_stand_in_of_another_release_runs_nothing_is_recovered() {
-    let mut sim = Sim::new(spec(Action::PodFailure, Mode::All, None), 1);
-    sim.turn(None);
-    sim.all_catch_up();
-    sim.turn(None);
-    assert_eq!(sim.status.phase, Some(Phase::Injected));
-    sim.runs_under("pod-001", "fault/pause:0");
-    sim.annotate(names::PAUSE, Some("true"));
-    for _ in 0..3 {
+    let digest = format!("sha256:{}", "0a".repeat(32));
+    for (image, id) in [("fault/pause:0", ""), (&*digest, "fault/pause@sha256:00")] {
+        let mut sim = Sim::new(spec(Action::PodFailure, Mode::All, None), 1);
         sim.turn(None);
-        sim.see();
+        sim.all_catch_up();
+        sim.turn(None);
+        assert_eq!(sim.status.phase, Some(Phase::Injected));
+        sim.runs_under("pod-001", image, id);
+        sim.annotate(names::PAUSE, Some("true"));
+        for _ in 0..3 {
+            sim.turn(None);
+            sim.see();
+        }
+        assert_eq!((sim.failed(), sim.status.targets[0].phase), (0, TargetPhase::Recovering), "{image}");
+        sim.all_catch_up();
+        sim.turn(None);
+        assert_eq!(sim.status.targets[0].phase, TargetPhase::Recovered);
     }
-    assert_eq!((sim.failed(), sim.status.targets[0].phase), (0, TargetPhase::Recovering));
-    sim.all_catch_up();
-    sim.turn(None);
-    assert_eq!(sim.status.targets[0].phase, TargetPhase::Recovered);
 }
 
 #[test]
@@ -181,6 +207,28 @@ fn a_withdrawn_opt_in_recovers_and_says_so() {
         sim.status.conditions.iter().find(|c| c.type_ == "Completed").map(|c| c.reason.as_str()),
         Some("Aborted")
     );
+}
+
+#[test]
+fn that_one_born_beyond_the_number_is_let_go_is_told_once_however_often_it_is_tried() {
+    let mut sim = Sim::new(spec(Action::PodFailure, Mode::One, None), 1);
+    sim.status = sim.plan().status;
+    let Effect::Inject { holder, .. } = sim.plan().effects.remove(0) else { panic!("it is not failed") };
+    sim.settle();
+    // The webhook goes by what it has seen.
+    let name = sim.birth();
+    substitute::inject(sim.pods.get_mut(&name).unwrap(), &holder, &images()).unwrap();
+    sim.see();
+    sim.failing = 3;
+    let mut told = Vec::new();
+    for _ in 0..6 {
+        let plan = sim.plan();
+        told.extend(plan.notes);
+        plan.effects.iter().for_each(|effect| sim.carry_out(effect));
+        sim.wait(11);
+    }
+    let reasons: Vec<&str> = told.iter().map(|note| note.reason.as_str()).collect();
+    assert_eq!((sim.failed(), reasons), (1, vec!["ReleasedExcess"]));
 }
 
 #[test]

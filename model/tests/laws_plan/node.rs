@@ -5,6 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use proptest::prelude::*;
 use squall_api::names;
 use squall_api::podchaos::{Action, Mode, Phase, TargetPhase};
+use squall_model::policy::ledger::Hold;
 
 use crate::CASES;
 use crate::moves::{Move, moves, play};
@@ -264,6 +265,47 @@ fn what_a_node_gave_up_is_injected_again_when_it_is_back() {
 }
 
 #[test]
+fn a_container_that_is_waited_for_is_followed_by_the_next_leader_too() {
+    let mut sim = frozen(1);
+    let name = sim.pods.keys().next().cloned().unwrap();
+    // It is started again and again, for minutes: the watch has no other that runs.
+    sim.restart(&name);
+    sim.news();
+    sim.turn(None);
+    sim.wait(120);
+    sim.turn(None);
+    assert_eq!(sim.status.targets[0].phase, TargetPhase::Selected);
+    sim.crash();
+    sim.turn(None);
+    assert_eq!(sim.status.targets[0].phase, TargetPhase::Selected, "{:?}", sim.status);
+    sim.see();
+    sim.turn(None);
+    sim.turn(None);
+    assert_eq!((sim.hit_on_the_node(), sim.status.phase), (1, Some(Phase::Injected)));
+}
+
+#[test]
+fn what_a_new_leader_has_not_heard_of_yet_is_no_silent_node() {
+    let mut sim = frozen(1);
+    sim.delete();
+    sim.node.away = true;
+    sim.turn(None);
+    sim.wait(70);
+    sim.crash();
+    // It is being connected to: its word is waited for, though another leader had waited long enough.
+    let plan = sim.plan();
+    assert!(!plan.drop_finalizer && plan.notes.is_empty() && plan.orders.len() == 1, "{plan:?}");
+    sim.wait(10);
+    assert!(sim.plan().drop_finalizer, "not for ever");
+    sim.wait(-10);
+    sim.node.back();
+    sim.turn(None);
+    // What the node has told.
+    sim.turn(None);
+    assert!(sim.gone);
+}
+
+#[test]
 fn pausing_takes_it_back_and_resuming_orders_it_by_another_name() {
     let mut sim = frozen(1);
     let first: Vec<String> = sim.desired.keys().cloned().collect();
@@ -277,6 +319,67 @@ fn pausing_takes_it_back_and_resuming_orders_it_by_another_name() {
     sim.turn(None);
     assert_eq!((sim.status.phase, sim.hit_on_the_node()), (Some(Phase::Injected), 1));
     assert!(!sim.desired.keys().any(|id| first.contains(id)), "a daemon never injects the same again");
+}
+
+#[test]
+fn a_selector_that_is_narrowed_while_its_node_is_silent_is_not_forgotten() {
+    let mut sim = frozen(2);
+    sim.node.away = true;
+    sim.annotate(names::PAUSE, Some("true"));
+    sim.turn(None);
+    assert_eq!(sim.status.phase, Some(Phase::Recovering));
+    let labels = std::collections::BTreeMap::from([("in".to_owned(), "it".to_owned())]);
+    sim.pods.values_mut().next().unwrap().metadata.labels = Some(labels.clone());
+    sim.see();
+    sim.chaos.spec.selector.label_selectors = labels;
+    sim.chaos.metadata.generation = Some(2);
+    sim.turn(None);
+    sim.node.back();
+    sim.news();
+    sim.turn(None);
+    sim.annotate(names::PAUSE, None);
+    for _ in 0..3 {
+        sim.turn(None);
+    }
+    let targets: Vec<(TargetPhase, Option<&str>, Option<&str>)> = sim
+        .status
+        .targets
+        .iter()
+        .map(|target| (target.phase, target.reason.as_deref(), target.message.as_deref()))
+        .collect();
+    let left_out = "the selector was changed and leaves it out";
+    assert_eq!(
+        (sim.hit_on_the_node(), targets),
+        (
+            1,
+            vec![
+                (TargetPhase::Injected, None, None),
+                (TargetPhase::Released, Some("Narrowed"), Some(left_out))
+            ]
+        )
+    );
+}
+
+#[test]
+fn what_runs_when_its_spec_is_not_valid_any_more_is_ended_and_told_truthfully() {
+    let mut failed = Sim::new(spec(Action::PodFailure, Mode::All, None), 1);
+    failed.settle();
+    assert_eq!(failed.failed(), 1);
+    for (mut sim, phase) in [(frozen(1), TargetPhase::Failed), (failed, TargetPhase::Released)] {
+        // Another version of us took it.
+        sim.chaos.spec.duration = Some("soon".into());
+        for _ in 0..2 {
+            sim.turn(None);
+            sim.all_catch_up();
+        }
+        let message = sim.status.message.clone().unwrap_or_default();
+        assert!(message.contains("not valid any more") && !message.contains("nothing was hit"), "{message}");
+        let target = &sim.status.targets[0];
+        assert_eq!((target.phase, target.reason.as_deref()), (phase, Some("InvalidSpec")));
+        assert_eq!(Hold::of(&sim.status, sim.now), Hold::default());
+        assert!(sim.hit_on_the_node() == 0 && sim.desired.is_empty());
+        sim.assert_untouched();
+    }
 }
 
 #[test]

@@ -46,6 +46,8 @@ pub struct Sim {
     pub killed: Vec<String>,
     /// Its leader has had a turn: before, no daemon is sent anything.
     pub led: bool,
+    /// Since when another leads that has not heard of the node yet.
+    pub unheard: Option<Timestamp>,
     /// What the controller would have the node have.
     pub desired: BTreeMap<String, Order>,
     pub node: Node,
@@ -114,6 +116,8 @@ impl World for Sim {
     fn daemon(&self, node: &str) -> Daemon {
         if node == "without" || self.without_daemons {
             Daemon::None
+        } else if self.unheard.is_some_and(|since| self.now < since + SignedDuration::from_secs(10)) {
+            Daemon::Unheard
         } else if self.node.away {
             Daemon::Unreachable("no route".to_owned())
         } else {
@@ -154,6 +158,7 @@ impl Sim {
             reports: BTreeMap::new(),
             killed: Vec::new(),
             led: false,
+            unheard: None,
             desired: BTreeMap::new(),
             node: Node::default(),
             policies: Policies::NONE,
@@ -240,10 +245,12 @@ impl Sim {
         });
     }
 
-    /// The runtime calls what runs by another of its names; without a probe it is Ready, whatever it is.
-    pub fn runs_under(&mut self, name: &str, image: &str) {
+    /// The runtime calls what runs by another of its names, and by that of its digest; without a probe it is Ready,
+    /// whatever it is.
+    pub fn runs_under(&mut self, name: &str, image: &str, image_id: &str) {
         let status = self.pods.get_mut(name).and_then(|pod| pod.status.as_mut()).unwrap();
-        status.container_statuses.as_mut().unwrap()[0].image = image.into();
+        let container = &mut status.container_statuses.as_mut().unwrap()[0];
+        (container.image, container.image_id) = (image.into(), image_id.into());
         status.conditions.as_mut().unwrap()[0].status = "True".into();
     }
 

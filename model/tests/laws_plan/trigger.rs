@@ -230,6 +230,28 @@ fn a_trigger_that_had_fired_is_waited_for_under_a_halt() {
 }
 
 #[test]
+fn a_trigger_that_fired_just_before_its_end_is_no_failure_though_its_leader_never_heard_of_it() {
+    let mut sim = triggered();
+    sim.kills = true;
+    sim.turn(None);
+    sim.wait(59);
+    sim.turn(None);
+    assert_eq!(sim.status.targets[0].reason.as_deref(), Some("Armed"), "{:?}", sim.status);
+    sim.node.trip();
+    sim.crash();
+    sim.wait(5);
+    sim.crash();
+    sim.turn(None);
+    // What the node has told.
+    sim.turn(None);
+    assert_eq!(sim.status.targets[0].reason.as_deref(), Some("Fired"), "{:?}", sim.status);
+    sim.exits();
+    sim.turn(None);
+    sim.turn(None);
+    assert_eq!((sim.node.signalled.len(), sim.status.targets[0].phase), (1, TargetPhase::Killed));
+}
+
+#[test]
 fn a_policys_longest_duration_is_the_longest_that_a_trigger_waits() {
     let limits = |duration: &str| Limits { max_duration: Some(duration.into()), ..Limits::default() };
     for (most, phase) in [("59s", Phase::Failed), ("60s", Phase::Injecting)] {

@@ -54,7 +54,11 @@ impl Sim {
     pub fn news(&mut self) {
         let containers = self.containers();
         self.node.look(&containers, self.now);
-        if !self.node.away && self.led && self.on_the_node() {
+        if self.node.away || !self.led {
+            return;
+        }
+        self.unheard = None;
+        if self.on_the_node() {
             self.node.apply(&self.desired, &containers, self.now);
             self.reports = self.node.told.clone();
         }
@@ -127,7 +131,8 @@ impl Sim {
         self.outcomes = Outcomes::default();
         self.desired.clear();
         self.led = false;
-        if self.kills {
+        self.unheard = Some(self.now);
+        if self.on_the_node() {
             self.reports.clear();
         }
     }
