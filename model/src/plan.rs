@@ -274,7 +274,7 @@ struct Ident<'a> {
     namespace: &'a str,
     name: &'a str,
     generation: i64,
-    deleted: bool,
+    deleted: Option<Timestamp>,
     paused: bool,
     forced: bool,
     created: Option<Timestamp>,
@@ -289,7 +289,7 @@ impl<'a> Ident<'a> {
             namespace: meta.namespace.as_deref().unwrap_or_default(),
             name: meta.name.as_deref().unwrap_or_default(),
             generation: meta.generation.unwrap_or_default(),
-            deleted: meta.deletion_timestamp.is_some(),
+            deleted: meta.deletion_timestamp.as_ref().map(|time| time.0),
             paused: annotation(names::PAUSE) == Some("true"),
             forced: annotation(names::CLEANUP) == Some(names::CLEANUP_FORCED),
             created: meta.creation_timestamp.as_ref().map(|time| time.0),
@@ -310,7 +310,7 @@ pub fn plan(input: Input<'_>) -> Plan {
     let mut step = Step { input, ident, plan: Plan { status: input.status.clone(), ..Plan::default() } };
     // Squall being removed means the same: put everything back, and hold nobody up.
     let leaving = input.world.namespace(names::NAMESPACE).is_some_and(|namespace| namespace.terminating);
-    if step.ident.deleted || leaving {
+    if step.ident.deleted.is_some() || leaving {
         step.deleted();
         return step.plan;
     }
@@ -382,14 +382,23 @@ impl Step<'_> {
         let mut left = self.release_unwanted(|_| false);
         let Left { waited_for, unseen } = self.take_all_back();
         left.extend(waited_for);
+        let one_shot = self.input.experiment.spec.is_ok_and(|spec| !spec.lasting());
         if left.is_empty() {
             if !unseen.is_empty() {
+                let (what, then) = if one_shot {
+                    (
+                        "these triggers taken back",
+                        "If it lives, they may fire until it is heard of or their time is over",
+                    )
+                } else {
+                    ("these put back", "It puts them back when it starts")
+                };
                 self.plan.notes.push(Note::experiment(
                     NoteKind::Warning,
                     "NotSeenRecovered",
                     format!(
-                        "nobody has seen these put back, for their node's daemon is silent: {}. It puts them back when \
-                         it starts; to be certain at once, delete the pod",
+                        "nobody has seen {what}, for their node's daemon is silent: {}. {then}; to be certain at once, \
+                         delete the pod",
                         unseen.join(", ")
                     ),
                 ));
@@ -407,11 +416,12 @@ impl Step<'_> {
         } else {
             self.plan.status.phase = Some(Phase::Recovering);
             let what = match self.input.experiment.spec {
-                Ok(spec) if spec.action.on_containers() => "containers",
-                Ok(_) | Err(_) => "pods",
+                Ok(_) if one_shot => "triggers are still to be taken back",
+                Ok(spec) if spec.action.on_containers() => "containers are still to be restored",
+                Ok(_) | Err(_) => "pods are still to be restored",
             };
             self.plan.status.message = Some(format!(
-                "being deleted; {} {what} are still to be restored. To let the object go without waiting: kubectl annotate {} {} {}={}",
+                "being deleted; {} {what}. To let the object go without waiting: kubectl annotate {} {} {}={}",
                 left.len(),
                 self.input.experiment.kind.plural(),
                 self.ident.name,

@@ -8,6 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use squall_api::status::{Target, TargetPhase};
 
+use super::container::waits;
 use super::kill::fail;
 use super::lasting::{release, went_away};
 use super::node::{CONTAINER_GONE, EXPIRED, GRACE, NO_DAEMON, incarnation, take_over};
@@ -160,7 +161,13 @@ impl Step<'_> {
     pub(super) fn take_all_back(&mut self) -> Left {
         let mut left = Left::default();
         let Ok(spec) = self.input.experiment.spec else { return left };
-        let Some(fault) = NodeFault::of(spec).filter(|_| spec.lasting()) else { return left };
+        let Some(fault) = NodeFault::of(spec) else { return left };
+        if waits(&fault) {
+            return self.take_triggers_back(&fault);
+        }
+        if !spec.lasting() {
+            return left;
+        }
         let mut targets = std::mem::take(&mut self.plan.status.targets);
         for target in &mut targets {
             let late = match target.phase {

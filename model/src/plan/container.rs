@@ -9,8 +9,9 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use squall_api::podchaos::{Phase, Target, TargetPhase};
 
+use super::back::Left;
 use super::kill::fail;
-use super::node::EXPIRED;
+use super::node::{EXPIRED, NO_DAEMON};
 use super::order::{order, order_id};
 use super::{
     Daemon, Input, NodeFault, Order, Report, ReportState, Stage, Step, later, namespace, seconds, view,
@@ -28,7 +29,7 @@ const ENDED_WITHIN: SignedDuration = SignedDuration::from_secs(130);
 const NOT_TRIGGERED: &str = "NotTriggered";
 
 /// Whether `fault` waits for something.
-fn waits(fault: &NodeFault) -> bool {
+pub(super) fn waits(fault: &NodeFault) -> bool {
     match fault {
         NodeFault::Kill { whom, .. } => whom.waits(),
         NodeFault::Freeze | NodeFault::Stress(_) => false,
@@ -204,6 +205,41 @@ impl Step<'_> {
         };
         let order = order(self.ident.uid, target, fault.clone(), stage);
         self.plan.orders.extend(order.map(|order| Order { until, ..order }));
+    }
+
+    /// The object goes: which triggers may still be armed on a node that is silent. One that is heard of takes back at once
+    /// what isn't listed any more.
+    pub(super) fn take_triggers_back(&mut self, fault: &NodeFault) -> Left {
+        let Input { now, world, .. } = self.input;
+        let mut left = Left::default();
+        // A removal of all of Squall has no such time, and holds nobody up.
+        let limit = self.ident.deleted.map_or(now, |at| at + NO_DAEMON);
+        let selected = self.plan.status.selected_at.as_ref().map(|at| at.0);
+        for target in &self.plan.status.targets {
+            let (Some(node), Some(id)) = (&target.node, order_id(self.ident.uid, target)) else { continue };
+            let armed = target.phase == TargetPhase::Selected && target.ordered_at.is_some();
+            let daemon = world.daemon(node);
+            let told = world.report(node, &id).is_some_and(|report| report.state != ReportState::Underway);
+            if !armed || told || self.is_signalled(target) || view(world, target).is_none() {
+                continue;
+            }
+            let container = target.container.as_deref().unwrap_or_default();
+            let name = format!("{}/{} {container}", target.namespace, target.pod);
+            match daemon {
+                Daemon::Ready => continue,
+                Daemon::None | Daemon::Unreachable(_) if limit <= now => {
+                    left.unseen.push(format!("{name} on node {node}"));
+                }
+                Daemon::None | Daemon::Unreachable(_) | Daemon::Unheard => left.waited_for.push(name),
+            }
+            // A time that is over: is its daemon heard of meanwhile, it takes it back at once.
+            let order = order(self.ident.uid, target, fault.clone(), Stage::Arm);
+            self.plan.orders.extend(order.map(|order| Order { until: selected, ..order }));
+        }
+        if !left.waited_for.is_empty() {
+            self.wake(limit.max(now + seconds(1)));
+        }
+        left
     }
 
     /// Whether it is known that the container of `target` was signalled.

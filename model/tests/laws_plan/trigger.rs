@@ -191,6 +191,51 @@ fn an_armed_trigger_is_taken_back_when_its_target_is_not_to_be_hit_any_more() {
 }
 
 #[test]
+fn a_deletion_waits_for_a_silent_node_that_has_a_trigger_armed_and_then_names_what_nobody_has_seen() {
+    let mut sim = armed();
+    sim.node.away = true;
+    sim.delete();
+    sim.turn(None);
+    assert!(!sim.gone, "it is perhaps heard of again");
+    let mut other = armed();
+    other.node.away = true;
+    other.delete();
+    other.turn(None);
+    other.node.back();
+    other.news();
+    other.wait(0);
+    other.node.trip();
+    other.turn(None);
+    assert!(other.gone && other.node.signalled.is_empty() && other.desired.is_empty());
+    sim.wait(9);
+    let plan = sim.plan();
+    let note = plan.notes.iter().find(|note| note.reason == "NotSeenRecovered").expect("it is told");
+    assert!(note.message.contains("pod-001 app on node node"), "{}", note.message);
+    sim.turn(None);
+    assert!(sim.gone && sim.desired.is_empty());
+}
+
+#[test]
+fn a_trigger_that_is_heard_of_or_has_fired_holds_up_no_deletion() {
+    let stops: [fn(&mut Sim); 2] = [
+        |_| (),
+        |sim| {
+            sim.node.trip();
+            sim.news();
+            sim.turn(None);
+            sim.node.away = true;
+        },
+    ];
+    for stop in stops {
+        let mut sim = armed();
+        stop(&mut sim);
+        sim.delete();
+        let plan = sim.plan();
+        assert!(plan.drop_finalizer && plan.notes.is_empty(), "{plan:?}");
+    }
+}
+
+#[test]
 fn a_trigger_waits_no_longer_while_it_is_paused_or_halted_and_waits_again_afterwards() {
     let stops: [fn(&mut Sim, bool); 2] = [
         |sim, on| sim.annotate(names::PAUSE, on.then_some("true")),
