@@ -269,7 +269,11 @@ impl CgroupRoot {
 
     /// The directory that holds `pid`, or the one so many levels above it.
     fn v2_cgroup(&self, root: &Path, path: &str, pid: i32, above: usize) -> Result<V2Cgroup, CgroupError> {
-        let holds = |dir: &Path| procs_of(dir).contains(&pid);
+        // A container names the cgroups below its own as it likes; what is no text leads to no directory.
+        let holds = |dir: &Path| match above {
+            0 => procs_of(dir).contains(&pid),
+            _ => dir.ancestors().nth(above).is_some_and(|own| find_holder(own, pid, 0).is_some()),
+        };
         let mut dir = join(root, path);
         if !holds(&dir) {
             // In a cgroup namespace of our own `/proc` shows paths that start from our own cgroup.

@@ -1,5 +1,7 @@
 //! Tests: what counts as a container's cgroup where not every hierarchy has one for it. Nobody outside may be held.
 
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+
 use super::*;
 
 const V1: &str = "9:name=systemd:/kube/pod1/abc\n8:pids:/kube/pod1/abc\n2:cpu,cpuacct:/kube/pod1/abc\n";
@@ -70,6 +72,20 @@ fn the_first_process_may_be_in_a_cgroup_below_the_containers() {
     assert_eq!(target.v2.as_ref().map(|cgroup| cgroup.level), Some(3));
     assert_eq!(target.processes(), [7]);
     assert!(target.holds(&parse("0::/kube/pod1/abc/system.slice/x\n")));
+}
+
+#[test]
+fn the_name_of_a_cgroup_below_the_containers_may_be_no_text() {
+    let (dir, root) = machine("0::/kube/pod1/abc/\u{fffd}\n");
+    let own = dir.path().join("unified/kube/pod1/abc");
+    fs::rename(own.join("init.scope"), own.join(OsStr::from_bytes(b"\xff"))).unwrap();
+    let target = root.container(7, "abc").unwrap();
+    assert_eq!(target.v2.as_ref().map(|cgroup| cgroup.dir.as_path()), Some(own.as_path()));
+    assert_eq!(target.processes(), [7]);
+    // Who is nowhere below it is not the container's, whatever the path says.
+    fs::write(dir.path().join("proc/7/cgroup"), "0::/kube/pod1/abc/init.scope\n").unwrap();
+    fs::write(own.join(OsStr::from_bytes(b"\xff")).join("cgroup.procs"), "8\n").unwrap();
+    assert!(matches!(root.container(7, "abc"), Err(CgroupError::NotFound { pid: 7, .. })));
 }
 
 #[test]

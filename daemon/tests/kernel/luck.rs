@@ -365,15 +365,20 @@ async fn a_name_that_the_kernel_cuts_inside_a_character_is_hit_like_any_other() 
 }
 
 async fn a_cgroup_whose_name_is_no_text_hides_nobody() {
-    let (tools, mut sandbox) = (tools(), Sandbox::new());
-    let below = sandbox.below(OsStr::from_bytes(b"\xff"));
-    let init = sandbox.start("sleep");
-    let hidden = sandbox.start_in("sleep", &below);
-    let outcome = fire(&tools, &sandbox, &init, of(libc::SIGTERM, EVERYONE)).await;
-    let mut wanted = [init.pid(), hidden.pid()];
-    wanted.sort_unstable();
-    assert_eq!((outcome.state, hit(&outcome)), (State::Done, wanted.to_vec()), "{outcome:?}");
-    for target in [init, hidden] {
-        assert_eq!(target.wait().await.signal(), Some(libc::SIGTERM));
+    let tools = tools();
+    for init_hides in [false, true] {
+        let mut sandbox = Sandbox::new();
+        let (mut first, mut second) = (sandbox.dirs(), sandbox.below(OsStr::from_bytes(b"\xff")));
+        if init_hides {
+            std::mem::swap(&mut first, &mut second);
+        }
+        let (init, other) = (sandbox.start_in("sleep", &first), sandbox.start_in("sleep", &second));
+        let outcome = fire(&tools, &sandbox, &init, of(libc::SIGTERM, EVERYONE)).await;
+        let mut wanted = [init.pid(), other.pid()];
+        wanted.sort_unstable();
+        assert_eq!((outcome.state, hit(&outcome)), (State::Done, wanted.to_vec()), "{outcome:?}");
+        for target in [init, other] {
+            assert_eq!(target.wait().await.signal(), Some(libc::SIGTERM));
+        }
     }
 }

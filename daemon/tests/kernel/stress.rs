@@ -211,7 +211,8 @@ async fn a_cpu_stressor_makes_up_for_no_freeze() {
     tokio::time::sleep(Duration::from_secs(3)).await;
     sandbox.set("cgroup.freeze", "0");
     let found = load(&sandbox, Duration::from_secs(2)).await;
-    assert!(about(found, 40.0, 5.0), "{found} %, not 40 %");
+    // Made up for, it would be all of a CPU; others may have a part of so short a time.
+    assert!(about(found, 40.0, 15.0), "{found} %, not 40 %");
 }
 
 async fn a_cpu_stressor_holds_its_share_of_the_containers_limit() {
