@@ -107,8 +107,7 @@ pub fn parsed<S: ExperimentSpec>(metadata: &ObjectMeta, spec: &S) -> Result<Spec
 fn made_for(metadata: &ObjectMeta) -> Option<String> {
     metadata.annotations.as_ref()?.get(names::MADE_FOR)?;
     metadata.owner_references.iter().flatten().find_map(|owner| {
-        let is = |kind: &Workload| kind.word() == owner.kind && kind.api_version() == owner.api_version;
-        let kind = Workload::ALL.into_iter().filter(|kind| *kind != Workload::Pod).find(is)?;
-        Some(format!("{}/{}", kind.word(), owner.name))
+        let is = |kind: Workload| kind != Workload::Pod && kind.is_that_of(owner);
+        Workload::ALL.into_iter().any(is).then(|| format!("{}/{}", owner.kind, owner.name))
     })
 }

@@ -139,10 +139,9 @@ fn complete<S: ExperimentSpec + DeserializeOwned>(request: &Request<'_>) -> Resu
     let metadata = entry(object, "metadata")?;
     if request.operation == "CREATE" {
         let by_us = request.user_info.username == names::CONTROLLER_USER;
-        let annotations = entry(metadata, "annotations")?;
         // What our controller creates for somebody says for whom.
-        if !(by_us && annotations.contains_key(names::REQUESTED_BY)) {
-            annotations.insert(names::REQUESTED_BY.to_owned(), requester(&request.user_info)?);
+        if !(by_us && entry(metadata, "annotations")?.contains_key(names::REQUESTED_BY)) {
+            sign(request, metadata)?;
         }
         let finalizers = metadata.entry("finalizers").or_insert_with(|| json!([]));
         if finalizers.is_null() {
@@ -156,13 +155,19 @@ fn complete<S: ExperimentSpec + DeserializeOwned>(request: &Request<'_>) -> Resu
     } else {
         let old = Experiment::<S>::read("oldObject", request.old_object).ok();
         if old.zip(spec).is_some_and(|(old, spec)| asks_anew(&old, &spec)) {
-            let annotations = entry(metadata, "annotations")?;
-            annotations.insert(names::REQUESTED_BY.to_owned(), requester(&request.user_info)?);
+            sign(request, metadata)?;
         } else {
             keep_requester(request, metadata)?;
         }
     }
     Ok(Answer { patch: Some(json_patch::diff(&before, &after)), ..Answer::default() })
+}
+
+/// Who sends the request asks for the object.
+pub(crate) fn sign(request: &Request<'_>, metadata: &mut Map<String, Value>) -> Result<(), Denied> {
+    let requester = requester(&request.user_info)?;
+    entry(metadata, "annotations")?.insert(names::REQUESTED_BY.to_owned(), requester);
+    Ok(())
 }
 
 /// `kubectl replace` leaves out what it doesn't know of. Another value is refused by the validating path.
@@ -217,9 +222,7 @@ fn judge<S: ExperimentSpec + DeserializeOwned>(request: &Request<'_>) -> Result<
     if request.operation == "UPDATE" {
         let old = Experiment::<S>::read("oldObject", request.old_object)?;
         let asks = asks_anew(&old, &new.spec);
-        let signed = requester(&request.user_info)?;
-        let expected = if asks { signed.as_str() } else { old.requested_by() };
-        requester_stays(expected, new.requested_by(), "experiment")?;
+        is_signed(request, asks, old.requested_by(), new.requested_by(), "experiment")?;
         if old.spec == new.spec {
             return Ok(Verdict::Answered(Answer::default()));
         }
@@ -288,9 +291,16 @@ fn is_active(status: Option<&ExperimentStatus>) -> bool {
     begun || status.selected_at.is_some() || !status.targets.is_empty() || status.completed_at.is_some()
 }
 
-/// Who asked for a `thing` stays who did.
-pub(crate) fn requester_stays(old: Option<&str>, new: Option<&str>, thing: &str) -> Result<(), Denied> {
-    if old == new {
+/// Who asked for a `thing` stays who did, unless whoever sends the request `asks` anew.
+pub(crate) fn is_signed(
+    request: &Request<'_>,
+    asks: bool,
+    old: Option<&str>,
+    new: Option<&str>,
+    thing: &str,
+) -> Result<(), Denied> {
+    let signed = requester(&request.user_info)?;
+    if new == if asks { signed.as_str() } else { old } {
         return Ok(());
     }
     Err(Denied::invalid(vec![FieldError::new(
@@ -317,7 +327,7 @@ pub(crate) fn within_reach(namespaces: &BTreeSet<String>, field: &str, things: &
     Ok(())
 }
 
-pub(crate) fn requester(user: &UserInfo) -> Result<Value, Denied> {
+fn requester(user: &UserInfo) -> Result<Value, Denied> {
     let text = serde_json::to_string(user)
         .map_err(|error| Denied::unavailable(format!("the requester can't be written down: {error}")))?;
     Ok(Value::String(text))

@@ -49,8 +49,7 @@ fn sign(request: &Request<'_>) -> Result<Answer, Denied> {
     let asks = request.operation == "CREATE" || changed().unwrap_or_default();
     let metadata = entry(object, "metadata")?;
     if asks {
-        let requester = experiments::requester(&request.user_info)?;
-        entry(metadata, "annotations")?.insert(names::REQUESTED_BY.to_owned(), requester);
+        experiments::sign(request, metadata)?;
     } else {
         experiments::keep_requester(request, metadata)?;
     }
@@ -72,9 +71,7 @@ fn try_check(request: &Request<'_>, now: Timestamp) -> Result<Verdict, Denied> {
     if request.operation == "UPDATE" {
         let old = read("oldObject", value("oldObject", request.old_object)?)?;
         let asks = is_another(&old, &new);
-        let signed = experiments::requester(&request.user_info)?;
-        let expected = if asks { signed.as_str() } else { requester(&old) };
-        experiments::requester_stays(expected, requester(&new), "schedule")?;
+        experiments::is_signed(request, asks, requester(&old), requester(&new), "schedule")?;
         if !asks {
             return Ok(Verdict::Answered(Answer::default()));
         }

@@ -129,11 +129,11 @@ pub fn deliver(args: Args) -> Result<BTreeMap<&'static str, String>> {
 /// What each image that was built last comes to, by its name; none, if one is missing.
 pub fn built() -> Result<BTreeMap<&'static str, String>> {
     let directory = build::checkout()?.join("target/images");
-    let hash = |recipe: &Recipe| {
+    let one = |recipe: &Recipe| {
         let archive = fs::read(directory.join(format!("{}.tar", recipe.name))).ok()?;
         Some((recipe.name, hash(&image::hex_digest(&archive))))
     };
-    Ok(RECIPES.iter().map(hash).collect::<Option<_>>().unwrap_or_default())
+    Ok(RECIPES.iter().map(one).collect::<Option<_>>().unwrap_or_default())
 }
 
 fn hash(digest: &str) -> String {

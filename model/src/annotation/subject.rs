@@ -56,6 +56,11 @@ impl Kind {
             (group, version, _, _) => format!("{group}/{version}"),
         }
     }
+
+    /// Whether `owner` is of this kind.
+    pub fn is_that_of(self, owner: &OwnerReference) -> bool {
+        owner.kind == self.word() && owner.api_version == self.api_version()
+    }
 }
 
 /// The object.
@@ -144,9 +149,8 @@ impl Subject {
 
     /// The Deployment whose copy it is, if it is one.
     pub fn copied_from(&self) -> Option<&OwnerReference> {
-        let deployment = |owner: &&OwnerReference| {
-            owner.kind == Kind::Deployment.word() && owner.api_version == Kind::Deployment.api_version()
-        };
-        self.owner.as_ref().filter(|_| self.kind == Kind::ReplicaSet).filter(deployment)
+        self.owner
+            .as_ref()
+            .filter(|owner| self.kind == Kind::ReplicaSet && Kind::Deployment.is_that_of(owner))
     }
 }
