@@ -38,6 +38,8 @@ pub const MAP_RECORDS: &str = "RECORDS";
 pub const MAP_COUNTERS: &str = "COUNTERS";
 /// Global: [`Offsets`].
 pub const GLOBAL_OFFSETS: &str = "OFFSETS";
+/// Global: thread group id of the process whose children nobody signals, and nobody waits for; 0: there is none.
+pub const GLOBAL_SPARED: &str = "SPARED";
 
 /// How many cgroups can be watched at the same time.
 pub const MAX_WATCHES: u32 = 1024;
@@ -243,10 +245,10 @@ pub struct Offsets {
     pub signal_group_exit_code: u32,
     /// `task_struct.comm`
     pub task_comm: u32,
+    /// `task_struct.real_parent`
+    pub task_real_parent: u32,
     /// `linux_binprm.filename`
     pub binprm_filename: u32,
-    /// Keeps the size a multiple of eight without padding.
-    pub reserved: u32,
 }
 
 const _: () = assert!(size_of::<Watch>() == 48);

@@ -66,9 +66,13 @@ static OFFSETS: Global<Offsets> = Global::new(Offsets {
     signal_live: 0,
     signal_group_exit_code: 0,
     task_comm: 0,
+    task_real_parent: 0,
     binprm_filename: 0,
-    reserved: 0,
 });
+
+/// The daemon: its stressors, which are its children, stand in the cgroups of their targets.
+#[unsafe(no_mangle)]
+static SPARED: Global<u32> = Global::new(0);
 
 /// Runs every millisecond of CPU time of, and at every switch away from, a task of a watched cgroup.
 #[perf_event]
@@ -193,7 +197,7 @@ fn happened(cgroup: u64, trigger: *mut Trigger) -> Option<()> {
     // SAFETY: the entry stays until the program ends; the daemon does not write to it.
     let trigger = unsafe { &mut *trigger };
     let task = current_task();
-    if !named(task, &trigger.comm)? {
+    if is_spared(task)? || !named(task, &trigger.comm)? {
         return None;
     }
     // SAFETY: in the map's value, aligned. Nothing but the sum is asked for: fetching it takes a newer kernel, and of
@@ -235,6 +239,18 @@ fn cgroup_at(level: u32) -> Option<u64> {
     Some(unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) })
 }
 
+/// Whether the process of `task` is a child of the one whose children are spared.
+#[inline(always)]
+fn is_spared(task: u64) -> Option<bool> {
+    let spared = SPARED.load();
+    if spared == 0 {
+        return Some(false);
+    }
+    let at = OFFSETS.load();
+    let parent: u32 = read(read(task, at.task_real_parent)?, at.task_tgid)?;
+    Some(parent == spared)
+}
+
 /// Whether the process of `task` has that name; everyone has the empty one.
 #[inline(always)]
 fn named(task: u64, wanted: &[u8; 16]) -> Option<bool> {
@@ -270,7 +286,7 @@ fn signal_current(ctx: &impl EbpfContext) -> Option<()> {
         SCOPE_INIT if key.tgid == watch.init_tgid && key.start == watch.init_start => {}
         _ => return None,
     }
-    if !named(task, &watch.comm)? {
+    if is_spared(task)? || !named(task, &watch.comm)? {
         return None;
     }
     let claim = Claim { slot: watch.slot, signal: watch.signal, by: BY_EBPF, flags: 0 };

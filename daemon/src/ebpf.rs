@@ -139,6 +139,8 @@ pub struct TriggerSpec {
 pub struct Engine {
     /// 0: no debug output of the programs.
     log_level: u8,
+    /// The process whose children are spared; 0: there is none.
+    spared: u32,
     /// Size of the ring of records; `None`: as the object says.
     ring: Option<u32>,
     loader: Mutex<Option<Loader>>,
@@ -149,12 +151,23 @@ impl Engine {
     /// An engine with nothing loaded; `debug` turns on the programs' own log.
     pub fn new(debug: bool) -> Self {
         let log_level = if debug { aya_log::Level::Debug as u8 } else { 0 };
-        Self { log_level, ring: None, loader: Mutex::new(None), loaded: Mutex::new(Weak::new()) }
+        Self { log_level, spared: 0, ring: None, loader: Mutex::new(None), loaded: Mutex::new(Weak::new()) }
     }
 
     /// The same, with room for `bytes` of records at a time: a power of two and at least a page.
     pub fn with_ring(self, bytes: u32) -> Self {
         Self { ring: Some(bytes), ..self }
+    }
+
+    /// The same, for a daemon with that PID: no kill hits its children, its stressors in the cgroups of their targets,
+    /// and nothing that they do fires a trigger.
+    pub fn sparing_children_of(self, daemon: u32) -> Self {
+        Self { spared: daemon, ..self }
+    }
+
+    /// The PID of the process whose children are spared, if there is one.
+    pub fn spared(&self) -> Option<i32> {
+        i32::try_from(self.spared).ok().filter(|pid| *pid != 0)
     }
 
     /// Loads and attaches everything once, and lets go of it again: says whether eBPF works here.
@@ -230,7 +243,7 @@ impl Engine {
         let mut kept = lock(&self.loader);
         let loader = match &mut *kept {
             Some(loader) => loader,
-            None => kept.insert(Loader::new(btf::offsets()?, self.log_level, self.ring)),
+            None => kept.insert(Loader::new(btf::offsets()?, self.spared, self.log_level, self.ring)),
         };
         let loaded = Arc::new(Loaded::load(loader)?);
         *slot = Arc::downgrade(&loaded);

@@ -98,6 +98,7 @@ pub struct Tools {
 pub struct Prepared {
     container: Container,
     kill: Kill,
+    spared: Option<i32>,
     arming: Arming,
 }
 
@@ -160,7 +161,7 @@ impl Prepared {
                 })
             }
         };
-        Ok(Self { container, kill, arming })
+        Ok(Self { container, kill, spared: tools.engine.spared(), arming })
     }
 
     /// The container's first process: PID and start time.
@@ -192,7 +193,7 @@ impl Prepared {
         ordered: SystemTime,
         intent: impl FnOnce(i32, u64) -> Result<(), String>,
     ) -> Result<Fired, KillError> {
-        let Self { container, kill, arming } = self;
+        let Self { container, kill, spared, arming } = self;
         match &kill.whom {
             Whom::Processes(processes) => {
                 let (watch, evidence_error) = arming.finish(ARMING_PATIENCE).await;
@@ -213,7 +214,7 @@ impl Prepared {
                     Some((armed, records)) => (Some(armed), Some(records)),
                     None => (None, None),
                 };
-                let mut striker = Striker::new(target, kill, init, armed);
+                let mut striker = Striker::new(target, kill, init, armed).sparing_children_of(spared);
                 let (evidence, evidence_error) = match striker.open_fire() {
                     Ok(true) => (Evidence::Ebpf, evidence_error),
                     Ok(false) => (Evidence::Pidfd, evidence_error),

@@ -139,7 +139,8 @@ async fn run(args: Args) -> Result<()> {
         Arc::new(Docker::new(docker_socket, root)),
     ])
     .or_else(others);
-    let tools = Tools { engine: Arc::new(Engine::new(ebpf_log)), cgroups, runtimes };
+    let engine = Engine::new(ebpf_log).sparing_children_of(std::process::id());
+    let tools = Tools { engine: Arc::new(engine), cgroups, runtimes };
     // First of all it puts back: what follows asks others, and some of them may hang.
     let node = Node::new(name.clone(), tools.clone(), journal);
     match spawn::sweep(&proc) {

@@ -98,6 +98,7 @@ pub enum Disposition {
 pub struct Process {
     pid: i32,
     start: u64,
+    parent: i32,
     pidfd: OwnedFd,
     proc: PathBuf,
 }
@@ -110,8 +111,8 @@ impl Process {
             rustix::io::Errno::SRCH => ProcessError::Gone { pid },
             other => ProcessError::Open { pid, source: other.into() },
         })?;
-        let start = start_time(proc, pid)?;
-        let process = Self { pid, start, pidfd, proc: proc.to_owned() };
+        let Stat { parent, start } = stat(proc, pid)?;
+        let process = Self { pid, start, parent, pidfd, proc: proc.to_owned() };
         // While what the descriptor holds is not reaped, nobody else can have its PID: so what was read was its.
         process.send(0)?;
         Ok(process)
@@ -134,6 +135,11 @@ impl Process {
     /// When it started, in ticks since boot.
     pub fn start(&self) -> u64 {
         self.start
+    }
+
+    /// The PID of its parent, when it was opened.
+    pub fn parent(&self) -> i32 {
+        self.parent
     }
 
     /// How long ago it started; `None` when the clock does not tell.
@@ -241,7 +247,7 @@ impl Process {
     pub fn exit_status(&self) -> Option<u32> {
         // As long as nobody has reaped it `/proc` tells; afterwards the descriptor does, since Linux 6.15.
         match text::read(&self.file("stat")) {
-            Ok(stat) if parse_start(&stat) == Some(self.start) => parse_exit(&stat),
+            Ok(stat) if parse_stat(&stat).is_some_and(|stat| stat.start == self.start) => parse_exit(&stat),
             Ok(_) | Err(_) => exit_by(&self.pidfd),
         }
     }
@@ -273,6 +279,17 @@ impl Process {
 
 /// When `pid` started, in ticks since boot.
 pub fn start_time(proc: &Path, pid: i32) -> Result<u64, ProcessError> {
+    stat(proc, pid).map(|stat| stat.start)
+}
+
+/// What is read of `/proc/PID/stat`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stat {
+    parent: i32,
+    start: u64,
+}
+
+fn stat(proc: &Path, pid: i32) -> Result<Stat, ProcessError> {
     let path = proc.join(pid.to_string()).join("stat");
     let text = match text::read(&path) {
         Ok(text) => text,
@@ -281,7 +298,7 @@ pub fn start_time(proc: &Path, pid: i32) -> Result<u64, ProcessError> {
         }
         Err(source) => return Err(ProcessError::Read { path, source }),
     };
-    parse_start(&text).ok_or_else(|| ProcessError::Read { path, source: io::ErrorKind::InvalidData.into() })
+    parse_stat(&text).ok_or_else(|| ProcessError::Read { path, source: io::ErrorKind::InvalidData.into() })
 }
 
 /// The path `exe` below `root`. What was removed while it runs is shown with a mark behind it.
@@ -293,9 +310,10 @@ fn inside(exe: &Path, root: &Path) -> PathBuf {
     }
 }
 
-fn parse_start(stat: &str) -> Option<u64> {
+fn parse_stat(stat: &str) -> Option<Stat> {
     // The name may hold spaces and parentheses: the fields go on after the last one. Start time is field 22.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    Some(Stat { parent: fields.nth(1)?.parse().ok()?, start: fields.nth(17)?.parse().ok()? })
 }
 
 /// The status of a zombie. Without the right to trace it the kernel shows 0; and before Linux 5.17 that is what it shows
@@ -362,11 +380,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn start_time_is_found_behind_any_name() {
+    fn parent_and_start_time_are_found_behind_any_name() {
         let fields: Vec<String> = (3..=52).map(|field| field.to_string()).collect();
         let stat = format!("77 (a) b (c)) {}", fields.join(" "));
-        assert_eq!(parse_start(&stat), Some(22));
-        assert_eq!(parse_start("77 (x) S 1"), None);
+        assert_eq!(parse_stat(&stat), Some(Stat { parent: 4, start: 22 }));
+        assert_eq!(parse_stat("77 (x) S 1"), None);
     }
 
     #[test]

@@ -42,8 +42,8 @@ pub fn offsets() -> Result<Offsets, BtfError> {
         signal_live: signal("live")?,
         signal_group_exit_code: signal("group_exit_code")?,
         task_comm: task("comm")?,
+        task_real_parent: task("real_parent")?,
         binprm_filename: btf.offset("linux_binprm", "filename")?,
-        reserved: 0,
     })
 }
 

@@ -18,7 +18,7 @@ use aya::{
     programs::{PerfEvent, RawTracePoint},
 };
 use squall_daemon_ebpf::{
-    COUNTER_LOST, COUNTER_UNCLAIMED, Claim, GLOBAL_OFFSETS, Levels, MAP_CLAIMS, MAP_COUNTERS, MAP_FIRED,
+    COUNTER_LOST, COUNTER_UNCLAIMED, Claim, GLOBAL_OFFSETS, GLOBAL_SPARED, Levels, MAP_CLAIMS, MAP_COUNTERS, MAP_FIRED,
     MAP_LEVELS, MAP_RECORDS, MAP_WATCHES, MAX_LEVELS, Offsets, PROGRAM_SIGNAL_TASKS, PROGRAMS_RAW_TRACEPOINT,
     ProcessKey, Record, Watch,
 };
@@ -75,15 +75,15 @@ pub struct Loader {
 
 impl Loader {
     /// Loads with these globals.
-    pub fn new(offsets: Offsets, log_level: u8, ring: Option<u32>) -> Self {
+    pub fn new(offsets: Offsets, spared: u32, log_level: u8, ring: Option<u32>) -> Self {
         // A few bytes for the life of the one engine of the process: the loader wants to borrow them.
-        let (kept_offsets, kept_level) = (Box::leak(Box::new(offsets)), Box::leak(Box::new(log_level)));
+        let kept: &'static (Offsets, u32, u8) = Box::leak(Box::new((offsets, spared, log_level)));
         let mut loader = EbpfLoader::new();
-        loader.btf(None).override_global(GLOBAL_OFFSETS, &*kept_offsets, true).override_global(
-            aya_log::LEVEL,
-            &*kept_level,
-            true,
-        );
+        loader
+            .btf(None)
+            .override_global(GLOBAL_OFFSETS, &kept.0, true)
+            .override_global(GLOBAL_SPARED, &kept.1, true)
+            .override_global(aya_log::LEVEL, &kept.2, true);
         loader.map_max_entries(MAP_FIRED, ROOM_FIRED);
         if let Some(bytes) = ring {
             loader.map_max_entries(MAP_RECORDS, bytes);

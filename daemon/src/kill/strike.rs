@@ -29,6 +29,8 @@ pub struct Striker {
     target: Target,
     kill: Kill,
     init: Key,
+    /// Whose children are not of the container, though they are in its cgroup: the daemon's stressors.
+    spared: Option<i32>,
     /// Held until it has been signalled: nobody can take its PID.
     init_process: Option<Process>,
     armed: Option<Arc<Armed>>,
@@ -51,6 +53,7 @@ impl Striker {
             target,
             kill,
             init: key,
+            spared: None,
             init_process: Some(init),
             armed,
             hit: BTreeMap::new(),
@@ -59,6 +62,11 @@ impl Striker {
             opened: Vec::new(),
             unseen: None,
         }
+    }
+
+    /// The same, but the children of that process are none of the container's.
+    pub(super) fn sparing_children_of(self, spared: Option<i32>) -> Self {
+        Self { spared, ..self }
     }
 
     pub(super) fn signal(&self) -> i32 {
@@ -132,7 +140,7 @@ impl Striker {
                 continue;
             }
             let Ok(process) = Process::open(self.target.proc(), pid) else { continue };
-            if self.hit.contains_key(&(pid, process.start())) {
+            if self.spared == Some(process.parent()) || self.hit.contains_key(&(pid, process.start())) {
                 continue;
             }
             match process.memberships() {

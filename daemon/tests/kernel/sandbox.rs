@@ -257,6 +257,13 @@ pub fn tools() -> Tools {
     }
 }
 
+/// The same for a daemon that has stressors, as the real one does; here the targets' first processes are children of
+/// its own, too.
+pub fn sparing(tools: &Tools) -> Tools {
+    let engine = Engine::new(false).sparing_children_of(std::process::id());
+    Tools { engine: Arc::new(engine), ..tools.clone() }
+}
+
 /// A limit of time on this machine: an emulated one is given many times as much.
 pub fn slack(limit: Duration) -> Duration {
     let slack = env::var(SLACK).ok().map(|slack| slack.parse::<u32>().expect("a number"));

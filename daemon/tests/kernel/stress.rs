@@ -9,7 +9,7 @@ use std::{
 use squall_daemon::{
     cgroup::namespace::{enter_nodes, give_up_administration},
     order::{
-        Action, Order, Stage, Stress,
+        Action, Order, Scope, Stage, Stress,
         stress::{Cpu, Io, Memory, OnOom, Size, Squeeze},
     },
     report::{FaultReport, Reason, State},
@@ -19,8 +19,9 @@ use squall_daemon::{
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::{
+    cases::fire,
     node::Rig,
-    sandbox::{Sandbox, Target, about, crowd, order_of, slack, stranger_with, until},
+    sandbox::{Sandbox, Target, about, crowd, order_of, slack, sparing, stranger_with, until},
     triggers::Dead,
 };
 
@@ -50,6 +51,7 @@ crate::cases![
     a_killed_daemon_leaves_nothing_and_the_next_puts_back,
     a_daemon_killed_before_the_effect_changes_nothing,
     a_stressor_is_quickly_there_and_quickly_gone,
+    a_kill_of_all_processes_spares_stressors,
     stress_needs_the_capabilities_of_the_manifest_and_no_more,
     fifty_stressed_containers_take_little_memory,
 ];
@@ -717,6 +719,25 @@ pub async fn stress_with_capabilities() {
         .expect("written");
     println!("ready");
     std::process::exit(0);
+}
+
+async fn a_kill_of_all_processes_spares_stressors() {
+    for spares in [true, false] {
+        enter_nodes(Path::new("/proc")).expect("the node's cgroup namespace");
+        let mut sandbox = Sandbox::new();
+        // A process with three children; all of them run all the time, as the stressor does.
+        let target = sandbox.start("count-tree");
+        let mut rig = Rig::new(&[(&sandbox, &target)]);
+        rig.order(vec![fault(&sandbox, "a", Stage::Fire, &cpu(1, 60))]);
+        injected(&mut rig).await;
+        let stressor = stressors(&sandbox);
+        assert_eq!((stressor.len(), sandbox.pids().len()), (1, 5), "{:?}", sandbox.pids());
+        let tools = if spares { sparing(&rig.tools) } else { rig.tools.clone() };
+        let outcome = fire(&tools, &sandbox, target.pid(), libc::SIGKILL, Scope::All).await;
+        let hit: Vec<i32> = outcome.receipt.processes.iter().map(|process| process.pid).collect();
+        assert_eq!(hit.contains(&stressor[0]), !spares, "{outcome:?}");
+        assert_eq!(outcome.receipt.total, if spares { 4 } else { 5 }, "{outcome:?}");
+    }
 }
 
 async fn stress_needs_the_capabilities_of_the_manifest_and_no_more() {

@@ -20,14 +20,15 @@ use squall_daemon::{
         receipt::{Collector, Outcome},
         trigger::{Triggered, Waiting},
     },
-    order::{Comm, Kill, On, Scope, Trigger, Whom},
+    order::{Comm, Kill, On, Scope, Stage, Trigger, Whom},
     report::{Evidence, Reason, State},
 };
 
 use super::{
     cases::one,
     loaded::{self, nothing_is_loaded, programs},
-    sandbox::{Sandbox, Target, rounds, slack, stranger, tools, until},
+    sandbox::{Sandbox, Target, rounds, slack, sparing, stranger, tools, until},
+    stress,
     work::Place,
 };
 
@@ -40,6 +41,7 @@ crate::cases![
     no_program_runs_for_another_call,
     only_what_a_process_of_that_name_does_counts,
     a_stranger_does_not_count,
+    what_a_stressor_does_does_not_count,
     a_trigger_that_does_not_fire_expires_and_never_fires_later,
     what_is_no_longer_waited_for_is_kept_from_firing,
     the_end_of_the_container_ends_a_trigger,
@@ -258,6 +260,24 @@ async fn a_stranger_does_not_count() {
     assert!(neighbour.runs() && outside.runs());
     outside.0.kill().expect("ending the stranger");
     outside.wait().await;
+}
+
+async fn what_a_stressor_does_does_not_count() {
+    let (sandbox, target, mut rig) = stress::one();
+    let load = stress::cpu(1, 40);
+    rig.order(vec![stress::fault(&sandbox, "a", Stage::Fire, &load)]);
+    stress::injected(&mut rig).await;
+    // What it rests with, some fifty times a second; the target waits in another call.
+    let kill = || Kill::when(KILL, On::Syscall { name: "clock_nanosleep".into(), nth: 1 });
+    let mut waiting = arm(&sparing(&rig.tools), &sandbox, &target, kill()).await;
+    let time = slack(Duration::from_millis(500));
+    assert!(tokio::time::timeout(time, waiting.wait()).await.is_err(), "a stressor fired it");
+    match waiting.end(Reason::Expired).await {
+        Triggered::Ended(_, message, _) => assert!(message.contains("(0 calls so far)"), "{message}"),
+        Triggered::Fired(_) => panic!("a stressor fired it"),
+    }
+    // Else it would have been the first.
+    fired(arm(&rig.tools, &sandbox, &target, kill()).await).await;
 }
 
 async fn a_trigger_that_does_not_fire_expires_and_never_fires_later() {
