@@ -311,9 +311,46 @@ impl Policies {
         self.over(namespace).try_for_each(|policy| policy.permits(ask, who))
     }
 
+    /// [`Self::spares`] for whoever asks about each pod of `namespace`.
+    pub fn sieve<'a>(&'a self, namespace: &'a NamespaceView, now: Timestamp) -> Sieve<'a> {
+        let policies: Vec<&Policy> = self.over(namespace).collect();
+        let age = policies.iter().filter_map(|policy| policy.limits.age).max();
+        let mut protected: Vec<&Labels> = Vec::new();
+        for labels in policies.iter().filter_map(|policy| policy.protect.as_ref()) {
+            if !protected.contains(&labels) {
+                protected.push(labels);
+            }
+        }
+        // Before all time nothing was created: where the age is absurd, each policy is asked for each pod.
+        let old = age.map(|age| now.checked_sub(age).unwrap_or(Timestamp::MIN));
+        Sieve { policies, now, old, protected }
+    }
+
     /// Whether `pod` may be hit as far as it is about the pod alone.
     pub fn spares(&self, namespace: &NamespaceView, pod: &PodView, now: Timestamp) -> Option<Refusal> {
         self.over(namespace).find_map(|policy| policy.spares(pod, now))
+    }
+}
+
+/// The policies of a namespace together: of most pods none says anything, and that is one question, not one to each.
+#[derive(Clone, Debug)]
+pub struct Sieve<'a> {
+    policies: Vec<&'a Policy>,
+    now: Timestamp,
+    /// What was created later is too young for one of them.
+    old: Option<Timestamp>,
+    /// What they protect, each selector once.
+    protected: Vec<&'a Labels>,
+}
+
+impl Sieve<'_> {
+    /// As [`Policies::spares`].
+    pub fn spares(&self, pod: &PodView) -> Option<Refusal> {
+        let young = self.old.is_some_and(|old| pod.created.is_none_or(|created| created > old));
+        if !young && !self.protected.iter().any(|labels| labels.matches(&pod.labels)) {
+            return None;
+        }
+        self.policies.iter().find_map(|policy| policy.spares(pod, self.now))
     }
 }
 

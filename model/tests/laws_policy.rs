@@ -556,6 +556,29 @@ fn young_and_protected_pods_are_spared_whatever_the_clock_does() {
 }
 
 proptest! {
+    /// Asked together or one by one, policies say the same of a pod.
+    #[test]
+    fn the_sieve_says_what_the_policies_say(
+        ages in prop::collection::vec(prop::option::of(0i64..7200), 0..5),
+        protects in prop::collection::vec(prop::option::of(prop::sample::select(vec!["web", "db", "cache"])), 5),
+        seconds in -3600i64..7200,
+        created in any::<bool>(),
+        app in prop::sample::select(vec!["web", "db", "cache", "mail"]),
+    ) {
+        let policies = Policies::new(ages.iter().zip(&protects).enumerate().map(|(index, (age, protect))| {
+            let limits = age.map(|age| Limits { min_pod_age: Some(format!("{age}s")), ..Limits::default() });
+            let protect = protect.map(|app| Protect { pod_selector: labels(&[("app", app)]) });
+            policy(&format!("p{index}"), ChaosPolicySpec { limits, protect, ..ChaosPolicySpec::default() })
+        }));
+        let shop = namespace("shop");
+        let mut pod = pod(app, 0);
+        let now = pod.created.unwrap() + SignedDuration::from_secs(seconds);
+        if !created {
+            pod.created = None;
+        }
+        prop_assert_eq!(policies.sieve(&shop, now).spares(&pod), policies.spares(&shop, &pod, now));
+    }
+
     /// Whatever is asked for one after the other, in whatever order: no limit is ever exceeded, and who is refused
     /// holds nothing.
     #[test]

@@ -312,8 +312,10 @@ fn the_webhooks_are_registered_as_the_design_says() {
     let mutating = find(&all, "MutatingWebhookConfiguration", names::MUTATING_WEBHOOKS);
     let validating = find(&all, "ValidatingWebhookConfiguration", names::VALIDATING_WEBHOOKS);
     let pods = by_name(&mutating["webhooks"], "pods.mutate.squall.dev");
+    let births = by_name(&mutating["webhooks"], "births.mutate.squall.dev");
     let annotations = by_name(&mutating["webhooks"], "annotations.mutate.squall.dev");
     let paths = [
+        (births, names::PATH_MUTATE_PODS, "Ignore", 2),
         (pods, names::PATH_MUTATE_PODS, "Ignore", 2),
         (annotations, names::PATH_MUTATE_ANNOTATIONS, "Ignore", 5),
         (
@@ -342,7 +344,8 @@ fn the_webhooks_are_registered_as_the_design_says() {
         assert!(webhook["clientConfig"].get("caBundle").is_none(), "the controller writes it");
         let rule = &webhook["rules"][0];
         let operations = match path {
-            names::PATH_MUTATE_ANNOTATIONS => vec!["UPDATE"],
+            names::PATH_MUTATE_PODS if webhook == births => vec!["CREATE"],
+            names::PATH_MUTATE_PODS | names::PATH_MUTATE_ANNOTATIONS => vec!["UPDATE"],
             names::PATH_VALIDATE_REMOVAL => vec!["DELETE"],
             _ => vec!["CREATE", "UPDATE"],
         };
@@ -368,6 +371,10 @@ fn the_webhooks_are_registered_as_the_design_says() {
     protected.sort_unstable();
     assert_eq!(never, protected);
     assert_eq!(selector["matchExpressions"][0]["operator"], "NotIn");
+    for key in ["namespaceSelector", "clientConfig", "failurePolicy", "reinvocationPolicy"] {
+        assert_eq!(births[key], pods[key], "{key}");
+    }
+    assert!(births.get("matchConditions").is_none(), "what a pod is born into is asked of each");
     let condition = pods["matchConditions"][0]["expression"].as_str().unwrap();
     for key in [names::FAULT, names::ORIGINAL_IMAGES, names::HELD_BY] {
         assert!(condition.contains(&format!("'{key}'")), "{key} is not in {condition}");

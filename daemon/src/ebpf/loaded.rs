@@ -18,9 +18,9 @@ use aya::{
     programs::{PerfEvent, RawTracePoint},
 };
 use squall_daemon_ebpf::{
-    COUNTER_LOST, COUNTER_UNCLAIMED, Claim, GLOBAL_OFFSETS, GLOBAL_SPARED, Levels, MAP_CLAIMS, MAP_COUNTERS, MAP_FIRED,
-    MAP_LEVELS, MAP_RECORDS, MAP_WATCHES, MAX_LEVELS, Offsets, PROGRAM_SIGNAL_TASKS, PROGRAMS_RAW_TRACEPOINT,
-    ProcessKey, Record, Watch,
+    COUNTER_LOST, COUNTER_UNCLAIMED, Claim, GLOBAL_OFFSETS, GLOBAL_SPARED, Levels, MAP_CLAIMS, MAP_COUNTERS,
+    MAP_FIRED, MAP_LEVELS, MAP_RECORDS, MAP_WATCHES, MAX_LEVELS, Offsets, PROGRAM_SIGNAL_TASKS,
+    PROGRAMS_RAW_TRACEPOINT, ProcessKey, Record, Watch,
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},

@@ -46,8 +46,7 @@ cases![
     without_a_v2_cgroup_of_its_own_only_the_container_is_hit,
     processes_of_sub_cgroups_count,
     a_container_with_an_init_system_is_hit_as_a_whole,
-    an_ignored_signal_is_reported_as_ignored,
-    a_blocked_signal_is_reported_as_blocked,
+    an_ignored_signal_and_a_blocked_one_are_reported_as_such,
     a_sigterm_that_ends_a_process_by_default_is_delivered,
     real_time_signals_are_sent,
     an_exit_code_is_the_process_own,
@@ -340,12 +339,9 @@ async fn not_ended(duty: &str, note: Note) {
     assert!(target.runs());
 }
 
-async fn an_ignored_signal_is_reported_as_ignored() {
-    not_ended("ignore", Note::Ignored).await;
-}
-
-async fn a_blocked_signal_is_reported_as_blocked() {
-    not_ended("block", Note::Blocked).await;
+async fn an_ignored_signal_and_a_blocked_one_are_reported_as_such() {
+    // Each is waited for until a kill's time is over.
+    tokio::join!(not_ended("ignore", Note::Ignored), not_ended("block", Note::Blocked));
 }
 
 async fn a_sigterm_that_ends_a_process_by_default_is_delivered() {

@@ -9,12 +9,12 @@ use squall_api::podchaos::{Phase, Target, TargetPhase};
 
 use super::halt::REFUSED;
 use super::order::order;
-use super::size::fits;
+use super::size::Room;
 use super::status::targets as counted;
 use super::{MAX_TARGETS, NodeFault, Stage, Step, World, seconds};
 use crate::pod::{ContainerView, NamespaceView, PodView};
 use crate::policy::ledger::Hold;
-use crate::policy::{Policy, Refusal, choice};
+use crate::policy::{Refusal, choice};
 use crate::select::{Ineligible, count, draw, eligible};
 use crate::spec::{Action, Spec};
 
@@ -92,7 +92,7 @@ impl Step<'_> {
                 not_drawn.push(pod);
             }
         }
-        if targets.len() > MAX_TARGETS || !fits(&targets) {
+        if !Room::default().takes(&targets) {
             let message = format!(
                 "nothing was hit: {} targets are too many for one experiment; narrow the selector or lower the value",
                 targets.len()
@@ -213,11 +213,10 @@ fn candidates<'a>(
     for name in &spec.selector.namespaces {
         let missing = NamespaceView { name: name.clone(), ..NamespaceView::default() };
         let namespace = world.namespace(name).unwrap_or(&missing);
-        // Which policies are for the namespace is asked once, not for each of its pods.
-        let policies: Vec<&Policy> = world.policies().over(namespace).collect();
+        let policies = world.policies().sieve(namespace, now);
         for pod in world.pods(name).filter(|pod| spec.selector.matches(pod, as_nodes(world))) {
             match eligible(spec, pod, namespace) {
-                Ok(containers) => match policies.iter().find_map(|policy| policy.spares(pod, now)) {
+                Ok(containers) => match policies.spares(pod) {
                     None => found.push((pod, containers)),
                     Some(refusal) => skipped.push((pod, Ineligible::Policy(Box::new(refusal)))),
                 },

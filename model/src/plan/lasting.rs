@@ -2,6 +2,7 @@
 //! that are born meanwhile. How one target is hit and put back is in [`super::failure`] and [`super::node`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::slice;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -11,6 +12,7 @@ use squall_api::status::{Phase, Target, TargetPhase};
 use super::back::unseen;
 use super::choose::{as_nodes, of_container, of_pod, whole_seconds};
 use super::halt::REFUSED;
+use super::size::Room;
 use super::status::{count, targets};
 use super::{
     Input, MAX_TARGETS, NodeFault, Note, NoteKind, Outcome, PodRef, Step, Verb, later, seconds, view,
@@ -145,16 +147,26 @@ impl Step<'_> {
             }
         }
         let live = known.pods.values().filter(|live| **live).count();
-        let room = MAX_TARGETS.saturating_sub(targets.len());
+        if joined.is_empty() && born.is_empty() {
+            return;
+        }
+        let mut room = Room::beside(targets);
         let ordered_at = Some(MicroTime(self.input.now));
         let join = |target| Target { born: Some(true), ordered_at: ordered_at.clone(), ..target };
-        targets.extend(joined.into_iter().take(room).map(join));
+        targets.extend(joined.into_iter().map(join).filter(|target| room.takes(slice::from_ref(target))));
         if !born.is_empty() {
-            self.adopt(spec, targets, born, live);
+            self.adopt(spec, targets, room, born, live);
         }
     }
 
-    fn adopt(&mut self, spec: &Spec, targets: &mut Vec<Target>, mut born: Vec<Born<'_>>, live: usize) {
+    fn adopt(
+        &mut self,
+        spec: &Spec,
+        targets: &mut Vec<Target>,
+        mut list: Room,
+        mut born: Vec<Born<'_>>,
+        live: usize,
+    ) {
         // Those that are failed already come first, then by age.
         born.sort_by(|a, b| {
             (!a.held, a.pod.created, &a.pod.name).cmp(&(!b.held, b.pod.created, &b.pod.name))
@@ -167,26 +179,28 @@ impl Step<'_> {
         };
         for Born { pod, held, containers } in born {
             let left = targets.iter().find(|target| replaces(pod, held, target)).map(|gone| gone.uid.clone());
-            let fits = targets.len() + containers.len().max(1) <= MAX_TARGETS;
-            let asked_for = room > 0 && fits && (spec.mode == Mode::All || left.is_some());
+            let asked_for = room > 0 && (spec.mode == Mode::All || left.is_some());
             let refused = if asked_for { self.has_room(pod, targets).err() } else { None };
-            if asked_for && refused.is_none() {
+            let new: Vec<Target> = if spec.action.on_containers() {
+                let ordered_at = Some(MicroTime(self.input.now));
+                let new = containers.into_iter().map(|container| Target {
+                    born: Some(true),
+                    ordered_at: ordered_at.clone(),
+                    ..of_container(pod, container)
+                });
+                new.collect()
+            } else {
+                // One that was born failed was never Ready with its own images, and perhaps can't be.
+                let was_ready = Some(pod.ready && !held);
+                vec![Target { born: Some(true), was_ready, ..of_pod(pod) }]
+            };
+            let asked_for = asked_for && refused.is_none();
+            if asked_for && list.takes(&new) {
                 room -= 1;
                 for gone in targets.iter_mut().filter(|target| Some(&target.uid) == left.as_ref()) {
                     gone.replacement = Some(pod.name.clone());
                 }
-                if spec.action.on_containers() {
-                    let ordered_at = Some(MicroTime(self.input.now));
-                    targets.extend(containers.into_iter().map(|container| Target {
-                        born: Some(true),
-                        ordered_at: ordered_at.clone(),
-                        ..of_container(pod, container)
-                    }));
-                } else {
-                    // One that was born failed was never Ready with its own images, and perhaps can't be.
-                    let was_ready = Some(pod.ready && !held);
-                    targets.push(Target { born: Some(true), was_ready, ..of_pod(pod) });
-                }
+                targets.extend(new);
             } else if held
                 && !matches!(self.input.outcomes.get(Verb::Release, &pod.uid), Some(Outcome::Retry { .. }))
             {
@@ -201,6 +215,8 @@ impl Step<'_> {
                         self.ident.namespace,
                         self.ident.name,
                         match &refused {
+                            None if asked_for =>
+                                "which has no room for another target in its status".to_owned(),
                             None => "which has its number of targets already".to_owned(),
                             Some(refusal) => format!("which a policy leaves no room for: {refusal}"),
                         }
