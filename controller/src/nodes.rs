@@ -171,6 +171,11 @@ impl Nodes {
         }
     }
 
+    /// Whether this replica has led for a moment only, and can't have connected to all of them yet.
+    pub fn are_new(&self) -> bool {
+        self.shared.leading().is_none_or(|state| state.is_young())
+    }
+
     /// How many daemons there are of each sort.
     pub fn counts(&self) -> Counts {
         let mut counts = Counts::default();

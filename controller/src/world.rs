@@ -78,7 +78,7 @@ impl World for Cluster<'_> {
     }
 
     fn daemon(&self, node: &str) -> Daemon {
-        daemon(self.nodes.presence(node))
+        daemon(self.nodes.presence(node), self.nodes.are_new())
     }
 
     fn report(&self, node: &str, id: &str) -> Option<Report> {
@@ -86,10 +86,13 @@ impl World for Cluster<'_> {
     }
 }
 
-fn daemon(presence: Presence) -> Daemon {
+/// `new`: this replica has led for a moment only.
+fn daemon(presence: Presence, new: bool) -> Daemon {
     match presence {
         Presence::NoDaemon => Daemon::None,
         Presence::Unheard => Daemon::Unheard,
+        // One try that failed says little: the next comes within a second.
+        Presence::Connecting { .. } if new => Daemon::Unheard,
         Presence::Connecting { error } => {
             Daemon::Unreachable(error.unwrap_or_else(|| "it is being connected to".to_owned()))
         }
@@ -202,6 +205,14 @@ mod tests {
     }
 
     #[test]
+    fn a_first_try_that_failed_makes_no_silent_node() {
+        let connecting = || Presence::Connecting { error: Some("connection refused".to_owned()) };
+        assert_eq!(daemon(connecting(), true), Daemon::Unheard);
+        assert_eq!(daemon(connecting(), false), Daemon::Unreachable("connection refused".to_owned()));
+        assert_eq!(daemon(Presence::NoDaemon, true), Daemon::None);
+    }
+
+    #[test]
     fn a_daemon_that_refuses_its_orders_is_not_ready_and_says_why() {
         let ready = |refusal: Option<&str>| Presence::Ready {
             readiness: grpc::Readiness::default(),
@@ -210,8 +221,10 @@ mod tests {
         };
         let why = "writing /run/squall/journal/journal: no space left on device";
         let refusing = Daemon::Unreachable(format!("it refuses its orders: {why}"));
-        assert_eq!(daemon(ready(Some(why))), refusing);
-        assert_eq!(daemon(ready(None)), Daemon::Ready);
+        for new in [true, false] {
+            assert_eq!(daemon(ready(Some(why)), new), refusing);
+            assert_eq!(daemon(ready(None), new), Daemon::Ready);
+        }
     }
 
     #[test]

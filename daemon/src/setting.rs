@@ -162,7 +162,15 @@ fn stricter(one: Limit, other: Limit) -> Limit {
 
 /// Every value that a fault holds now.
 #[derive(Clone, Debug, Default)]
-pub struct Settings(Arc<Mutex<BTreeMap<Setting, Held>>>);
+pub struct Settings(Arc<Mutex<BTreeMap<Setting, Known>>>);
+
+#[derive(Debug)]
+struct Known {
+    original: Limit,
+    /// With a lock of its own, for the kernel may take its time over a value. Whoever changes it has a clone, which is
+    /// made under the lock of all.
+    held: Arc<Mutex<Held>>,
+}
 
 #[derive(Debug, Default)]
 struct Held {
@@ -187,19 +195,27 @@ impl Held {
 impl Settings {
     /// How `wanted` would be put back. Reads only.
     pub fn intend(&self, wanted: &Wanted) -> Result<Undo, SettingError> {
-        let original = match self.lock().get(&wanted.setting) {
-            Some(held) => held.original,
+        let known = lock(&self.0).get(&wanted.setting).map(|known| known.original);
+        let original = match known {
+            Some(original) => original,
             None => wanted.setting.read()?,
         };
         Ok(Undo { setting: wanted.setting.clone(), original, wanted: wanted.limit })
     }
 
     /// Makes the value as strict as `undo` says, for the fault `id`. Returns a warning when that changes nothing.
+    /// Blocks for as long as the kernel takes: before a limit of memory is lower, the memory has been taken back.
     pub fn hold(&self, id: &str, undo: &Undo) -> Result<Option<String>, SettingError> {
         let Undo { setting, original, wanted } = undo;
-        let mut all = self.lock();
-        let held =
-            all.entry(setting.clone()).or_insert_with(|| Held { original: *original, ..Held::default() });
+        let held = {
+            let mut all = lock(&self.0);
+            let known = all.entry(setting.clone()).or_insert_with(|| Known {
+                original: *original,
+                held: Arc::new(Mutex::new(Held { original: *original, ..Held::default() })),
+            });
+            Arc::clone(&known.held)
+        };
+        let mut held = lock(&held);
         // What is lowered further would hide that somebody else has changed it since.
         if !held.holders.is_empty() && !held.foreign {
             held.foreign = !held.is_ours(setting.read()?);
@@ -226,24 +242,32 @@ impl Settings {
         }))
     }
 
-    /// Lets go of the value. Returns a warning when somebody else has changed it meanwhile; then it stays.
+    /// Lets go of the value. Returns a warning when somebody else has changed it meanwhile; then it stays. Blocks as
+    /// [`Self::hold`] does.
     pub fn release(&self, id: &str, undo: &Undo) -> Result<Option<String>, SettingError> {
         let setting = &undo.setting;
-        let mut all = self.lock();
-        let Some(held) = all.get_mut(setting) else { return Ok(None) };
-        if !held.holders.contains_key(id) {
+        let Some(held) = lock(&self.0).get(setting).map(|known| Arc::clone(&known.held)) else {
             return Ok(None);
-        }
-        let outcome = put_back(setting, held, id);
-        if outcome.is_ok() && held.holders.is_empty() {
+        };
+        let outcome = {
+            let mut held = lock(&held);
+            if held.holders.contains_key(id) { put_back(setting, &mut held, id) } else { Ok(None) }
+        };
+        drop(held);
+        let mut all = lock(&self.0);
+        // Whoever else has it in hand is about to hold it, or to do the same.
+        if all
+            .get(setting)
+            .is_some_and(|known| Arc::strong_count(&known.held) == 1 && lock(&known.held).holders.is_empty())
+        {
             all.remove(setting);
         }
         outcome
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Setting, Held>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn put_back(setting: &Setting, held: &mut Held, id: &str) -> Result<Option<String>, SettingError> {
@@ -374,6 +398,37 @@ mod tests {
         assert_eq!(again.original, Some(77));
         assert_eq!(settings.release("c", &again).unwrap(), None);
         assert_eq!(fs::read_to_string(&file).unwrap(), "77");
+    }
+
+    #[test]
+    fn a_value_that_takes_its_time_holds_up_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let (slow, quick) = (dir.path().join("memory.high"), dir.path().join("pids.max"));
+        // Whoever opens it waits for the other side.
+        rustix::fs::mknodat(rustix::fs::CWD, &slow, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        fs::write(&quick, "max").unwrap();
+        let settings = Settings::default();
+        let undo = |file: &Path| Undo { setting: number(file), original: None, wanted: 5 };
+        let holding = std::thread::spawn({
+            let (settings, undo) = (settings.clone(), undo(&slow));
+            move || settings.hold("slow", &undo)
+        });
+        while !lock(&settings.0).contains_key(&number(&slow)) {
+            std::thread::yield_now();
+        }
+        for id in ["a", "b"] {
+            assert_eq!(settings.hold(id, &undo(&quick)).unwrap(), None);
+            assert_eq!(settings.release(id, &undo(&quick)).unwrap(), None);
+        }
+        // What was there before is known meanwhile, too.
+        let wanted = Wanted { setting: number(&slow), limit: 3 };
+        assert_eq!(settings.intend(&wanted).unwrap().original, None);
+        assert!(!holding.is_finished());
+        // It is written, and read again: by us.
+        let written = fs::read_to_string(&slow).unwrap();
+        fs::write(&slow, &written).unwrap();
+        assert_eq!((written.as_str(), holding.join().unwrap().unwrap()), ("5", None));
+        assert_eq!(lock(&settings.0).keys().collect::<Vec<_>>(), [&number(&slow)]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::{collections::BTreeSet, pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
+    task::spawn_blocking,
     time::{sleep, sleep_until},
 };
 
@@ -18,7 +19,7 @@ use crate::{
     lasting::{Event, Lasting, LastingError, Measured, kind},
     order::{Action, Order, Stage},
     report::{self, Effect, FaultReport, Reason, State},
-    setting::{Undo, put_back_all},
+    setting::{SettingError, Settings, Undo, put_back_all},
     usage::{Meter, Reading},
 };
 
@@ -313,7 +314,7 @@ impl Turn<'_> {
         let before = before(container, first, last);
         self.lasting.effect = Some(Effect { before: Some(before), ..Effect::default() });
 
-        let injected = match self.hold(&undos) {
+        let injected = match self.hold(&undos).await {
             Ok(()) => fault.inject(container).await,
             Err(error) => Err(error),
         };
@@ -369,12 +370,22 @@ impl Turn<'_> {
         Ok(undos)
     }
 
-    fn hold(&mut self, undos: &[Undo]) -> Result<(), LastingError> {
+    async fn hold(&mut self, undos: &[Undo]) -> Result<(), LastingError> {
         for undo in undos {
-            let warning = self.node.settings().hold(self.id, undo)?;
+            let warning = self.set(undo, Settings::hold).await?;
             self.lasting.warnings.extend(warning);
         }
         Ok(())
+    }
+
+    /// Changes a value off the daemon's thread: the kernel may take its time, and no other fault shall wait.
+    async fn set(&self, undo: &Undo, change: Change) -> Result<Option<String>, SettingError> {
+        let (settings, id, given) = (self.node.settings().clone(), self.id.to_owned(), undo.clone());
+        match spawn_blocking(move || change(&settings, &id, &given)).await {
+            Ok(done) => done,
+            // There are no threads any more when the daemon ends.
+            Err(_) => change(self.node.settings(), self.id, undo),
+        }
     }
 
     async fn watch(
@@ -433,7 +444,7 @@ impl Turn<'_> {
         for undo in undos.iter().rev() {
             let mut tries = 0;
             loop {
-                match self.node.settings().release(self.id, undo) {
+                match self.set(undo, Settings::release).await {
                     Ok(warning) => {
                         self.lasting.warnings.extend(warning);
                         break;
@@ -460,6 +471,9 @@ impl Turn<'_> {
         }
     }
 }
+
+/// [`Settings::hold`] or [`Settings::release`].
+type Change = fn(&Settings, &str, &Undo) -> Result<Option<String>, SettingError>;
 
 /// Why a fault that stands ends.
 enum Ended {

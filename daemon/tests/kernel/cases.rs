@@ -550,6 +550,7 @@ async fn arming_is_quick_up_to_the_perf_events() {
 }
 
 async fn a_killed_daemon_leaves_nothing_in_the_kernel() {
+    tools().engine.probe().expect("eBPF works here");
     for (duty, programs) in [("hold-a-watch", 4), ("hold-a-trigger", 5)] {
         nothing_is_loaded().await;
         let mut holder = stranger(duty);

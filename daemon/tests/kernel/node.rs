@@ -266,7 +266,7 @@ async fn an_order_that_is_renewed_stays() {
     let mut rig = Rig::new(&[(&sandbox, &target)]);
     let short =
         |stage| Order { ttl: slack(Duration::from_millis(400)), ..fault(&sandbox, stage, libc::SIGKILL) };
-    for _ in 0..4 {
+    for _ in 0..3 {
         rig.order(vec![short(Stage::Arm)]);
         tokio::time::sleep(slack(Duration::from_millis(150))).await;
     }
@@ -579,6 +579,7 @@ impl log::Log for Lines {
 async fn the_programs_log_what_they_do_when_they_are_told_to() {
     log::set_logger(&LINES).expect("no other logger");
     log::set_max_level(log::LevelFilter::Debug);
+    tools().engine.probe().expect("eBPF works here");
     for told in [false, true] {
         let tools = Tools { engine: Arc::new(Engine::new(told)), ..tools() };
         let mut sandbox = Sandbox::new();

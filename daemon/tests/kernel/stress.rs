@@ -186,7 +186,7 @@ async fn a_cpu_stressor_holds_its_load() {
     rig.order(vec![fault(&sandbox, "a", Stage::Fire, &cpu(1, 40))]);
     let first = injected(&mut rig).await;
     assert!(first.lasting.effect.expect("an effect").before.is_some());
-    let found = load(&sandbox, Duration::from_secs(5)).await;
+    let found = load(&sandbox, Duration::from_secs(3)).await;
     assert!(about(found, 40.0, 5.0), "{found} %, not 40 %");
     let shown = injected(&mut rig).await.lasting.effect.expect("an effect").during.expect("measured");
     let millis = shown.cpu_millis.expect("CPU time");
@@ -210,7 +210,7 @@ async fn a_cpu_stressor_makes_up_for_no_freeze() {
     // Frozen before its effect was measured, it would count as without any.
     injected(&mut rig).await;
     sandbox.set("cgroup.freeze", "1");
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
     sandbox.set("cgroup.freeze", "0");
     let found = load(&sandbox, Duration::from_secs(2)).await;
     // Made up for, it would be all of a CPU; others may have a part of so short a time.

@@ -270,7 +270,7 @@ async fn what_a_stressor_does_does_not_count() {
     // What it rests with, some fifty times a second; the target waits in another call.
     let kill = || Kill::when(KILL, On::Syscall { name: "clock_nanosleep".into(), nth: 1 });
     let mut waiting = arm(&sparing(&rig.tools), &sandbox, &target, kill()).await;
-    let time = slack(Duration::from_millis(500));
+    let time = Duration::from_millis(500);
     assert!(tokio::time::timeout(time, waiting.wait()).await.is_err(), "a stressor fired it");
     match waiting.end(Reason::Expired).await {
         Triggered::Ended(_, message, _) => assert!(message.contains("(0 calls so far)"), "{message}"),

@@ -3,7 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use proptest::prelude::*;
 use squall_api::names;
-use squall_api::podchaos::{Action, Mode, Phase, TargetPhase};
+use squall_api::podchaos::{Action, Mode, Phase, Target, TargetPhase};
 use squall_model::plan::Effect;
 use squall_model::substitute;
 
@@ -229,6 +229,35 @@ fn that_one_born_beyond_the_number_is_let_go_is_told_once_however_often_it_is_tr
     }
     let reasons: Vec<&str> = told.iter().map(|note| note.reason.as_str()).collect();
     assert_eq!((sim.failed(), reasons), (1, vec!["ReleasedExcess"]));
+}
+
+#[test]
+fn whoever_is_born_when_the_status_is_full_is_let_go_and_told_why() {
+    let mut sim = Sim::new(spec(Action::PodFailure, Mode::All, None), 1);
+    sim.status = sim.plan().status;
+    let Effect::Inject { holder, .. } = sim.plan().effects.remove(0) else { panic!("it is not failed") };
+    sim.settle();
+    // Far fewer than may be, but each with a long name and what came after it.
+    let gone = |index: u32| Target {
+        uid: format!("gone-{index}"),
+        pod: "p".repeat(200),
+        phase: TargetPhase::Gone,
+        replacement: Some("r".repeat(200)),
+        ..sim.status.targets[0].clone()
+    };
+    let past: Vec<Target> = (0..2200).map(gone).collect();
+    sim.status.targets.extend(past);
+    let name = sim.birth();
+    substitute::inject(sim.pods.get_mut(&name).unwrap(), &holder, &images()).unwrap();
+    sim.see();
+    let plan = sim.plan();
+    let note = plan.notes.iter().find(|note| note.reason == "ReleasedExcess").expect("it is let go");
+    assert!(note.message.contains("no room for another target in its status"), "{}", note.message);
+    assert!(matches!(plan.effects.as_slice(), [Effect::Release { .. }]), "{:?}", plan.effects);
+    // With room it would be taken in.
+    sim.status.targets.truncate(100);
+    let plan = sim.plan();
+    assert!(plan.notes.iter().all(|note| note.reason != "ReleasedExcess"), "{:?}", plan.notes);
 }
 
 #[test]
