@@ -462,7 +462,7 @@ async fn a_trigger_that_does_not_fire_in_time_says_so() {
     let (mut sandbox, place) = (Sandbox::new(), Place::new());
     let mut target = sandbox.start(&place.duty("fsync 2"));
     let mut rig = Rig::new(&[(&sandbox, &target)]);
-    rig.order(vec![Order { ttl: slack(Duration::from_millis(700)), ..third_fsync(&sandbox) }]);
+    rig.order(vec![Order { ttl: slack(Duration::from_millis(400)), ..third_fsync(&sandbox) }]);
     assert_eq!(rig.report().await.state, State::Armed);
     place.go();
     let end = rig.outcome().await;
@@ -549,10 +549,9 @@ async fn hostile_orders_for_a_container_that_is_there_kill_no_task() {
         until(Duration::from_secs(10), "all is put back", idle).await;
     }
     println!("  {refused} refused, {told:?}");
-    // Of a few samples not every outcome can be wanted.
-    for (state, wanted) in [("Armed", true), ("Injected", true), ("Done", count == HOSTILE)] {
-        assert!(!wanted || told.contains_key(state), "{state}: {told:?}");
-    }
+    // Of a few samples not every outcome can be wanted, but that something is done.
+    let wanted: &[&str] = if count == HOSTILE { &["Armed", "Injected", "Done"] } else { &[] };
+    assert!(!told.is_empty() && wanted.iter().all(|state| told.contains_key(*state)), "{told:?}");
     assert_eq!(hostile::panics(), before, "a task has died of it");
     until(Duration::from_secs(2), "the programs are gone", || !rig.tools.engine.is_loaded()).await;
 }

@@ -284,7 +284,7 @@ pub fn crowd(wanted: usize, few: usize) -> usize {
 
 /// How often a case is repeated that looks for a race: on an emulated machine each takes seconds.
 pub fn rounds(wanted: u64) -> u64 {
-    if env::var_os(SLACK).is_some() { wanted.div_ceil(16) } else { wanted }
+    if env::var_os(SLACK).is_some() { wanted.div_ceil(20) } else { wanted }
 }
 
 /// Waits for `what`, no longer than `limit`.

@@ -222,7 +222,7 @@ async fn a_cpu_stressor_holds_its_share_of_the_containers_limit() {
     set_quota(&sandbox, 50_000);
     rig.order(vec![fault(&sandbox, "a", Stage::Fire, &cpu(4, 60))]);
     injected(&mut rig).await;
-    let found = load(&sandbox, Duration::from_secs(5)).await;
+    let found = load(&sandbox, Duration::from_secs(4)).await;
     // 60 % of the half core that the container may use.
     assert!(about(found, 30.0, 5.0), "{found} %, not 30 %");
     // Also when the limit changes meanwhile.
