@@ -147,26 +147,18 @@ impl Step<'_> {
             }
         }
         let live = known.pods.values().filter(|live| **live).count();
-        if joined.is_empty() && born.is_empty() {
-            return;
+        if !joined.is_empty() {
+            let mut list = Room::beside(targets);
+            let ordered_at = Some(MicroTime(self.input.now));
+            let join = |target| Target { born: Some(true), ordered_at: ordered_at.clone(), ..target };
+            targets.extend(joined.into_iter().map(join).filter(|target| list.takes(slice::from_ref(target))));
         }
-        let mut room = Room::beside(targets);
-        let ordered_at = Some(MicroTime(self.input.now));
-        let join = |target| Target { born: Some(true), ordered_at: ordered_at.clone(), ..target };
-        targets.extend(joined.into_iter().map(join).filter(|target| room.takes(slice::from_ref(target))));
         if !born.is_empty() {
-            self.adopt(spec, targets, room, born, live);
+            self.adopt(spec, targets, born, live);
         }
     }
 
-    fn adopt(
-        &mut self,
-        spec: &Spec,
-        targets: &mut Vec<Target>,
-        mut list: Room,
-        mut born: Vec<Born<'_>>,
-        live: usize,
-    ) {
+    fn adopt(&mut self, spec: &Spec, targets: &mut Vec<Target>, mut born: Vec<Born<'_>>, live: usize) {
         // Those that are failed already come first, then by age.
         born.sort_by(|a, b| {
             (!a.held, a.pod.created, &a.pod.name).cmp(&(!b.held, b.pod.created, &b.pod.name))
@@ -177,6 +169,8 @@ impl Step<'_> {
                 usize::try_from(self.plan.status.drawn.unwrap_or(0)).unwrap_or(0).saturating_sub(live)
             }
         };
+        // Weighing what there is takes its time: only where somebody is asked for.
+        let mut list: Option<Room> = None;
         for Born { pod, held, containers } in born {
             let left = targets.iter().find(|target| replaces(pod, held, target)).map(|gone| gone.uid.clone());
             let asked_for = room > 0 && (spec.mode == Mode::All || left.is_some());
@@ -195,7 +189,7 @@ impl Step<'_> {
                 vec![Target { born: Some(true), was_ready, ..of_pod(pod) }]
             };
             let asked_for = asked_for && refused.is_none();
-            if asked_for && list.takes(&new) {
+            if asked_for && list.get_or_insert_with(|| Room::beside(targets)).takes(&new) {
                 room -= 1;
                 for gone in targets.iter_mut().filter(|target| Some(&target.uid) == left.as_ref()) {
                     gone.replacement = Some(pod.name.clone());
