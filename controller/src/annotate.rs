@@ -164,6 +164,8 @@ impl Annotations {
                             if *tried > 1 {
                                 tracing::warn!(kind = key.kind.word(), namespace = key.namespace, name = key.name, %error, "will be tried again");
                             }
+                            // One try at a time, however often it was woken meanwhile.
+                            later.retain(|(_, other)| *other != key);
                             later.insert((Instant::now() + wait, key));
                         }
                     }

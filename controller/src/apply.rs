@@ -85,10 +85,12 @@ impl Applier {
             Effect::Evict { pod, grace } => self.evict(pod, *grace).await,
             Effect::Inject { pod, holder } => self.inject(pod, holder, view).await,
             Effect::Release { pod, holder } => {
-                // What other holders want can only be told from the whole pod.
-                let known = view
-                    .filter(|view| view.uid == pod.uid && view.held_by.iter().all(|held| held.uid == *holder))
-                    .map(PodView::sketch);
+                // What other holders want can only be told from the whole pod, and a view without this one is older
+                // than what is to be taken back.
+                let alone = |view: &&PodView| {
+                    !view.held_by.is_empty() && view.held_by.iter().all(|held| held.uid == *holder)
+                };
+                let known = view.filter(|view| view.uid == pod.uid).filter(alone).map(PodView::sketch);
                 self.change(pod, "release", known, |pod| substitute::release(pod, holder, &self.images)).await
             }
         }
@@ -129,7 +131,7 @@ impl Applier {
         let pods = self.pods(pod);
         match pods.create_subresource::<_, Status>("eviction", &pod.name, &params, &eviction).await {
             Ok(_) => Ok(done(None)),
-            Err(error) if is_gone(&error) || is_conflict(&error) => Ok(done(None)),
+            // 404 and 409 may be said of the budget too, while the pod runs on: that this pod is no more, the watch says.
             Err(error) => Err(failed("evict", pod, error)),
         }
     }
@@ -203,6 +205,7 @@ impl Applier {
         change: impl Fn(&mut Pod) -> Result<(), Refusal>,
     ) -> Result<Outcome, ApplyError> {
         let pods = self.pods(pod);
+        let mut refused: Option<(Option<String>, kube::Error)> = None;
         for _ in 0..TRIES {
             let live = match known.take() {
                 Some(known) => known,
@@ -220,10 +223,19 @@ impl Applier {
             if wanted == live {
                 return Ok(done(live.metadata.resource_version.as_deref()));
             }
+            if let Some((version, error)) = refused.take()
+                && version == live.metadata.resource_version
+            {
+                // Nobody was faster: it is the change itself that is refused.
+                return Err(failed(operation, pod, error));
+            }
             let patch = difference(pod, &live, &wanted)?;
             match pods.patch(&pod.name, &PatchParams::default(), &Patch::<Pod>::Json(patch)).await {
                 Ok(answer) => return Ok(done(answer.metadata.resource_version.as_deref())),
-                Err(error) if is_conflict(&error) || is_failed_test(&error) => {}
+                Err(error) if is_conflict(&error) => {}
+                Err(error) if is_failed_test(&error) => {
+                    refused = Some((live.metadata.resource_version, error))
+                }
                 Err(error) if is_gone(&error) => return Ok(gone()),
                 Err(error) => return Err(failed(operation, pod, error)),
             }
@@ -293,7 +305,7 @@ fn failed(operation: &'static str, pod: &PodRef, source: kube::Error) -> ApplyEr
     }
 }
 
-/// The API server answers a failed `test` of a JSON patch with 422.
+/// The API server answers a failed `test` of a JSON patch with 422; and an invalid pod, and what a policy denies.
 fn is_failed_test(error: &kube::Error) -> bool {
     code(error) == Some(422)
 }

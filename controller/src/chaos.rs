@@ -112,6 +112,16 @@ impl Experiments {
         }
     }
 
+    /// Whether it is there, that very one.
+    pub fn has(&self, named: &Named, uid: &str) -> bool {
+        let Self { pods, stress } = self;
+        let there = match named.kind {
+            Kind::PodChaos => pods.get(&named.reference()).and_then(|chaos| chaos.uid()),
+            Kind::StressChaos => stress.get(&named.reference()).and_then(|chaos| chaos.uid()),
+        };
+        there.as_deref() == Some(uid)
+    }
+
     /// Every one, by name.
     pub fn named(&self) -> Vec<Named> {
         let Self { pods, stress } = self;

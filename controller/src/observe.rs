@@ -256,7 +256,8 @@ async fn feed<K, V>(
     }
 }
 
-fn is_unknown(error: &watcher::Error) -> bool {
+/// Whether the API server does not know the kind.
+pub fn is_unknown(error: &watcher::Error) -> bool {
     match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status)) => status.code == 404,
         _ => false,

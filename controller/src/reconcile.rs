@@ -6,7 +6,7 @@
 mod carry;
 mod write;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -63,6 +63,8 @@ pub enum ReconcileError {
 
 /// How often mere progress is written, at most.
 const PROGRESS: SignedDuration = SignedDuration::from_millis(100);
+/// How long a turn sleeps at most: what it waits for is a time of day, and a clock may be set.
+const LONGEST: Duration = Duration::from_secs(60);
 /// So much longer it waits for each target: all of them are written each time, and read by everyone who watches.
 const PER_TARGET: SignedDuration = SignedDuration::from_millis(1);
 
@@ -144,8 +146,10 @@ pub async fn reconcile<K: Chaos>(chaos: Arc<K>, context: Arc<Context>) -> Result
         memory.version = seen;
         memory.unsure = false;
     }
-    // Nothing is chosen before it is known what others hold.
-    context.guard.filled().await;
+    // Nothing is chosen before it is known what others hold; who goes chooses nobody.
+    if chaos.meta().deletion_timestamp.is_none() {
+        context.guard.filled().await;
+    }
     let begun = Instant::now();
     let result = match context.turn(&*chaos, &uid, &mut memory).await {
         Err(ReconcileError::Status { source, .. }) if is_gone(&source) => Ok(Next::Gone),
@@ -161,17 +165,17 @@ pub async fn reconcile<K: Chaos>(chaos: Arc<K>, context: Arc<Context>) -> Result
             Ok(Action::await_change())
         }
         Ok(Next::At(wake)) => {
-            context.memories().insert(uid, memory);
+            context.remember(&Named::of(&*chaos), uid, memory);
             Ok(match wake {
                 None => Action::await_change(),
                 Some(wake) => {
                     let wait = Duration::try_from(wake.duration_since(Timestamp::now())).unwrap_or_default();
-                    Action::requeue(wait)
+                    Action::requeue(wait.min(LONGEST))
                 }
             })
         }
         Err(error) => {
-            context.memories().insert(uid, memory);
+            context.remember(&Named::of(&*chaos), uid, memory);
             Err(error)
         }
     }
@@ -319,6 +323,24 @@ impl Context {
             self.nodes.remove(node, id);
         }
         memory.orders = wanted;
+    }
+
+    /// Keep it for the next turn, unless the experiment went during this one: there is no next turn then.
+    fn remember(&self, name: &Named, uid: String, memory: Memory) {
+        self.memories().insert(uid.clone(), memory);
+        // The watch tells its store first, and us afterwards: whoever goes from now on is forgotten by that.
+        if !self.experiments.has(name, &uid) {
+            self.forget(&uid);
+        }
+    }
+
+    /// Forget everybody who is no more: after a new listing nobody says who went meanwhile.
+    pub fn forget_the_gone(&self) {
+        let there: HashSet<String> =
+            self.experiments.filter_map(|meta, _, _| meta.uid.clone()).into_iter().collect();
+        let gone: Vec<String> = self.memories().keys().filter(|uid| !there.contains(*uid)).cloned().collect();
+        gone.iter().for_each(|uid| self.forget(uid));
+        self.roll.keep(&there);
     }
 
     /// The experiment is no more, with or without our consent.

@@ -35,6 +35,9 @@ pub struct PodView {
     pub created: Option<Timestamp>,
     /// It has a deletion mark.
     pub terminating: bool,
+    /// How many seconds it has to end, when it is deleted and nobody says otherwise
+    /// (`spec.terminationGracePeriodSeconds`).
+    pub grace: Option<i64>,
     /// The Ready condition is True.
     pub ready: bool,
     /// When the Ready condition last changed (whole seconds, as the kubelet writes it).
@@ -187,6 +190,7 @@ impl PodView {
             phase: status.and_then(|status| status.phase.clone()).unwrap_or_default(),
             created: meta.creation_timestamp.as_ref().map(|time| time.0),
             terminating: meta.deletion_timestamp.is_some(),
+            grace: spec.and_then(|spec| spec.termination_grace_period_seconds),
             ready: ready.is_some_and(|condition| condition.status == "True"),
             ready_since: ready
                 .and_then(|condition| condition.last_transition_time.as_ref())

@@ -46,8 +46,20 @@ pub enum TurnError {
         /// Why.
         source: serde_json::Error,
     },
-    /// Someone else changed the object meanwhile.
-    #[error("{kind} {namespace}/{name} was changed meanwhile")]
+    /// Someone else changed the object meanwhile, or won't have it changed: the API server says both with one code.
+    #[error("{kind} {namespace}/{name} was changed meanwhile, or may not be changed: {source}")]
+    Refused {
+        /// The object's kind.
+        kind: &'static str,
+        /// The object's namespace.
+        namespace: String,
+        /// The object's name.
+        name: String,
+        /// What was said.
+        source: Box<kube::Error>,
+    },
+    /// Something else is due at once.
+    #[error("{kind} {namespace}/{name} is looked at again")]
     Overtaken {
         /// The object's kind.
         kind: &'static str,
@@ -294,10 +306,11 @@ impl Annotations {
         match objects.patch_metadata(&key.name, &PatchParams::default(), &patch).await {
             Ok(_) => Ok(()),
             Err(error) if is_gone(&error) => Ok(()),
-            Err(error) if matches!(code(&error), Some(409 | 422)) => Err(TurnError::Overtaken {
+            Err(source) if matches!(code(&source), Some(409 | 422)) => Err(TurnError::Refused {
                 kind: key.kind.word(),
                 namespace: key.namespace.clone(),
                 name: key.name.clone(),
+                source: Box::new(source),
             }),
             Err(error) => Err(key.failed("annotate")(error)),
         }

@@ -85,8 +85,9 @@ async fn a_kill_names_the_incarnation_and_another_one_in_its_place_is_the_end_of
     let options = json!({ "gracePeriodSeconds": 3, "preconditions": { "uid": "u" } });
     assert_eq!(asked, [("DELETE /api/v1/namespaces/n/pods/p".to_owned(), options.clone())]);
 
+    let evicted = (201, json!({ "apiVersion": "v1", "kind": "Status", "status": "Success" }));
     let (outcome, asked) =
-        applied(Effect::Evict { pod: target(), grace: Some(3) }, None, vec![refusal(409)]).await;
+        applied(Effect::Evict { pod: target(), grace: Some(3) }, None, vec![evicted]).await;
     assert_eq!(version(outcome), 0);
     let (what, body) = &asked[0];
     assert_eq!(what, "POST /api/v1/namespaces/n/pods/p/eviction");
@@ -95,10 +96,33 @@ async fn a_kill_names_the_incarnation_and_another_one_in_its_place_is_the_end_of
 
 #[tokio::test]
 async fn an_eviction_that_a_budget_forbids_is_worth_another_try() {
-    let effect = Effect::Evict { pod: target(), grace: None };
-    let (outcome, asked) = applied(effect, None, vec![refusal(429)]).await;
-    assert!(outcome.is_err());
-    assert_eq!(asked[0].1["deleteOptions"], json!({ "preconditions": { "uid": "u" } }));
+    // A budget that many ask at once answers 409, one that goes meanwhile 404: the pod is alive all the same.
+    for refused in [429, 409, 404] {
+        let effect = Effect::Evict { pod: target(), grace: None };
+        let (outcome, asked) = applied(effect, None, vec![refusal(refused)]).await;
+        assert!(outcome.is_err(), "{refused}");
+        assert_eq!(asked[0].1["deleteOptions"], json!({ "preconditions": { "uid": "u" } }));
+    }
+}
+
+#[tokio::test]
+async fn a_change_that_a_policy_denies_is_not_taken_for_a_lost_race() {
+    let effect = Effect::Release { pod: target(), holder: "x".into() };
+    let answers = vec![(200, live("u", "1", "pause")), refusal(422), (200, live("u", "1", "pause"))];
+    let (outcome, asked) = applied(effect, None, answers).await;
+    let said = outcome.unwrap_err().to_string();
+    assert!(said.contains("release") && said.contains("no"), "{said}");
+    assert_eq!(asked.len(), 3, "it was asked for again: {asked:?}");
+}
+
+#[tokio::test]
+async fn what_is_older_than_the_injection_does_not_say_that_nothing_is_to_be_released() {
+    let view = PodView { uid: "u".into(), resource_version: "1".into(), ..PodView::default() };
+    let effect = Effect::Release { pod: target(), holder: "x".into() };
+    let answers = vec![(200, live("u", "2", "pause")), (200, live("u", "3", "own"))];
+    let (outcome, asked) = applied(effect, Some(view), answers).await;
+    assert_eq!(version(outcome), 3);
+    assert!(asked[1].0.starts_with("PATCH "), "{asked:?}");
 }
 
 #[tokio::test]

@@ -40,6 +40,15 @@ impl RollCall {
         }
     }
 
+    /// Only these are still there: nobody waits for a turn of another.
+    pub fn keep(&self, there: &HashSet<String>) {
+        let missing: Vec<String> = {
+            let roll = self.roll.lock().unwrap_or_else(PoisonError::into_inner);
+            roll.missing.iter().flatten().filter(|uid| !there.contains(*uid)).cloned().collect()
+        };
+        missing.iter().for_each(|uid| self.seen(uid));
+    }
+
     /// This one has had a turn, whatever came of it, or is no more. As often as one likes.
     pub fn seen(&self, uid: &str) {
         let mut roll = self.roll.lock().unwrap_or_else(PoisonError::into_inner);
@@ -82,6 +91,20 @@ mod tests {
             }
             assert!(nodes.shared.leading().unwrap().complete, "{order:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn who_went_without_a_word_is_not_waited_for() {
+        let (_leads, leadership) = watch::channel(Leadership::Leader { term: 1 });
+        let (_identity, identity) = watch::channel(None);
+        let (_endpoints, endpoints) = watch::channel(None);
+        let nodes = Nodes::with_endpoints(endpoints, identity, leadership, mpsc::unbounded_channel().0);
+        let roll = RollCall::new(nodes.clone());
+        roll.expect(["a", "b"].map(str::to_owned));
+        roll.keep(&HashSet::from(["a".to_owned()]));
+        assert!(!nodes.shared.leading().unwrap().complete, "a is still there");
+        roll.keep(&HashSet::new());
+        assert!(nodes.shared.leading().unwrap().complete);
     }
 
     #[tokio::test]

@@ -66,8 +66,9 @@ impl Candidate {
                 };
                 let live = of(&[TargetPhase::Selected, TargetPhase::Injected]).count();
                 let drawn = usize::try_from(status.drawn.unwrap_or_default()).unwrap_or_default();
-                let owners: BTreeSet<String> =
-                    of(&[TargetPhase::Gone]).filter_map(|target| target.owner.clone()).collect();
+                // Whose place is taken already has nobody born for it.
+                let free = of(&[TargetPhase::Gone]).filter(|target| target.replacement.is_none());
+                let owners: BTreeSet<String> = free.filter_map(|target| target.owner.clone()).collect();
                 if live >= drawn || owners.is_empty() {
                     return None;
                 }
@@ -109,4 +110,41 @@ pub fn births_for<'a>(
             Holder::experiment(namespace, name, uid, spec, pod)
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use squall_api::podchaos::Target;
+
+    use super::*;
+
+    #[test]
+    fn nobody_is_born_for_a_place_that_is_taken() {
+        let target = |phase, replacement: Option<&str>| Target {
+            phase,
+            owner: Some("rs".to_owned()),
+            replacement: replacement.map(str::to_owned),
+            ..Target::default()
+        };
+        let replaces = |targets: Vec<Target>| {
+            let mut chaos: PodChaos = serde_json::from_value(json!({
+                "metadata": { "namespace": "n", "name": "e", "uid": "u" },
+                "spec": { "action": "pod-failure", "mode": "fixed", "value": "3", "selector": {} },
+                "status": { "phase": "Injected", "drawn": 3 },
+            }))
+            .unwrap();
+            chaos.status.as_mut().unwrap().targets = targets;
+            Candidate::of(&chaos).and_then(|candidate| candidate.replaces)
+        };
+        // One went and is replaced, one was let go by hand, one is left: fewer than were drawn, and no place is free.
+        let replaced = target(TargetPhase::Gone, Some("p-2"));
+        let let_go = target(TargetPhase::Released, None);
+        let left = target(TargetPhase::Injected, None);
+        let targets = vec![replaced.clone(), let_go.clone(), left.clone()];
+        assert_eq!(replaces(targets), None);
+        let went = target(TargetPhase::Gone, None);
+        let targets = vec![replaced, let_go, left, went];
+        assert_eq!(replaces(targets), Some(BTreeSet::from(["rs".to_owned()])));
+    }
 }

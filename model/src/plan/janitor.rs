@@ -35,7 +35,8 @@ pub fn chore(
 ) -> Chore {
     let recorded =
         pod.annotations.contains_key(names::HELD_BY) || pod.annotations.contains_key(names::ORIGINAL_IMAGES);
-    if !recorded || pod.terminating {
+    // Nobody was ever failed in a protected namespace: what stands there somebody else wrote.
+    if !recorded || pod.terminating || names::is_protected_namespace(&pod.namespace) {
         return Chore::None;
     }
     let labelled = pod.labels.get(names::FAULT).map(String::as_str) == Some(names::POD_FAILURE);
@@ -73,4 +74,24 @@ pub fn chore(
         }
     }
     if !over.is_empty() { Chore::Release(over) } else { next.map_or(Chore::None, Chore::Later) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_in_a_protected_namespace_is_somebody_elses_and_puts_no_image_anywhere() {
+        let record = [(names::ORIGINAL_IMAGES.to_owned(), r#"{"app":"evil"}"#.to_owned())];
+        let mut pod =
+            PodView { namespace: "shop".to_owned(), annotations: record.into(), ..PodView::default() };
+        let closed = NamespaceView::default();
+        let due =
+            |pod: &PodView, leaving| chore(pod, &closed, |_| false, leaving, None, Timestamp::UNIX_EPOCH);
+        assert_eq!(due(&pod, false), Chore::Restore("the namespace isn't opted in any more"));
+        for namespace in names::PROTECTED_NAMESPACES {
+            pod.namespace = namespace.to_owned();
+            assert_eq!((due(&pod, false), due(&pod, true)), (Chore::None, Chore::None), "{namespace}");
+        }
+    }
 }

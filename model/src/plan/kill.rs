@@ -21,11 +21,13 @@ impl Step<'_> {
                 self.kill_one(spec, target, give_up, grace, evict);
             }
             if target.phase == TargetPhase::Killed && target.gone_at.is_none() {
-                if view(self.input.world, target).is_none() {
+                let pod = view(self.input.world, target);
+                if pod.is_none() {
                     target.gone_at = Some(MicroTime(self.input.now));
                 } else if let Some(at) = &target.ordered_at {
                     // A node that is down never confirms; the deletion itself is done.
-                    let limit = at.0 + seconds(i64::from(grace.unwrap_or(30)) + 900);
+                    let own = pod.and_then(|pod| pod.grace).unwrap_or(30);
+                    let limit = at.0 + seconds(grace.map_or(own, i64::from).saturating_add(900));
                     if limit <= self.input.now {
                         target.gone_at = Some(MicroTime(self.input.now));
                         target.message =
