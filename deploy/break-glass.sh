@@ -23,8 +23,9 @@ while read -r namespace pod images; do
 done
 $k label pods -A -l squall.dev/fault squall.dev/fault- || true
 
-# Our finalizer, and nobody else's, so that the experiments can be deleted: namespace, name, place in the list.
-for kind in podchaos stresschaos; do
+# Our finalizer, and nobody else's, so that the experiments can be deleted: namespace, name, place in the list. By their
+# full names: Chaos Mesh has the same short ones.
+for kind in podchaos.squall.dev stresschaos.squall.dev; do
 	$k get "$kind" -A -o go-template='{{range .items}}{{$m := .metadata}}{{range $i, $one := $m.finalizers}}{{if eq $one "squall.dev/recover"}}{{$m.namespace}} {{$m.name}} {{$i}}{{"\n"}}{{end}}{{end}}{{end}}' 2>/dev/null |
 	while read -r namespace name place; do
 		at="\"path\":\"/metadata/finalizers/$place\""

@@ -5,8 +5,9 @@
 //! serves this; whoever is refused learns why, but nothing about the CA.
 
 use std::{
+    collections::HashMap,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -47,6 +48,8 @@ use crate::certs::{CertError, Identity, provider};
 
 /// Connections at a time. A daemon needs one for a moment, twice a day.
 const CONNECTIONS: usize = 256;
+/// Of one peer: anybody in the cluster may come, and nobody gets the places of all nodes.
+const PER_PEER: usize = 8;
 /// Reviews at a time.
 const REVIEWS: usize = 16;
 /// The longest message: a token and a request are some 2 KiB.
@@ -247,10 +250,12 @@ impl ResolvesServerCert for CurrentCertificate {
 
 async fn accept(listener: TcpListener, tls: TlsAcceptor, sender: mpsc::Sender<io::Result<Connection>>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
+    // Each connection holds one more of its peer's.
+    let mut peers: HashMap<IpAddr, Arc<()>> = HashMap::new();
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _peer)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok((stream, peer)) => (stream, peer.ip().to_canonical()),
             Err(error) => {
                 // Mostly: out of file descriptors. Others will close theirs.
                 warn!(%error, "can't accept a connection for enrolment");
@@ -258,7 +263,13 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, sender: mpsc::Sender<io
                 continue;
             }
         };
-        let (tls, sender) = (tls.clone(), sender.clone());
+        peers.retain(|_, here| Arc::strong_count(here) > 1);
+        let here = peers.entry(peer).or_default();
+        if Arc::strong_count(here) > PER_PEER {
+            debug!(%peer, "has too many connections for enrolment");
+            continue;
+        }
+        let (tls, sender, place) = (tls.clone(), sender.clone(), (place, here.clone()));
         tokio::spawn(async move {
             match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
                 Ok(Ok(tls)) => {
@@ -271,10 +282,10 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, sender: mpsc::Sender<io
     }
 }
 
-/// A connection, and its place among the [`CONNECTIONS`].
+/// A connection, and its place among the [`CONNECTIONS`] and among those of its peer.
 struct Connection {
     tls: TlsStream<TcpStream>,
-    _place: OwnedSemaphorePermit,
+    _place: (OwnedSemaphorePermit, Arc<()>),
 }
 
 impl Connected for Connection {

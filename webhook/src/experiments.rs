@@ -60,6 +60,10 @@ pub enum Verdict {
     Ask(Ask, Vec<String>),
 }
 
+/// The annotation that pauses an experiment of Chaos Mesh's. Whose manifest is taken over with it expects nothing to
+/// happen.
+const THEIR_PAUSE: &str = "experiment.chaos-mesh.org/pause";
+
 /// An experiment as far as it is read here. Anything that the schema refuses later may still be in it.
 #[derive(Deserialize)]
 struct Experiment<S> {
@@ -215,6 +219,14 @@ pub fn check(request: &Request<'_>) -> Verdict {
 
 fn judge<S: ExperimentSpec + DeserializeOwned>(request: &Request<'_>) -> Result<Verdict, Denied> {
     let new = Experiment::<S>::read("object", request.object)?;
+    if request.operation == "CREATE"
+        && let Some(value) = new.metadata.annotations.as_ref().and_then(|all| all.get(THEIR_PAUSE))
+        && value == "true"
+    {
+        let field = format!("metadata.annotations[{THEIR_PAUSE}]");
+        let help = format!("it would not be paused here: the annotation is {}", names::PAUSE);
+        return Err(Denied::invalid(vec![FieldError::new(field, value, help)]));
+    }
     let spec = validate(&new.spec, &request.namespace).map_err(Denied::invalid)?;
     let namespaces = spec.selector.namespaces.clone();
     let mut opted_in = namespaces.clone();

@@ -400,3 +400,19 @@ async fn a_stresschaos_is_admitted_by_the_same_code() {
     assert!(!answer.allowed() && asked.is_empty());
     assert!(answer.message().contains("spec.stressors.cpu.workers"), "{}", answer.message());
 }
+
+#[tokio::test]
+async fn a_paused_experiment_of_chaos_meshs_does_not_begin_here() {
+    let with = |value: &str| {
+        let mut chaos = chaos(pod_kill());
+        chaos["metadata"]["annotations"] = json!({"experiment.chaos-mesh.org/pause": value});
+        review("CREATE", CHAOS, "ann", Value::Null, chaos)
+    };
+    let (answer, asked) = validate(&with("true"), yes).await;
+    assert!(!answer.allowed() && asked.is_empty());
+    let said = answer.message();
+    for word in ["metadata.annotations[experiment.chaos-mesh.org/pause]", "true", names::PAUSE] {
+        assert!(said.contains(word), "{word} is not in {said}");
+    }
+    assert!(validate(&with("false"), yes).await.0.allowed());
+}

@@ -17,6 +17,8 @@ use crate::{cluster::BUSYBOX_IMAGE, deploy, kubectl, kubectl::Kubectl, progress:
 
 /// The demo's namespace.
 const NAMESPACE: &str = "squall-demo";
+/// Our kind by its full name: Chaos Mesh has the same short one.
+const PODCHAOS: &str = names::CRDS[0];
 /// busybox where images can be pulled.
 const PUBLIC_BUSYBOX: &str = "busybox:1.37";
 /// The demo's own pods: somebody may have put others beside them.
@@ -97,8 +99,8 @@ pub fn run(args: Args) -> Result<()> {
 Every pod runs its own images again, and carries nothing of Squall.
 
 Try next:
-  {k} get podchaos -n {NAMESPACE}
-  {k} get podchaos -n {NAMESPACE} demo-container-kill -o yaml
+  {k} get podchaos.squall.dev -n {NAMESPACE}
+  {k} get podchaos.squall.dev -n {NAMESPACE} demo-container-kill -o yaml
   {k} label pod -n {NAMESPACE} solo {fault}={failure}     # fails until the label goes:
   {k} label pod -n {NAMESPACE} solo {fault}-
   {k} apply -n {NAMESPACE} -f deploy/examples/pod-kill.yaml
@@ -120,7 +122,7 @@ fn prepare(kubectl: &Kubectl, image: &str) -> Result<()> {
     kubectl.feed(&["apply", "-f", "-"], &namespace.to_string())?;
     kubectl.output(&[
         "delete",
-        "podchaos",
+        PODCHAOS,
         "-n",
         NAMESPACE,
         "--all",
@@ -191,7 +193,7 @@ fn perform(kubectl: &Kubectl, show: &Show) -> Result<PodChaos> {
     kubectl.feed(&["create", "-f", "-"], &object.to_string())?;
     let mut last = None;
     let ended = kubectl::wait(EXPERIMENT, || {
-        let now: PodChaos = kubectl.get(&["podchaos", show.name, "-n", NAMESPACE])?;
+        let now: PodChaos = kubectl.get(&[PODCHAOS, show.name, "-n", NAMESPACE])?;
         let over = condition(&now, "Completed");
         last = Some(now);
         Ok(over.then_some(()))
@@ -200,7 +202,7 @@ fn perform(kubectl: &Kubectl, show: &Show) -> Result<PodChaos> {
     ensure!(ended.is_some(), "it is not over after {} s: {}", EXPERIMENT.as_secs(), describe(&last));
     // The last times of a one-shot may come after its end.
     kubectl::wait(LATE, || {
-        let now: PodChaos = kubectl.get(&["podchaos", show.name, "-n", NAMESPACE])?;
+        let now: PodChaos = kubectl.get(&[PODCHAOS, show.name, "-n", NAMESPACE])?;
         let targets = now.status.iter().flat_map(|status| &status.targets);
         let back = targets.clone().count() > 0 && targets.clone().all(|target| target.ready_at.is_some());
         let settled = back || condition(&now, "Failed");

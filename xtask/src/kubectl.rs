@@ -13,6 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use squall_api::names;
 
 use crate::{cluster::Cluster, sh};
 
@@ -121,13 +122,12 @@ impl Kubectl {
         }
     }
 
-    /// Whether the API server knows that resource: one of the core, or of a CRD of ours.
+    /// Whether the API server knows that resource: one of the core, or of a CRD of ours, by its full name.
     fn knows(&self, resource: &str) -> Result<bool> {
-        if !["podchaos", "stresschaos"].contains(&resource) {
+        if !names::CRDS.contains(&resource) {
             return Ok(true);
         }
-        let name = format!("{resource}.squall.dev");
-        Ok(!self.output(&["get", "crd", &name, "--ignore-not-found", "-o", "name"])?.is_empty())
+        Ok(!self.output(&["get", "crd", resource, "--ignore-not-found", "-o", "name"])?.is_empty())
     }
 
     /// The object as JSON, if it is there.

@@ -35,9 +35,9 @@ impl Patience {
 
 /// The admission policy that keeps new experiments out meanwhile.
 const CLOSED: &str = "squall-removal";
-/// Every kind of ours.
-const KINDS: [&str; 2] = ["podchaos", "stresschaos"];
-/// The kind that makes experiments, by its full name: others have schedules too.
+/// The kinds of experiments, by their full names: Chaos Mesh has the same short ones, and what is deleted here are ours.
+const KINDS: [&str; 2] = names::CRDS;
+/// The kind that makes experiments, in the same way.
 const SCHEDULES: &str = "schedules.squall.dev";
 /// Every annotation of ours on a pod.
 const ANNOTATIONS: [&str; 8] = [
@@ -300,10 +300,9 @@ fn wait_until_gone(kubectl: &Kubectl, patience: Patience) -> Result<()> {
         if kubectl.find(&["namespace", names::NAMESPACE])?.is_some() {
             there.push(format!("namespace {}", names::NAMESPACE));
         }
-        let crds = KINDS.map(|kind| format!("{kind}.{}", names::GROUP));
-        for crd in crds.into_iter().chain([SCHEDULES.to_owned()]) {
-            if kubectl.find(&["crd", &crd])?.is_some() {
-                there.push(crd);
+        for crd in KINDS.into_iter().chain([SCHEDULES]) {
+            if kubectl.find(&["crd", crd])?.is_some() {
+                there.push(crd.to_owned());
             }
         }
         looks += 1;
@@ -328,8 +327,8 @@ fn left(kubectl: &Kubectl) -> Result<Vec<String>> {
             why.filter(|c| c["status"] == "True").filter_map(|c| c["message"].as_str()).collect();
         left.push(format!("namespace {}: {}", names::NAMESPACE, why.join("; ")));
     }
-    let kinds =
-        "crd,clusterrole,clusterrolebinding,mutatingwebhookconfiguration,validatingwebhookconfiguration";
+    let kinds = "crd,clusterrole,clusterrolebinding,mutatingwebhookconfiguration,validatingwebhookconfiguration,\
+        validatingadmissionpolicy,validatingadmissionpolicybinding";
     let ours = kubectl.output(&["get", kinds, "-l", "app.kubernetes.io/part-of=squall", "-o", "name"])?;
     left.extend(ours.lines().map(str::to_owned));
     for kind in KINDS {

@@ -30,9 +30,11 @@ fn the_demo_runs_on_a_named_context_and_the_current_one_is_never_switched() {
     let (said, after) = (text(&done), fs::read_to_string(&path).unwrap());
     fs::remove_file(&path).unwrap();
     assert!(done.status.success(), "{said}");
-    for line in
-        ["3 targets hit, and over", "kubectl --context theirs get podchaos", "undeploy --context theirs"]
-    {
+    for line in [
+        "3 targets hit, and over",
+        "kubectl --context theirs get podchaos.squall.dev",
+        "undeploy --context theirs",
+    ] {
         assert!(said.contains(line), "the demo did not say {line:?}: {said}");
     }
     assert_eq!(after, written, "the user's kubeconfig was changed");

@@ -549,3 +549,51 @@ fn every_example_is_what_it_says_it_is() {
     }
     assert!(seen >= 8);
 }
+
+#[test]
+fn the_record_is_not_written_with_a_status() {
+    let all = rendered();
+    let policy = find(&all, "ValidatingAdmissionPolicy", "squall-record");
+    let binding = find(&all, "ValidatingAdmissionPolicyBinding", "squall-record");
+    assert_eq!(binding["spec"]["policyName"], policy["metadata"]["name"]);
+    assert_eq!(strings(&binding["spec"]["validationActions"]), ["Deny"]);
+    assert_eq!(policy["spec"]["failurePolicy"], "Ignore", "it would hold up the kubelet");
+    let rules = list(&policy["spec"]["matchConstraints"]["resourceRules"]);
+    let covered: Vec<&str> = rules.iter().flat_map(|rule| strings(&rule["resources"])).collect();
+    for resource in ["pods", "namespaces", "deployments", "statefulsets", "daemonsets", "replicasets"] {
+        assert!(covered.contains(&format!("{resource}/status").as_str()), "{resource}");
+    }
+    let keys = by_name(&policy["spec"]["variables"], "keys")["expression"].as_str().unwrap().to_owned();
+    let decide = [
+        names::FAULT,
+        names::ORIGINAL_IMAGES,
+        names::HELD_BY,
+        names::REQUESTED_BY,
+        names::CONTAINERS,
+        names::UNTIL,
+        names::FAULT_STYLE,
+        names::INJECT,
+        names::PROTECT,
+        names::HALT,
+    ];
+    for key in decide.into_iter().chain(names::SMALL_FAULTS) {
+        assert!(keys.contains(&format!("'{key}'")), "{key} is not in {keys}");
+    }
+}
+
+#[test]
+fn neither_pressure_nor_a_drain_nor_a_node_of_another_kind_is_in_the_way() {
+    let all = rendered();
+    let spec = |kind: &str, name: &str| find(&all, kind, name)["spec"]["template"]["spec"].clone();
+    let daemon = spec("DaemonSet", names::DAEMON);
+    // The kubelet evicts it last, and lets it in while it evicts others.
+    assert_eq!(daemon["priorityClassName"], "system-node-critical");
+    for pod in [daemon, spec("Deployment", names::CONTROLLER), spec("Deployment", names::WEBHOOK)] {
+        assert_eq!(pod["nodeSelector"], json!({"kubernetes.io/os": "linux"}));
+    }
+    for name in [names::CONTROLLER, names::WEBHOOK] {
+        let budget = find(&all, "PodDisruptionBudget", name);
+        assert_eq!(budget["spec"]["maxUnavailable"], 1);
+        assert_eq!(budget["spec"]["unhealthyPodEvictionPolicy"], "AlwaysAllow");
+    }
+}

@@ -87,7 +87,7 @@ fn after_a_restart_of_the_node_every_pod_is_whole_and_nothing_was_done_twice() {
         NAMESPACE,
         "wait",
         "--for=condition=Completed",
-        "podchaos/killed",
+        "podchaos.squall.dev/killed",
         "--timeout=60s",
     ]);
     cluster.until("injected", || match cluster.phase("lasting").as_str() {
@@ -114,7 +114,7 @@ fn after_a_restart_of_the_node_every_pod_is_whole_and_nothing_was_done_twice() {
     assert_eq!(cluster.phase("lasting"), "Injected", "a fault that lasts outlives the restart");
     let failed = cluster.pods().remove("lasting").expect("its pod");
     assert!(failed.images.iter().all(|image| image != BUSYBOX), "{failed:?}");
-    cluster.kubectl(&["-n", NAMESPACE, "delete", "podchaos", "lasting", "--timeout=90s"]);
+    cluster.kubectl(&["-n", NAMESPACE, "delete", "podchaos.squall.dev", "lasting", "--timeout=90s"]);
     cluster.are_whole(&before);
     // Until the kubelet has seen the images, what is Ready is the container that stood in.
     cluster.until("restarted", || match &cluster.pods()["lasting"] {

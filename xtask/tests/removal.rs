@@ -66,6 +66,58 @@ fn make_older(cluster: &Cluster) {
     });
 }
 
+/// A CRD of Chaos Mesh's with one object, and what that has to look like afterwards.
+struct Stranger<'a>(&'a Cluster);
+
+impl<'a> Stranger<'a> {
+    const CRD: &'static str = "podchaos.chaos-mesh.org";
+
+    fn make(cluster: &'a Cluster) -> Self {
+        let made = Self(cluster);
+        let schema =
+            json!({"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}});
+        cluster.apply(&json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {"name": Self::CRD}, "spec": {"group": "chaos-mesh.org", "scope": "Namespaced",
+                "names": {"kind": "PodChaos", "plural": "podchaos", "singular": "podchaos"},
+                "versions": [{"name": "v1alpha1", "served": true, "storage": true, "schema": schema}]}}));
+        cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", Self::CRD]);
+        // With a finalizer like ours: nobody takes that off either.
+        cluster.apply(&json!({"apiVersion": "chaos-mesh.org/v1alpha1", "kind": "PodChaos",
+            "metadata": {"name": "theirs", "finalizers": [names::FINALIZER]}}));
+        // Else this shows nothing: the short name is theirs now.
+        cluster.until("theirs by the short name", || {
+            let path = "jsonpath={.apiVersion}";
+            let said = text(
+                &cluster
+                    .command(&["-n", NAMESPACE, "get", "podchaos", "theirs", "-o", path])
+                    .output()
+                    .unwrap(),
+            );
+            if said == "chaos-mesh.org/v1alpha1" { Ok(()) } else { Err(said) }
+        });
+        made
+    }
+
+    #[track_caller]
+    fn is_untouched(&self) {
+        let theirs = self.0.json(&["-n", NAMESPACE, "get", Self::CRD, "theirs"]);
+        let metadata = &theirs["metadata"];
+        assert!(metadata.get("deletionTimestamp").is_none(), "{theirs}");
+        assert_eq!(metadata["finalizers"], json!([names::FINALIZER]));
+    }
+}
+
+impl Drop for Stranger<'_> {
+    fn drop(&mut self) {
+        let none = json!({"metadata": {"finalizers": null}}).to_string();
+        let _ = self
+            .0
+            .command(&["-n", NAMESPACE, "patch", Self::CRD, "theirs", "--type=merge", "-p", &none])
+            .output();
+        let _ = self.0.command(&["delete", "crd", Self::CRD, "--ignore-not-found", "--timeout=60s"]).output();
+    }
+}
+
 /// Every component is another one now, and nobody noticed: what a new leader would do wrong it does soon.
 fn nobody_noticed(cluster: &Cluster, before: &BTreeMap<String, Seen>) {
     let began = Instant::now();
@@ -104,7 +156,16 @@ fn stop_squall(cluster: &Cluster) {
 
 fn set_finalizers(cluster: &Cluster, experiment: &str, list: &[&str]) {
     let patch = json!({"metadata": {"finalizers": list}}).to_string();
-    cluster.kubectl(&["-n", NAMESPACE, "patch", "podchaos", experiment, "--type=merge", "-p", &patch]);
+    cluster.kubectl(&[
+        "-n",
+        NAMESPACE,
+        "patch",
+        "podchaos.squall.dev",
+        experiment,
+        "--type=merge",
+        "-p",
+        &patch,
+    ]);
 }
 
 /// For as long as it lives the controller may change no pod of this test.
@@ -188,7 +249,7 @@ fn a_crd_that_goes_alone_ends_every_fault() {
         // And Squall is of use again as soon as they are back.
         cluster.xtask("deploy");
         let pods = make_faults(cluster);
-        cluster.kubectl(&["-n", NAMESPACE, "delete", "podchaos", "--all", "--timeout=60s"]);
+        cluster.kubectl(&["-n", NAMESPACE, "delete", "podchaos.squall.dev", "--all", "--timeout=60s"]);
         cluster.kubectl(&["-n", NAMESPACE, "label", "pod", "hand", &format!("{}-", names::FAULT)]);
         cluster.are_whole(&pods);
     });
@@ -202,11 +263,11 @@ fn our_namespace_that_goes_alone_ends_every_fault() {
         assert!(delete(cluster, &["namespace", names::NAMESPACE], "60s"), "the namespace is still there");
         cluster.are_whole(&pods);
         // Nobody is there any more who would let them go.
-        for (resource, name) in [("podchaos", "lasting"), ("podchaos", "pending")] {
+        for (resource, name) in [("podchaos.squall.dev", "lasting"), ("podchaos.squall.dev", "pending")] {
             let path = "jsonpath={.metadata.finalizers}";
             assert_eq!(cluster.kubectl(&["-n", NAMESPACE, "get", resource, name, "-o", path]), "");
         }
-        cluster.kubectl(&["-n", NAMESPACE, "delete", "podchaos", "--all", "--timeout=10s"]);
+        cluster.kubectl(&["-n", NAMESPACE, "delete", "podchaos.squall.dev", "--all", "--timeout=10s"]);
     });
 }
 
@@ -215,8 +276,10 @@ fn our_namespace_that_goes_alone_ends_every_fault() {
 fn a_dead_squall_is_removed_and_its_faults_are_ended_from_their_records() {
     with_squall(|cluster| {
         let pods = make_faults(cluster);
+        let stranger = Stranger::make(cluster);
         stop_squall(cluster);
         undeploy(cluster);
+        stranger.is_untouched();
         cluster.is_clean(&pods);
     });
 }
@@ -241,7 +304,10 @@ fn undeploy_lets_nothing_in_meanwhile_and_names_what_others_hold() {
         eprintln!("{said}");
         assert!(!done.status.success(), "it says that nothing was left");
         let left = said.split_once("left behind:").map(|(_, left)| left).unwrap_or_default();
-        assert!(left.contains(&format!("podchaos {NAMESPACE}/lasting")) && left.contains(THEIRS), "{said}");
+        assert!(
+            left.contains(&format!("podchaos.squall.dev {NAMESPACE}/lasting")) && left.contains(THEIRS),
+            "{said}"
+        );
         assert!(!left.contains("pending") && !left.contains("pod "), "{said}");
         cluster.are_whole(&pods);
         drop(forbidden);
@@ -263,9 +329,11 @@ fn what_delete_k_leaves_of_a_dead_squall_is_for_the_break_glass_script() {
             "nobody can have let the experiments go"
         );
         assert_eq!(cluster.pods(), pods, "nobody is there who could have put them back");
+        let stranger = Stranger::make(cluster);
         cluster.break_glass();
+        stranger.is_untouched();
         let path = "jsonpath={.metadata.finalizers[*]}";
-        let kept = cluster.kubectl(&["-n", NAMESPACE, "get", "podchaos", "lasting", "-o", path]);
+        let kept = cluster.kubectl(&["-n", NAMESPACE, "get", "podchaos.squall.dev", "lasting", "-o", path]);
         assert_eq!(kept, THEIRS, "ours goes, also where it is not alone, and nobody else's");
         set_finalizers(cluster, "lasting", &[]);
         cluster.is_clean(&pods);

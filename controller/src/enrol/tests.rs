@@ -115,6 +115,22 @@ async fn the_certificate_is_swapped_while_serving() {
     assert!(client(address, &first.ca).await.is_err(), "the old CA's is gone");
 }
 
+#[tokio::test]
+async fn who_takes_all_that_he_gets_leaves_room_for_the_daemons_of_other_nodes() {
+    let identity = identity();
+    let (address, _sender) = server(Some(identity.clone())).await;
+    // Silent ones, from an address that is not the daemon's.
+    let mut greedy = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        greedy.push(socket.connect(address).await.unwrap());
+    }
+    let began = std::time::Instant::now();
+    client(address, &identity.ca).await.unwrap();
+    assert!(began.elapsed() < HANDSHAKE_TIMEOUT, "it waited until the others were hung up on");
+}
+
 fn status(user: &str, audiences: &[&str], extra: &[(&str, &[&str])]) -> TokenReviewStatus {
     let owned = |values: &[&str]| values.iter().map(|value| value.to_string()).collect::<Vec<_>>();
     let extra = extra.iter().map(|(key, values)| (key.to_string(), owned(values))).collect();

@@ -235,3 +235,42 @@ fn the_record_is_squalls_own() {
         Ok(())
     });
 }
+
+#[test]
+fn who_may_write_a_status_writes_no_record() {
+    with_ns("label-status", OptIn::Yes, async |ns| {
+        let before = ns.ready_pod(&pod("web")).await?;
+        let forged = [
+            (names::ORIGINAL_IMAGES, r#"{"app":"example.com/evil"}"#),
+            (names::REQUESTED_BY, r#"{"username":"admin"}"#),
+            (names::ASK_POD_KILL, "one"),
+        ];
+        let patch = |metadata: serde_json::Value| json!({ "metadata": metadata }).to_string();
+        let annotations = forged.map(|(key, value)| patch(json!({ "annotations": { key: value } })));
+        let label = patch(json!({ "labels": { names::FAULT: names::POD_FAILURE } }));
+        for patch in annotations.into_iter().chain([label]) {
+            let words =
+                ["-n", &ns.name, "patch", "pod", "web", "--subresource=status", "--type=merge", "-p", &patch];
+            let said = kubectl(&words)?.refused()?;
+            assert!(said.contains("not changed with a status"), "{patch}: {said}");
+        }
+        // Nobody else's keys are anybody's affair.
+        let theirs = patch(json!({ "annotations": { "example.com/network": "up" } }));
+        kubectl(&[
+            "-n",
+            &ns.name,
+            "patch",
+            "pod",
+            "web",
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            &theirs,
+        ])?
+        .ok()?;
+        let now = ns.pod("web").await?;
+        assert_eq!(now.uid(), before.uid());
+        assert_eq!(now.images(), before.images());
+        Ok(())
+    });
+}

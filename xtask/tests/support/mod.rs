@@ -142,7 +142,7 @@ impl Cluster {
 
     pub fn phase(&self, experiment: &str) -> String {
         let path = "jsonpath={.status.phase}";
-        self.kubectl(&["-n", self.namespace, "get", "podchaos", experiment, "-o", path])
+        self.kubectl(&["-n", self.namespace, "get", "podchaos.squall.dev", experiment, "-o", path])
     }
 
     /// The same pods run their own images, and carry nothing of ours.
