@@ -119,7 +119,8 @@ pub struct Limits {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1_000_000))]
     pub max_concurrent_experiments: Option<i32>,
-    /// Lasting faults have a `duration` of at most this, such as `10m`.
+    /// Lasting faults have a `duration` of at most this, such as `10m`; one without a `duration` is refused. No trigger
+    /// waits for longer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub max_duration: Option<String>,
@@ -193,7 +194,7 @@ pub struct Halt {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ChaosPolicyStatus {
-    /// `Open`, `Closed` (outside its windows), `Halted` or `Invalid`.
+    /// See [`PolicyState`]: of an optional enum the help is the enum's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<PolicyState>,
     /// In words.
@@ -216,7 +217,8 @@ pub struct ChaosPolicyStatus {
     pub probes: Vec<ProbeStatus>,
 }
 
-/// See [`ChaosPolicyStatus::state`].
+/// How the policy stands. `Open`: what it allows may be done now. `Closed`: it is outside its windows. `Halted`: by its
+/// own `halt` or by one of its probes. `Invalid`: it makes no sense, and nothing may be hit until it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum PolicyState {
     /// What it allows may be done now.

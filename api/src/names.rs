@@ -18,7 +18,7 @@ pub const INJECT_ENABLED: &str = "enabled";
 pub const FAULT: &str = "squall.dev/fault";
 /// The value of [`FAULT`] that fails a pod.
 pub const POD_FAILURE: &str = "pod-failure";
-/// Label or annotation on a Namespace, a workload's template or a Pod: `true` protects from every fault.
+/// Label or annotation on a Namespace, a workload or a Pod: `true` protects from every fault.
 pub const PROTECT: &str = "squall.dev/protect";
 /// Annotation on a Pod: which containers the label fails, comma-separated names.
 pub const CONTAINERS: &str = "squall.dev/containers";
@@ -32,7 +32,7 @@ pub const ORIGINAL_IMAGES: &str = "squall.dev/original-images";
 pub const HELD_BY: &str = "squall.dev/held-by";
 /// Annotation on a Pod, Squall's own: what went wrong with what the owner asked for.
 pub const LAST_ERROR: &str = "squall.dev/last-error";
-/// Annotation on an experiment: `true` recovers it for as long as it is there.
+/// Annotation on an experiment: `true` recovers it for as long as it is there; on a Schedule: no run begins.
 pub const PAUSE: &str = "squall.dev/pause";
 /// Annotation on an experiment: `forced` lets the object go whatever could not be recovered.
 pub const CLEANUP: &str = "squall.dev/cleanup";

@@ -123,8 +123,7 @@ pub struct PodChaosSpec {
     /// pod-failure: end the old processes at once instead of waiting for the grace period.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fast: Option<bool>,
-    /// pod-failure: `pause` keeps the container up and idle, `crash` has it fail again and again. Unset: by
-    /// container, so that it is not Ready either way.
+    /// See [`FaultStyle`]: of an optional enum the help is the enum's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault_style: Option<FaultStyle>,
     /// container-kill: also hit containers that end for good (restartPolicy Never, pods of a Job).
@@ -137,13 +136,12 @@ pub struct PodChaosSpec {
     /// Only say in the status what would be hit, and why the rest would not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dry_run: Option<bool>,
-    /// What has to hold before and during the experiment; when it doesn't, the experiment is halted. Probes over HTTP
-    /// name a Service in a namespace that the experiment looks into.
+    /// What has to hold before and during the experiment, and once more when all is over; when it doesn't, the
+    /// experiment is halted. Probes over HTTP name a Service in a namespace that the experiment looks into.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10))]
     pub steady_state: Vec<Probe>,
-    /// What becomes of the experiment when it is halted: `end` (which is what unset means), or `resume` when the halt
-    /// is lifted.
+    /// See [`OnHalt`]: of an optional enum the help is the enum's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_halt: Option<OnHalt>,
     /// Not supported; here so that it is refused rather than silently dropped.
@@ -166,11 +164,13 @@ pub enum Action {
     ContainerFreeze,
 }
 
-/// What a failed container does meanwhile.
+/// pod-failure: what a failed container does meanwhile. `pause`: it is up and idle. `crash`: it exits at once, again
+/// and again. Unset: `crash` for a container with neither `command` nor readiness probe, which asleep would count as
+/// Ready, and `pause` for all others. An init container always crashes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum FaultStyle {
-    /// It sleeps.
+    /// It is up and idle; with a `command` that the image lacks it can't start.
     Pause,
     /// It exits with 1 at once, again and again.
     Crash,

@@ -161,7 +161,8 @@ pub struct NodesProbe {
     pub lasting: Option<String>,
 }
 
-/// What becomes of an experiment that is halted.
+/// What becomes of the experiment when it is halted. `end`: it is over. `resume`: what lasts is recovered, and injected
+/// again when the halt is lifted. Unset: `end`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnHalt {

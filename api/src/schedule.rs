@@ -77,8 +77,7 @@ pub struct ScheduleSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 2592000))]
     pub starting_deadline_seconds: Option<i64>,
-    /// What becomes of a run while another is active: it is skipped (`Forbid`), begins all the same (`Allow`), or
-    /// ends the other (`Replace`). Unset: `Forbid`.
+    /// See [`ConcurrencyPolicy`]: of an optional enum the help is the enum's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrency_policy: Option<ConcurrencyPolicy>,
     /// How many experiments that are over are kept. Unset: 1.
@@ -111,7 +110,8 @@ pub enum ScheduleType {
     StressChaos,
 }
 
-/// What becomes of a run while another is active.
+/// What becomes of a run while another is active. `Forbid`: it is skipped. `Allow`: it begins all the same. `Replace`:
+/// it ends the other. Unset: `Forbid`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum ConcurrencyPolicy {
     /// It is skipped.

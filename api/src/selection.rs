@@ -29,9 +29,9 @@ pub enum Mode {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PodSelector {
-    /// In which namespaces. Unset: the experiment's own.
+    /// In which namespaces. At most 100. Unset: the experiment's own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 256))]
+    #[schemars(length(max = 100))]
     pub namespaces: Vec<String>,
     /// Labels that the pod has.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

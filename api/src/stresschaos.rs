@@ -92,8 +92,7 @@ pub struct StressChaosSpec {
     /// stressors.memory: a size above the container's own limit is meant.
     #[serde(default, rename = "allowOOM", skip_serializing_if = "Option::is_none")]
     pub allow_oom: Option<bool>,
-    /// stressors.memory: what becomes of a stressor that the kernel ended for want of memory. `stop` (which is
-    /// what unset means) ends the fault on that container, `restart` starts it again.
+    /// See [`OnOom`]: of an optional enum the help is the enum's.
     #[serde(default, rename = "onOOM", skip_serializing_if = "Option::is_none")]
     pub on_oom: Option<OnOom>,
     /// The seed of the random draw: with the same seed and the same pods, the same are drawn. Unset: drawn,
@@ -103,13 +102,12 @@ pub struct StressChaosSpec {
     /// Only say in the status what would be hit, and why the rest would not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dry_run: Option<bool>,
-    /// What has to hold before and during the experiment; when it doesn't, the experiment is halted. Probes over HTTP
-    /// name a Service in a namespace that the experiment looks into.
+    /// What has to hold before and during the experiment, and once more when all is over; when it doesn't, the
+    /// experiment is halted. Probes over HTTP name a Service in a namespace that the experiment looks into.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10))]
     pub steady_state: Vec<Probe>,
-    /// What becomes of the experiment when it is halted: `end` (which is what unset means), or `resume` when the halt
-    /// is lifted.
+    /// See [`OnHalt`]: of an optional enum the help is the enum's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_halt: Option<OnHalt>,
     /// Not supported; here so that it is refused rather than silently dropped.
@@ -249,7 +247,8 @@ pub struct IoLimit {
     pub write_iops: Option<i64>,
 }
 
-/// What becomes of a stressor that the kernel ended for want of memory.
+/// stressors.memory: what becomes of a stressor that the kernel ended for want of memory. `stop`: the fault on that
+/// container ends. `restart`: the stressor is started again. Unset: `stop`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnOom {

@@ -150,6 +150,8 @@ fn the_schema_bounds_what_it_can() {
             assert!(schema["maxItems"].is_u64(), "selector.{field} has no maxItems");
         }
     }
+    // As many as admission asks the API server about (`webhook/src/experiments.rs`).
+    assert_eq!(spec["properties"]["selector"]["properties"]["namespaces"]["maxItems"], 100);
 }
 
 /// The help of `kubectl explain` comes from here.
@@ -173,6 +175,37 @@ fn every_field_is_explained() {
         assert!(schema["properties"]["spec"].is_object());
         explained("", &schema);
     }
+}
+
+/// Of an optional enum the schema has the enum's text, not the field's; and in a terminal a link of rustdoc leads
+/// nowhere.
+#[test]
+fn the_help_is_that_of_the_field_and_for_people() {
+    fn descriptions(path: &str, schema: &Value, see: &mut impl FnMut(&str, &str)) {
+        for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+            let path = format!("{path}.{name}");
+            see(&path, field["description"].as_str().unwrap_or_default());
+            descriptions(&path, field, see);
+            for inner in ["items", "additionalProperties"] {
+                descriptions(&path, &field[inner], see);
+            }
+        }
+    }
+    let mut unset = Vec::new();
+    for plural in ["podchaos", "stresschaos", "schedule", "chaospolicy"] {
+        let schema = version(plural)["schema"]["openAPIV3Schema"].clone();
+        descriptions(plural, &schema, &mut |path, text| {
+            assert!(!text.contains("[`"), "{path}: {text}");
+            let field = path.rsplit('.').next().unwrap_or_default();
+            if ["faultStyle", "onHalt", "onOOM", "concurrencyPolicy"].contains(&field) {
+                assert!(text.contains("Unset: "), "{path} does not say what unset means: {text}");
+                unset.push(field.to_owned());
+            }
+        });
+    }
+    unset.sort_unstable();
+    unset.dedup();
+    assert_eq!(unset, ["concurrencyPolicy", "faultStyle", "onHalt", "onOOM"]);
 }
 
 /// Structural: every node has a type, and nothing unknown is kept.
