@@ -188,6 +188,9 @@ fn status(
         (_, Some(stop)) if stop.reason == "Halted" => (PolicyState::Halted, stop.message.clone()),
         (Some(why), _) => (PolicyState::Invalid, format!("nothing may be hit until it is corrected: {why}")),
         (None, Some(stop)) => (PolicyState::Closed, stop.message.clone()),
+        (None, None) if namespaces == 0 => {
+            (PolicyState::Open, "it is for no namespace that takes part".to_owned())
+        }
         (None, None) => (PolicyState::Open, "what it allows may be hit now".to_owned()),
     };
     let old = policy.status.clone().unwrap_or_default();

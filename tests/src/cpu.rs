@@ -3,9 +3,13 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use serde_json::json;
 
+use crate::builders::{container, pod_of};
 use crate::cluster::containers_processes;
-use crate::wait::holds_for;
+use crate::namespace::Ns;
+use crate::pods::PodExt as _;
+use crate::wait::{holds_for, until_within};
 
 /// CPU time that a process has used, in ticks.
 fn of_process(pid: i32) -> Result<u64> {
@@ -23,6 +27,26 @@ pub fn ticks(container_id: &str) -> Result<u64> {
 pub fn init_ticks(container_id: &str) -> Result<u64> {
     let init = *containers_processes(container_id)?.first().context("it has no process")?;
     of_process(init)
+}
+
+/// A pod whose one container computes all the time, Ready; the ID of the container.
+pub async fn busy(ns: &Ns, name: &str) -> Result<String> {
+    let pod = pod_of(name, json!({ "containers": [container("app", "while :; do :; done")] }));
+    ns.ready_pod(&pod)
+        .await?
+        .container("app")
+        .and_then(|one| one.container_id)
+        .context("it has no container ID")
+}
+
+/// Waits until the container's first process uses the CPU, for so long at most.
+pub async fn runs_within(limit: Duration, container_id: &str) -> Result<()> {
+    let before = init_ticks(container_id)?;
+    until_within(limit, "it runs", async || {
+        let used = init_ticks(container_id)? - before;
+        Ok(if used > 2 { Ok(()) } else { Err(format!("{used} ticks")) })
+    })
+    .await
 }
 
 /// For a second the container's first process, which would use a whole CPU, uses none.

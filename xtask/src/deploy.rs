@@ -69,7 +69,13 @@ pub fn install(kubectl: &Kubectl, registry: Option<&str>) -> Result<()> {
         images::deliver(images::Args { push, load: images::Kind::Local, cluster: None })?
     } else {
         // Loaded by whoever runs that cluster: what has been built since restarts, too.
-        images::built()?
+        let built = images::built()?;
+        ensure!(
+            !built.is_empty(),
+            "that cluster can have no images of this tree, for none are built: push them with --registry REGISTRY, or load \
+             them with `cargo xtask images --load kind --cluster NAME` (or k3d) first"
+        );
+        built
     };
     let directory = build::checkout()?.join("target/deploy");
     write_overlay(&directory, registry, &hashes)?;

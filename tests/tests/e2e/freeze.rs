@@ -2,34 +2,22 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::DeleteParams;
 use serde_json::json;
 use squall_api::podchaos::{Action, Mode, Phase, PodChaos, PodChaosSpec, TargetPhase};
-use squall_tests::cpu::{init_ticks, stands_still};
+use squall_tests::cpu::{busy, runs_within, stands_still};
 use squall_tests::{
-    ExperimentExt as _, Ns, OptIn, PodExt as _, container, experiment, pod_of, until, with_ns,
+    ExperimentExt as _, LIMIT, OptIn, PodExt as _, container, experiment, pod_of, until, with_ns,
 };
-
-const BUSY: &str = "while :; do :; done";
 
 fn freeze(change: impl FnOnce(&mut PodChaosSpec)) -> PodChaos {
     experiment("freeze", Action::ContainerFreeze, Mode::All, change)
 }
 
-async fn busy(ns: &Ns, name: &str) -> Result<String> {
-    let pod: Pod = ns.ready_pod(&pod_of(name, json!({ "containers": [container("app", BUSY)] }))).await?;
-    pod.container("app").and_then(|one| one.container_id).context("it has no container ID")
-}
-
 async fn runs(container_id: &str) -> Result<()> {
-    let before = init_ticks(container_id)?;
-    until("it runs", async || {
-        let used = init_ticks(container_id)? - before;
-        Ok(if used > 5 { Ok(()) } else { Err(format!("{used} ticks")) })
-    })
-    .await
+    runs_within(LIMIT, container_id).await
 }
 
 #[test]

@@ -68,6 +68,29 @@ fn more_targets_than_the_policy_allows_are_refused_with_all_four() {
 }
 
 #[test]
+fn a_policy_says_how_it_stands_and_that_it_is_for_nobody() {
+    with_ns("policy-nobody", OptIn::No, async |ns| {
+        let policy = Policy::make(ns, json!({ "limits": { "maxTargets": 1 } })).await?;
+        let status = policy.now(ns).await?.status.unwrap_or_default();
+        says(&status.message.unwrap_or_default(), &["no namespace that takes part"])?;
+        let held = |kind: &str| {
+            let of = status.conditions.iter().find(|condition| condition.type_ == kind);
+            of.map(|condition| (condition.status.as_str(), condition.reason.as_str()))
+        };
+        assert_eq!(held("Valid"), Some(("True", "Valid")));
+        assert_eq!(held("Open"), Some(("True", "Open")));
+        assert_eq!(held("Halted"), Some(("False", "NotHalted")));
+        kubectl(&["label", "namespace", &ns.name, "squall.dev/inject=enabled"])?.ok()?;
+        until("it is for one now", async || {
+            let status = policy.now(ns).await?.status.unwrap_or_default();
+            let message = status.message.unwrap_or_default();
+            Ok(if message.contains("may be hit now") { Ok(()) } else { Err(message) })
+        })
+        .await
+    });
+}
+
+#[test]
 fn a_workload_keeps_its_percentage_and_rounding_is_told() {
     with_ns("policy-percent", OptIn::Yes, async |ns| {
         ns.create(&deployment("web", 5, true)).await?;

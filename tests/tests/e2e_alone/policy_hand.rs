@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 use squall_api::chaospolicy::PolicyState;
 use squall_api::names;
 use squall_api::podchaos::{Action, Mode, Phase};
-use squall_tests::cpu::{init_ticks, stands_still};
+use squall_tests::cpu::{busy, runs_within, stands_still};
 use squall_tests::{
-    ExperimentExt as _, Ns, OptIn, PodExt as _, Policy, alone, container, deployment, experiment, from_json,
-    hit, holds_for, kubectl, pod_of, refusal, released, says, switch, switch_off, unschedulable, until,
-    until_within, with_ns,
+    ExperimentExt as _, Ns, OptIn, PodExt as _, Policy, alone, deployment, experiment, from_json, hit,
+    holds_for, kubectl, refusal, released, says, switch, switch_off, unschedulable, until, until_within,
+    with_ns,
 };
 
 /// What the order gives the release of what is too much, and a halt.
@@ -196,21 +196,14 @@ fn the_hand_leaves_as_many_ready_as_workload_and_budget_want() {
 fn a_halt_thaws_what_a_daemon_holds() {
     let _alone = alone();
     with_ns("halt-freeze", OptIn::Yes, async |ns| {
-        let busy = json!({ "containers": [container("app", "while :; do :; done")] });
-        let web = ns.ready_pod(&pod_of("web", busy)).await?;
-        let id = web.container("app").and_then(|one| one.container_id).context("it has no container ID")?;
+        let id = busy(ns, "web").await?;
         ns.create(&experiment("freeze", Action::ContainerFreeze, Mode::All, |_| ())).await?;
         ns.condition("freeze", "Injected").await?;
         stands_still(&id).await?;
-        let before = init_ticks(&id)?;
         let halt = ["annotate", "namespace", &ns.name, "squall.dev/halt=incident 4715"];
         kubectl(&halt)?.ok()?;
         let began = Instant::now();
-        until_within(WITHIN, "it runs", async || {
-            let used = init_ticks(&id)? - before;
-            Ok(if used > 2 { Ok(()) } else { Err(format!("{used} ticks")) })
-        })
-        .await?;
+        runs_within(WITHIN, &id).await?;
         println!("thawed by a halt: {:?} (at most {WITHIN:?})", began.elapsed());
         let ended = ns.completed("freeze").await?;
         assert_eq!(ended.phase(), Phase::Halted, "{}", ended.shown());

@@ -9,6 +9,7 @@ use serde_json::json;
 use squall_api::chaospolicy::PolicyState;
 use squall_api::podchaos::{Action, Mode, Phase, PodChaos, PodChaosSpec};
 use squall_api::probe::OnHalt;
+use squall_tests::cpu::{busy, runs_within, stands_still};
 use squall_tests::{
     ExperimentExt as _, Ns, OptIn, PodExt as _, Policy, Ran, alone, deployment, events_of, experiment, hit,
     holds_for, kubectl, nothing_is_hit, refusal, says, stateful_set, switch, unschedulable, until, with_ns,
@@ -41,6 +42,18 @@ fn in_time(what: &str, took: Duration, limit: Duration) -> Result<()> {
 
 fn on_namespace(ns: &Ns, verb: &str, what: &str) -> Result<Ran> {
     kubectl(&[verb, "namespace", &ns.name, "--overwrite", what])
+}
+
+/// A pod that an experiment of its own has frozen; the ID of its container.
+async fn frozen(ns: &Ns, name: &str) -> Result<String> {
+    let id = busy(ns, name).await?;
+    ns.create(&experiment("freeze", Action::ContainerFreeze, Mode::All, |spec| {
+        spec.selector.label_selectors.insert("app".to_owned(), name.to_owned());
+    }))
+    .await?;
+    ns.condition("freeze", "Injected").await?;
+    stands_still(&id).await?;
+    Ok(id)
 }
 
 /// Each replica of the webhook learns of a halt by its own watch.
@@ -144,15 +157,17 @@ fn withdrawing_the_opt_in_recovers_in_five_seconds() {
         }))
         .await?;
         ns.phase("fail", Phase::Injected).await?;
-        // And one by hand.
+        // And one by hand, and one that the daemon holds.
         switch(ns, "solo", &[])?.ok()?;
         ns.pod_until("solo", "it is failed", |pod| pod.is_failed()).await?;
+        let frozen = frozen(ns, "cold").await?;
         on_namespace(ns, "label", "squall.dev/inject-")?.ok()?;
         let began = Instant::now();
         let took = images_are_back(ns, "db", began).await?;
         in_time("recovered by withdrawing the opt-in", took, WITHDRAWN_WITHIN)?;
         let took = images_are_back(ns, "solo", began).await?;
         in_time("the one by hand", took, WITHDRAWN_WITHIN)?;
+        runs_within(WITHDRAWN_WITHIN.saturating_sub(began.elapsed()), &frozen).await?;
         ns.all_whole("db").await?;
         ns.whole("solo").await?;
         Ok(())
