@@ -59,7 +59,7 @@ fn all_frozen(dir: &Path) -> bool {
 
 #[async_trait]
 impl Lasting for Freezing {
-    fn intend(&mut self, container: &Container) -> Result<Vec<Wanted>, LastingError> {
+    async fn intend(&mut self, container: &Container) -> Result<Vec<Wanted>, LastingError> {
         let v2 =
             container.target.v2.as_ref().map(|cgroup| (cgroup.dir.clone(), cgroup.dir.join("cgroup.freeze")));
         let setting = match v2.filter(|(_, file)| file.exists()) {

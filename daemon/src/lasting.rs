@@ -88,7 +88,7 @@ pub trait Lasting: Send {
     /// What can be prepared while the order to fire is awaited, without any effect on the container.
     fn arm(&mut self) {}
     /// Which values to lower. Everything that can be refused beforehand is refused here. No effect.
-    fn intend(&mut self, container: &Container) -> Result<Vec<Wanted>, LastingError>;
+    async fn intend(&mut self, container: &Container) -> Result<Vec<Wanted>, LastingError>;
     /// Called when the values are lowered; returns when the fault is there. When it fails, [`Lasting::revert`] follows.
     async fn inject(&mut self, container: &Container) -> Result<(), LastingError>;
     /// Returns when there is something to say. May be dropped at any time, and is called again.

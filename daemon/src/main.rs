@@ -4,6 +4,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -30,6 +31,9 @@ use tokio::{
     sync::Notify,
 };
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+
+/// Looking for stressors that are left takes milliseconds, unless somebody holds it up.
+const SWEPT_WITHIN: Duration = Duration::from_secs(5);
 
 /// Squall's node daemon.
 #[derive(Parser)]
@@ -143,9 +147,10 @@ async fn run(args: Args) -> Result<()> {
     let tools = Tools { engine: Arc::new(engine), cgroups, runtimes };
     // First of all it puts back: what follows asks others, and some of them may hang.
     let node = Node::new(name.clone(), tools.clone(), journal);
-    match spawn::sweep(&proc) {
-        0 => {}
-        ended => tracing::warn!(ended, "ended stressors of a daemon that is no more"),
+    match spawn::sweep(&proc, SWEPT_WITHIN) {
+        Ok(0) => {}
+        Ok(ended) => tracing::warn!(ended, "ended stressors of a daemon that is no more"),
+        Err(error) => tracing::warn!(%error, "stressors of a daemon that is no more may be left"),
     }
     let readiness = Readiness::find(tools).await;
     give_memory_back();

@@ -1,8 +1,9 @@
 //! Stress on one container: stressors, which are processes of ours in its cgroups, and squeezes, which are lower limits
 //! of them. A [`Lasting`] fault.
 //!
-//! It refuses what the container's limits don't allow, and reports as failed what has no effect. The stressors end with
-//! the daemon, with the container, and when they are told to; see `stressor.rs` for what keeps that promise.
+//! It refuses what the container's limits don't allow, and what would leave the node without memory, tasks or disk; it
+//! reports as failed what has no effect. The stressors end with the daemon, with the container, and when they are told
+//! to; see `stressor.rs` for what keeps that promise.
 
 mod files;
 mod limits;
@@ -14,6 +15,7 @@ mod work;
 
 use std::{
     collections::VecDeque,
+    mem,
     os::{
         fd::{AsFd, OwnedFd},
         unix::process::ExitStatusExt,
@@ -40,7 +42,7 @@ use crate::{
     setting::Wanted,
     usage::Meter,
 };
-use limits::Limits;
+use limits::{Limits, NodePids};
 use message::{Said, Task};
 use spawn::{Heard, SpawnError, Stressor};
 
@@ -67,6 +69,8 @@ pub struct Starving {
     running: Vec<Running>,
     /// Started beforehand, without a task, and not in the container yet.
     idle: Vec<Stressor>,
+    /// For the IO stressor, until it has them.
+    files: Vec<OwnedFd>,
     /// A stressor to start again, and when.
     again: Option<(Instant, Duration, Vec<Work>)>,
     to_say: VecDeque<Event>,
@@ -104,12 +108,13 @@ impl Starving {
             site: None,
             running: Vec::new(),
             idle: Vec::new(),
+            files: Vec::new(),
             again: None,
             to_say: VecDeque::new(),
         }
     }
 
-    async fn works(&self, container: &Container, limits: &Limits) -> Result<Vec<Work>, LastingError> {
+    fn works(&mut self, limits: &Limits) -> Vec<Work> {
         let Stress { cpu, memory, io, pids, squeeze: _, allow_oom: _, on_oom: _ } = &self.stress;
         let mut works = Vec::new();
         if let Some(cpu) = cpu {
@@ -124,14 +129,14 @@ impl Starving {
             };
             works.push(Work { what: "memory", task, files: vec![] });
         }
-        if let Some(Io { workers, bytes, path }) = io {
-            let files = files::unnamed(&self.proc, container, path, *workers).await?;
+        if let Some(Io { workers: _, bytes, path: _ }) = io {
+            let files = mem::take(&mut self.files);
             works.push(Work { what: "io", task: Task::Io { bytes: *bytes }, files });
         }
         if let Some(count) = pids {
             works.push(Work { what: "pids", task: Task::Pids { count: *count }, files: vec![] });
         }
-        Ok(works)
+        works
     }
 
     fn failed(&self, what: &str, error: &SpawnError) -> LastingError {
@@ -314,6 +319,22 @@ impl Starving {
         );
         Err(LastingError::because(Reason::OutOfMemory, message))
     }
+
+    /// Whether the node has room for as many tasks as the container's limit lets through.
+    fn check_pids(&self, container: &Container, limits: &Limits) -> Result<(), LastingError> {
+        let Some(count) = self.stress.pids.map(u64::from) else { return Ok(()) };
+        let count = [limits.pids, self.stress.squeeze.pids].into_iter().flatten().fold(count, u64::min);
+        let node = NodePids::of(container.target.proc());
+        let (room, NodePids { most, there }) = (node.room(), node);
+        if count <= room {
+            return Ok(());
+        }
+        let message = format!(
+            "pids.count: {count} tasks are more than the {room} that are left: by kernel.pid_max and \
+             kernel.threads-max the node takes {most}, it has {there}, and a quarter is kept for everybody else"
+        );
+        Err(LastingError::because(Reason::Unsupported, message))
+    }
 }
 
 #[async_trait]
@@ -327,9 +348,14 @@ impl Lasting for Starving {
         self.idle = idle.collect();
     }
 
-    fn intend(&mut self, container: &Container) -> Result<Vec<Wanted>, LastingError> {
+    async fn intend(&mut self, container: &Container) -> Result<Vec<Wanted>, LastingError> {
         let wanted = squeeze::wanted(&container.target, &self.stress.squeeze)?;
-        self.check_memory(container, &Limits::of(container))?;
+        let limits = Limits::of(container);
+        self.check_memory(container, &limits)?;
+        self.check_pids(container, &limits)?;
+        if let Some(io) = &self.stress.io {
+            self.files = files::unnamed(&self.proc, container, io).await?;
+        }
         Ok(wanted)
     }
 
@@ -350,7 +376,7 @@ impl Lasting for Starving {
         };
         // As they are now that they are squeezed.
         let limits = Limits::of(container);
-        let works = self.works(container, &limits).await?;
+        let works = self.works(&limits);
         self.began = Instant::now();
         self.limits = Some(limits);
         if self.stress.memory.is_some() && site.meter.oom_takes_all() {
@@ -447,6 +473,7 @@ impl Lasting for Starving {
     async fn revert(&mut self) -> Vec<String> {
         self.again = None;
         self.idle.clear();
+        self.files.clear();
         for one in &self.running {
             one.stressor.ask_to_end();
         }

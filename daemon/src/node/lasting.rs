@@ -306,7 +306,7 @@ impl Turn<'_> {
         (meter, first): (&Meter, Reading),
         commands: &mut watch::Receiver<Command>,
     ) -> End {
-        let undos = match self.intend(container, fault) {
+        let undos = match self.intend(container, fault).await {
             Ok(undos) => undos,
             Err(error) => return self.refused(&error),
         };
@@ -354,9 +354,13 @@ impl Turn<'_> {
     }
 
     /// What will be lowered, and how it is put back; in the journal when this returns.
-    fn intend(&self, container: &Container, fault: &mut dyn Lasting) -> Result<Vec<Undo>, LastingError> {
+    async fn intend(
+        &self,
+        container: &Container,
+        fault: &mut dyn Lasting,
+    ) -> Result<Vec<Undo>, LastingError> {
         container.check_again()?;
-        let wanted = fault.intend(container)?;
+        let wanted = fault.intend(container).await?;
         let settings = self.node.settings();
         let undos: Vec<Undo> =
             wanted.iter().map(|wanted| settings.intend(wanted)).collect::<Result<_, _>>()?;

@@ -26,6 +26,33 @@ pub struct Limits {
     pub pids: Option<u64>,
 }
 
+/// The tasks of a node. Who takes the last ones keeps everybody from starting anything, the kubelet too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodePids {
+    /// There may be so many.
+    pub most: u64,
+    /// There are so many.
+    pub there: u64,
+}
+
+impl NodePids {
+    /// Reads them, now. Where the kernel does not tell, there is no room.
+    pub fn of(proc: &Path) -> Self {
+        let limit = |name: &str| number(&proc.join("sys/kernel").join(name));
+        let most = limit("pid_max").zip(limit("threads-max")).map(|(ids, threads)| ids.min(threads));
+        // Runnable tasks and all: "2/237".
+        let text = fs::read_to_string(proc.join("loadavg")).unwrap_or_default();
+        let there = text.split(' ').nth(3).and_then(|tasks| tasks.split_once('/')?.1.parse().ok());
+        let (most, there) = most.zip(there).unwrap_or_default();
+        Self { most, there }
+    }
+
+    /// So many may be added: a quarter of what the node takes is kept for everybody else.
+    pub fn room(&self) -> u64 {
+        (self.most - self.most / 4).saturating_sub(self.there)
+    }
+}
+
 impl Limits {
     /// Reads those of `container`, now.
     pub fn of(container: &Container) -> Self {
@@ -91,4 +118,28 @@ fn available_memory(proc: &Path) -> u64 {
     let kib = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let kib = kib.and_then(|kib| kib.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     kib.map_or_else(node_memory, |kib| kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quarter_of_the_tasks_of_the_node_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let kernel = dir.path().join("sys/kernel");
+        fs::create_dir_all(&kernel).unwrap();
+        let of = |pid_max: &str, threads_max: &str, tasks: &str| {
+            fs::write(kernel.join("pid_max"), pid_max).unwrap();
+            fs::write(kernel.join("threads-max"), threads_max).unwrap();
+            fs::write(dir.path().join("loadavg"), format!("1.18 2.10 6.71 {tasks} 4093\n")).unwrap();
+            NodePids::of(dir.path())
+        };
+        let found = of("32768\n", "192729\n", "2/237");
+        assert_eq!((found, found.room()), (NodePids { most: 32768, there: 237 }, 24576 - 237));
+        assert_eq!(of("4194304\n", "1000\n", "2/237").room(), 750 - 237);
+        assert_eq!(of("1000\n", "1000\n", "2/900").room(), 0);
+        assert_eq!(of("many\n", "1000\n", "2/9"), NodePids { most: 0, there: 0 });
+        assert_eq!(of("1000\n", "1000\n", "2").room(), 0);
+    }
 }

@@ -7,6 +7,12 @@ use std::{
     os::unix::process::{CommandExt, ExitStatusExt},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicI32, Ordering},
+        mpsc,
+    },
+    thread,
     time::Duration,
 };
 
@@ -262,17 +268,39 @@ fn owner(proc: &Path) -> Result<String, ProcessError> {
     Ok(format!("{pid}:{}", start_time(proc, pid)?))
 }
 
-/// Ends every stressor whose daemon is no more. By the kernel's own means there should be none.
-pub fn sweep(proc: &Path) -> usize {
-    let entries = fs::read_dir(proc).into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    let orphans = pids.filter(|pid| is_orphan(proc, *pid)).collect::<Vec<_>>();
-    let ended = orphans.into_iter().filter(|pid| {
-        // Held first, then looked at again: the PID may be another's by now.
-        let Ok(process) = Process::open(proc, *pid) else { return false };
-        is_orphan(proc, *pid) && process.send(libc::SIGKILL).is_ok()
+/// The sweep did not come to its end.
+#[derive(Debug, thiserror::Error)]
+#[error("process {pid} has the name of a stressor, but does not let its arguments be read within {limit:?}")]
+pub struct Unanswered {
+    pid: i32,
+    limit: Duration,
+}
+
+/// Ends every stressor whose daemon is no more, and returns how many. By the kernel's own means there should be none.
+///
+/// A process that hangs in a page fault hangs whoever reads its arguments, and anybody may give it a stressor's name: a
+/// thread of its own looks, is waited for no longer than `limit`, and goes on if it is ever let go.
+pub fn sweep(proc: &Path, limit: Duration) -> Result<usize, Unanswered> {
+    let (looked_at, (tell, told)) = (Arc::new(AtomicI32::new(0)), mpsc::channel());
+    let (proc, looks_at) = (proc.to_owned(), Arc::clone(&looked_at));
+    thread::spawn(move || {
+        let entries = fs::read_dir(&proc).into_iter().flatten().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let ended = pids.filter(|pid| {
+            looks_at.store(*pid, Ordering::Relaxed);
+            end_orphan(&proc, *pid)
+        });
+        // Nobody waits any more if it took too long.
+        let _ = tell.send(ended.count());
     });
-    ended.count()
+    told.recv_timeout(limit).map_err(|_| Unanswered { pid: looked_at.load(Ordering::Relaxed), limit })
+}
+
+fn end_orphan(proc: &Path, pid: i32) -> bool {
+    // Looked at, then held, then looked at again: the PID may be another's by now.
+    is_orphan(proc, pid)
+        && Process::open(proc, pid)
+            .is_ok_and(|process| is_orphan(proc, pid) && process.send(libc::SIGKILL).is_ok())
 }
 
 fn is_orphan(proc: &Path, pid: i32) -> bool {
@@ -298,7 +326,43 @@ pub fn owner_of(proc: &Path, pid: i32) -> Option<(i32, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
     use super::*;
+
+    /// The files of a stressor of a daemon that is no more.
+    fn orphan(proc: &Path, pid: u32) -> PathBuf {
+        let dir = proc.join(pid.to_string());
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("comm"), format!("{MARK}\n")).unwrap();
+        fs::write(dir.join("cmdline"), format!("{MARK}\0{}:900\0id\0", i32::MAX - 1)).unwrap();
+        fs::write(dir.join("stat"), format!("{pid} ({MARK}) S {}900 0", "0 ".repeat(18))).unwrap();
+        dir
+    }
+
+    #[test]
+    fn orphans_are_ended_when_the_sweep_returns() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        orphan(dir.path(), child.id());
+        assert_eq!(sweep(dir.path(), Duration::from_secs(60)).unwrap(), 1);
+        assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+    }
+
+    #[test]
+    fn a_process_that_hangs_whoever_looks_at_it_does_not_hold_up_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        // No process has that PID.
+        let arguments = orphan(dir.path(), i32::MAX.unsigned_abs()).join("cmdline");
+        fs::remove_file(&arguments).unwrap();
+        mknodat(CWD, &arguments, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let start = Instant::now();
+        let error = sweep(dir.path(), Duration::from_millis(50)).unwrap_err();
+        assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+        assert!(error.to_string().starts_with(&format!("process {} has the name", i32::MAX)), "{error}");
+    }
 
     #[test]
     fn an_orphan_is_known_by_its_name_first_and_then_by_its_owner() {

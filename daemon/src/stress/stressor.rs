@@ -3,7 +3,8 @@
 //!
 //! It ends with the daemon (the kernel kills it, and the socket closes), with the target's first process, and on any
 //! signal. It has no capability, no file but the socket, the target's pidfd and the files of its task, no environment,
-//! and starts nothing. It refuses to work for anybody but the process that started it.
+//! nothing that others may see of it through `/proc`, and starts nothing. It refuses to work for anybody but the process
+//! that started it.
 
 use std::{
     env, fs,
@@ -14,7 +15,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, poll},
-    process::{Signal, getppid, set_parent_process_death_signal},
+    process::{DumpableBehavior, Signal, getppid, set_dumpable_behavior, set_parent_process_death_signal},
     thread::{CapabilitySet, CapabilitySets, set_capabilities, set_name, set_no_new_privs},
 };
 
@@ -61,6 +62,9 @@ fn run(parent: i32, socket: BorrowedFd<'static>) -> Result<(), String> {
         set_oom_score_adj(*oom_score_adj)?;
     }
     set_no_new_privs(true).map_err(failed("giving up privileges"))?;
+    // Without capabilities it is like any process of root, of which others, in a pod with `hostPID` too, may see the root
+    // directory; and that is the daemon's, with the runtime's socket in it.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(failed("closing itself to others"))?;
     let none = CapabilitySets {
         effective: CapabilitySet::empty(),
         permitted: CapabilitySet::empty(),

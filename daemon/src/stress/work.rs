@@ -3,6 +3,7 @@
 mod cpu;
 mod io;
 mod memory;
+mod pids;
 
 use std::{
     os::fd::{BorrowedFd, OwnedFd},
@@ -13,7 +14,10 @@ use std::{
     thread,
 };
 
-use super::message::{Said, Task, send};
+use super::{
+    limits::NodePids,
+    message::{Said, Task, send},
+};
 
 /// Threads that do nothing need no more than the least that there is.
 const SMALL_STACK: usize = 64 * 1024;
@@ -67,18 +71,8 @@ pub fn start(task: Task, files: Vec<OwnedFd>, socket: BorrowedFd<'static>) -> Re
             }
         }
         Task::Pids { count } => {
-            // The first is this one.
-            for number in 1..count {
-                let parked = spawn(|| {
-                    loop {
-                        thread::park();
-                    }
-                });
-                if let Err(error) = parked {
-                    let short = format!("{number} of {count} tasks were to be had: {error}");
-                    let _ = send(socket, &Said::Short(short), &[]);
-                    break;
-                }
+            if let Err(short) = pids::start(count, || NodePids::of("/proc".as_ref()).room() > 0) {
+                let _ = send(socket, &Said::Short(short), &[]);
             }
         }
     }

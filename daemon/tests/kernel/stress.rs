@@ -2,21 +2,30 @@
 
 use std::{
     fs,
+    io::ErrorKind,
+    os::unix::fs::symlink,
     path::Path,
+    thread,
     time::{Duration, Instant},
 };
 
 use squall_daemon::{
     cgroup::namespace::{enter_nodes, give_up_administration},
+    container::Container,
+    lasting::Lasting,
     order::{
         Action, Order, Scope, Stage, Stress,
-        stress::{Cpu, Io, Memory, OnOom, Size, Squeeze},
+        stress::{Cpu, Io, MAX_PIDS, Memory, OnOom, Size, Squeeze},
     },
     report::{FaultReport, Reason, State},
-    stress::spawn::owner_of,
+    stress::{Starving, spawn::owner_of},
 };
 
-use rustix::thread::{CapabilitySet, CapabilitySets};
+use rustix::{
+    fs::statvfs,
+    mount::{MountFlags, UnmountFlags, mount, unmount},
+    thread::{CapabilitySet, CapabilitySets, set_capabilities},
+};
 
 use super::{
     cases::fire,
@@ -39,8 +48,12 @@ crate::cases![
     io_leaves_no_file,
     io_paths_stay_in_the_container,
     an_io_path_that_does_not_answer_holds_up_nobody_else,
+    a_containers_root_that_does_not_answer_holds_up_nobody_else,
+    io_leaves_room_on_the_file_system,
     pids_are_there_and_go,
+    pids_that_the_node_has_no_room_for_are_refused_by_name,
     stressors_have_no_capability_and_no_file,
+    a_stressor_shows_nobody_the_daemons_files,
     squeezes_hold_the_stricter_and_each_ends_alone,
     somebody_elses_limit_stays,
     soft_memory_is_refused_where_there_is_none,
@@ -389,7 +402,7 @@ async fn io_paths_stay_in_the_container() {
         rig.order(vec![]);
         rig.order(vec![fault(&sandbox, path, Stage::Fire, &io(path))]);
         let refused = rig.outcome().await;
-        assert_eq!(refused.state, State::Failed(Reason::Unsupported), "{refused:?}");
+        assert_eq!(refused.state, State::Refused(Reason::Unsupported), "{refused:?}");
         assert!(refused.message.contains("io.path"), "{refused:?}");
     }
 }
@@ -409,10 +422,79 @@ async fn an_io_path_that_does_not_answer_holds_up_nobody_else() {
     assert!(first.id.starts_with("beside/"), "{first:?}");
     assert!(start.elapsed() < slack(Duration::from_secs(2)), "the daemon's one thread hung");
     let refused = rig.outcome().await;
-    assert_eq!(refused.state, State::Failed(Reason::Unsupported), "{refused:?}");
+    assert_eq!(refused.state, State::Refused(Reason::Unsupported), "{refused:?}");
     assert!(refused.message.contains("does not answer"), "{refused:?}");
     drop(over);
     hung.join().expect("unmounting");
+}
+
+async fn a_containers_root_that_does_not_answer_holds_up_nobody_else() {
+    let Some(dead) = Dead::mount() else {
+        println!("  this kernel has no FUSE: the case can't be");
+        return;
+    };
+    let (sandbox, target, rig) = one();
+    let container = Container::of(&rig.tools, &sandbox.order(), target.pid()).expect("the container");
+    // Stands in for one whose root is dead: nothing could be started there.
+    let proc = tempfile::tempdir().expect("a directory");
+    let process = proc.path().join(target.pid().to_string());
+    fs::create_dir(&process).expect("a process");
+    symlink(dead.dir.path().join("below"), process.join("root")).expect("its root");
+    let (over, hung) = dead.for_a_while();
+    let mut fault = Starving::new(proc.path().to_owned(), "a", io("/"));
+    let start = Instant::now();
+    let asked = tokio::time::timeout(Duration::from_millis(100), fault.intend(&container)).await;
+    assert!(asked.is_err(), "it answered: {:?}", asked.map(|answer| answer.map(|_| ())));
+    assert!(start.elapsed() < slack(Duration::from_secs(2)), "the daemon's one thread hung");
+    drop(over);
+    hung.join().expect("unmounting");
+}
+
+/// A file system of 32 MiB.
+struct Small(tempfile::TempDir);
+
+impl Small {
+    fn mount() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        mount("tmpfs", dir.path(), "tmpfs", MountFlags::empty(), Some(c"size=32m")).expect("a file system");
+        Self(dir)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        unmount(self.0.path(), UnmountFlags::DETACH).expect("unmounting");
+    }
+}
+
+async fn io_leaves_room_on_the_file_system() {
+    let (sandbox, _target, mut rig) = one();
+    let small = Small::mount();
+    let used = || {
+        let found = statvfs(small.0.path()).expect("its numbers");
+        (found.f_blocks - found.f_bfree) * found.f_frsize
+    };
+    let of = |bytes| {
+        let path = small.0.path().display().to_string();
+        Stress { io: Some(Io { workers: 2, bytes, path }), ..none() }
+    };
+    // The second is more than there are numbers for.
+    for (name, bytes) in [("a", 14 << 20), ("b", u64::MAX)] {
+        rig.order(vec![fault(&sandbox, name, Stage::Fire, &of(bytes))]);
+        let refused = rig.outcome().await;
+        assert_eq!(refused.state, State::Refused(Reason::Unsupported), "{refused:?}");
+        assert!(refused.message.contains("io.size"), "{refused:?}");
+    }
+    assert_eq!(used(), 0);
+    rig.order(vec![fault(&sandbox, "c", Stage::Fire, &of(8 << 20))]);
+    injected(&mut rig).await;
+    until(Duration::from_secs(5), "it is written", || used() >= 16 << 20).await;
+    // Somebody else fills it up meanwhile.
+    fs::write(small.0.path().join("other"), vec![1; 12 << 20]).expect("a file");
+    let ended = rig.outcome().await;
+    assert_eq!(ended.state, State::Failed(Reason::NoEffect), "{ended:?}");
+    assert!(ended.message.contains("of the file system are free"), "{ended:?}");
+    assert_eq!(used(), 12 << 20);
 }
 
 async fn pids_are_there_and_go() {
@@ -432,6 +514,36 @@ async fn pids_are_there_and_go() {
     injected(&mut rig).await;
     let told = injected(&mut rig).await;
     assert!(told.lasting.warnings.iter().any(|warning| warning.contains("of 150 tasks")), "{told:?}");
+}
+
+async fn pids_that_the_node_has_no_room_for_are_refused_by_name() {
+    let (sandbox, _target, mut rig) = one();
+    let stress = Stress { pids: Some(MAX_PIDS), ..none() };
+    rig.order(vec![fault(&sandbox, "a", Stage::Fire, &stress)]);
+    let refused = rig.outcome().await;
+    assert_eq!(refused.state, State::Refused(Reason::Unsupported), "{refused:?}");
+    assert!(refused.message.contains("pids.count") && refused.message.contains("pid_max"), "{refused:?}");
+    assert!(stressors(&sandbox).is_empty());
+    // What the container's limit keeps back is no burden to the node.
+    sandbox.limit(50);
+    rig.order(vec![fault(&sandbox, "b", Stage::Fire, &stress)]);
+    injected(&mut rig).await;
+}
+
+async fn a_stressor_shows_nobody_the_daemons_files() {
+    let (sandbox, _target, mut rig) = one();
+    rig.order(vec![fault(&sandbox, "a", Stage::Fire, &cpu(1, 10))]);
+    injected(&mut rig).await;
+    let root = Path::new("/proc").join(stressors(&sandbox)[0].to_string()).join("root");
+    assert!(fs::read_link(&root).is_ok(), "the daemon may");
+    // As root in a pod with `hostPID`; of what such a process has less than the stressor there is nothing.
+    let looked = thread::spawn(move || {
+        let none = CapabilitySet::empty();
+        let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
+        set_capabilities(None, sets).expect("fewer capabilities");
+        fs::read_link(root).map_err(|error| error.kind())
+    });
+    assert_eq!(looked.join().expect("a thread"), Err(ErrorKind::PermissionDenied));
 }
 
 async fn stressors_have_no_capability_and_no_file() {
@@ -699,7 +811,7 @@ pub async fn stress_with_capabilities() {
         own |= *capability;
     }
     let sets = CapabilitySets { effective: own, permitted: own, inheritable: CapabilitySet::empty() };
-    rustix::thread::set_capabilities(None, sets).expect("fewer capabilities");
+    set_capabilities(None, sets).expect("fewer capabilities");
     let init = variable("SQUALL_TEST_INIT").parse().expect("a PID");
     let id = variable("SQUALL_TEST_CONTAINER");
     let entered = enter_nodes(Path::new("/proc"));
