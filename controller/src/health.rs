@@ -2,7 +2,7 @@
 //!
 //! `/healthz` says that the process answers. `/readyz` says what is missing, by name, until nothing is.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
@@ -65,16 +65,17 @@ pub enum HealthError {
         /// Why.
         source: std::io::Error,
     },
-    /// Serving ended.
-    #[error("health and metrics are no longer served: {0}")]
-    Serve(#[source] std::io::Error),
 }
 
 /// Serve for ever.
-pub async fn serve(address: SocketAddr, checks: Checks, metrics: Arc<Metrics>) -> Result<(), HealthError> {
+pub async fn serve(
+    address: SocketAddr,
+    checks: Checks,
+    metrics: Arc<Metrics>,
+) -> Result<Infallible, HealthError> {
     let listener =
         TcpListener::bind(address).await.map_err(|source| HealthError::Listen { address, source })?;
-    axum::serve(listener, router(checks, metrics)).await.map_err(HealthError::Serve)
+    Ok(squall_health::serve(listener, router(checks, metrics)).await)
 }
 
 fn router(checks: Checks, metrics: Arc<Metrics>) -> Router {

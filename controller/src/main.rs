@@ -159,7 +159,7 @@ async fn run(options: Options) -> Result<()> {
     let mut interrupted = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     tokio::select! {
         result = enrolment => result.context("serving enrolments")?,
-        result = health => result.context("serving health and metrics")?,
+        never = health => match never.context("serving health and metrics")? {},
         () = routing => {}
         () = terms => {}
         () = async { terminated.recv().await; farewell(&observer_of_the_end, &api).await } => {}

@@ -182,7 +182,7 @@ async fn run(args: Args) -> Result<()> {
         served = server::serve(listener, tls, Arc::clone(&bundle_changed), Arc::clone(&node), readiness, std::future::pending()) => {
             served.context("the port for the controller")
         }
-        served = health::serve(probes, Arc::clone(&current), Arc::clone(&node)) => served.context("the port for probes and metrics"),
+        never = health::serve(probes, Arc::clone(&current), Arc::clone(&node)) => match never {},
         () = enrolment.keep(&current, &bundle_changed) => Ok(()),
         () = watched.keep_written() => Ok(()),
         () = end => Ok(()),

@@ -7,14 +7,15 @@ use std::process::Command;
 use serde_json::Value;
 
 /// From each package to those of ours that it may use.
-const ALLOWED: [(&str, &[&str]); 9] = [
+const ALLOWED: [(&str, &[&str]); 10] = [
     ("squall-api", &[]),
     ("squall-model", &["squall-api"]),
-    ("squall-webhook", &["squall-api", "squall-model"]),
-    ("squall-controller", &["squall-api", "squall-model"]),
-    ("squall-daemon", &["squall-api", "squall-daemon-ebpf"]),
+    ("squall-webhook", &["squall-api", "squall-health", "squall-model"]),
+    ("squall-controller", &["squall-api", "squall-health", "squall-model"]),
+    ("squall-daemon", &["squall-api", "squall-daemon-ebpf", "squall-health"]),
     ("squall-daemon-ebpf", &[]),
     ("squall-fault", &[]),
+    ("squall-health", &[]),
     ("squall-tests", &["squall-api", "squall-model"]),
     ("xtask", &["squall-api"]),
 ];

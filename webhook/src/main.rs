@@ -63,7 +63,7 @@ async fn main() -> anyhow::Result<()> {
     tokio::select! {
         () = watch::world(client.clone(), world) => anyhow::bail!("the watches ended"),
         () = watch::certificate(client, &config.namespace, certificates) => anyhow::bail!("the watch of the certificate ended"),
-        () = serve::serve_plain(health_listener, health::router(health.clone())) => anyhow::bail!("health and metrics are no longer served"),
+        never = squall_health::serve(health_listener, health::router(health.clone())) => match never {},
         _ = &mut server => anyhow::bail!("the server ended"),
         () = async {
             tokio::select! {

@@ -25,8 +25,6 @@ use tower::util::MapRequest;
 
 /// Someone who connects and says nothing is hung up on.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// The same for the head of a probe or scrape.
-const HEADERS: Duration = Duration::from_secs(10);
 /// The same for the first request of a connection.
 const FIRST: Duration = Duration::from_secs(10);
 /// The same between requests; longer than any takes, and than API servers keep a connection that they don't use.
@@ -44,11 +42,6 @@ pub const PEER: usize = 640;
 const STREAMS: u32 = 64;
 /// What may come in on a stream, and on a connection, before it is read.
 const WINDOWS: (u32, u32) = (256 << 10, 512 << 10);
-/// Probes and scrapes take one connection each.
-const PLAIN: (u32, usize) = (64, 8);
-/// How long one of these lasts.
-const LIFETIME: Duration = Duration::from_secs(30);
-
 /// Who asks, as a part of each request.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub IpAddr);
@@ -94,27 +87,6 @@ pub async fn serve(
     drop(leave);
     if tokio::time::timeout(DRAIN, connections.acquire_many(CONNECTIONS)).await.is_err() {
         tracing::warn!("connections were still busy when we left");
-    }
-}
-
-/// Serve `app` on `listener` without TLS, for ever: for probes and scrapes.
-pub async fn serve_plain(listener: TcpListener, app: Router) {
-    let connections = Arc::new(Semaphore::new(PLAIN.0 as usize));
-    let peers = Peers::new(PLAIN.1);
-    loop {
-        let (stream, place) = accept(&listener, &peers).await;
-        let permit = connections.clone().acquire_owned().await.ok();
-        let app = app.clone();
-        tokio::spawn(async move {
-            let _here = (permit, place);
-            let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
-            builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS);
-            let served = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
-            match tokio::time::timeout(LIFETIME, served).await {
-                Ok(Ok(())) | Err(_) => {}
-                Ok(Err(error)) => tracing::debug!(%error, "a connection broke"),
-            }
-        });
     }
 }
 

@@ -11,7 +11,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use squall_api::names;
 use squall_webhook::health::Health;
-use squall_webhook::serve::{PEER, serve, serve_plain};
+use squall_webhook::serve::{PEER, serve};
 use squall_webhook::tls::Certificates;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -219,28 +219,4 @@ fn with_a_certificate_that_is_over_it_is_not_ready() {
     certificates.load(made.pem().as_bytes(), key.serialize_pem().as_bytes()).unwrap();
     assert!(at("2029-12-31T23:59:59Z").contains("experiments"));
     assert!(at("2030-01-01T00:00:00Z").contains("is over"));
-}
-
-#[tokio::test]
-async fn the_health_port_hangs_up_too() {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let server = tokio::spawn(serve_plain(listener, axum::Router::new()));
-    let mut held = Vec::new();
-    for _ in 0..8 {
-        held.push(TcpStream::connect(("127.0.0.1", port)).await.unwrap());
-    }
-    let mut ninth = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-    let ended = tokio::time::timeout(Duration::from_secs(5), ninth.read(&mut [0; 8])).await;
-    assert!(matches!(ended, Ok(Ok(0) | Err(_))), "one peer has its share already");
-
-    let mut first = held.swap_remove(0);
-    first.write_all(b"GET / HTTP/1.1\r\nhost: squall\r\n\r\n").await.unwrap();
-    let mut answer = [0; 512];
-    let read = first.read(&mut answer).await.unwrap();
-    assert!(answer[..read].starts_with(b"HTTP/1.1 404"));
-    tokio::time::pause();
-    let ended = tokio::time::timeout(Duration::from_secs(60), first.read(&mut answer)).await;
-    assert!(ended.is_ok(), "still connected after a minute");
-    server.abort();
 }
