@@ -400,10 +400,29 @@ impl Decoder for Raw {
 
 /// `bytes` where a whole state belongs, from one who may order.
 async fn apply_raw(channel: &Channel, bytes: Vec<u8>) -> Result<(), Status> {
+    call(channel, "/squall.v1alpha1.Daemon/Apply", bytes).await
+}
+
+async fn call(channel: &Channel, path: &'static str, bytes: Vec<u8>) -> Result<(), Status> {
     let mut client = tonic::client::Grpc::new(channel.clone());
     client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-    let path = PathAndQuery::from_static("/squall.v1alpha1.Daemon/Apply");
-    client.unary(Request::new(bytes), path, Raw).await.map(Response::into_inner)
+    client.unary(Request::new(bytes), PathAndQuery::from_static(path), Raw).await.map(Response::into_inner)
+}
+
+#[tokio::test]
+async fn nothing_is_served_but_orders_reports_and_health() {
+    let daemon = Daemon::start().await;
+    let channel = daemon.channel().await;
+    call(&channel, "/grpc.health.v1.Health/Check", vec![]).await.expect("health");
+    for path in [
+        "/squall.v1alpha1.Daemon/Exec",
+        "/squall.v1alpha1.Enrolment/Enroll",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    ] {
+        let refused = call(&channel, path, vec![]).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unimplemented, "{path}: {refused}");
+    }
 }
 
 #[tokio::test]
