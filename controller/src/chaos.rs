@@ -105,21 +105,20 @@ impl Experiments {
 
     /// The resource version of one, as the watch has it.
     pub fn version(&self, named: &Named) -> Option<String> {
-        let Self { pods, stress } = self;
-        match named.kind {
-            Kind::PodChaos => pods.get(&named.reference())?.resource_version(),
-            Kind::StressChaos => stress.get(&named.reference())?.resource_version(),
-        }
+        self.one(named, |meta| meta.resource_version.clone())
     }
 
     /// Whether it is there, that very one.
     pub fn has(&self, named: &Named, uid: &str) -> bool {
+        self.one(named, |meta| meta.uid.clone()).as_deref() == Some(uid)
+    }
+
+    fn one<T>(&self, named: &Named, of: impl Fn(&ObjectMeta) -> Option<T>) -> Option<T> {
         let Self { pods, stress } = self;
-        let there = match named.kind {
-            Kind::PodChaos => pods.get(&named.reference()).and_then(|chaos| chaos.uid()),
-            Kind::StressChaos => stress.get(&named.reference()).and_then(|chaos| chaos.uid()),
-        };
-        there.as_deref() == Some(uid)
+        match named.kind {
+            Kind::PodChaos => of(pods.get(&named.reference())?.meta()),
+            Kind::StressChaos => of(stress.get(&named.reference())?.meta()),
+        }
     }
 
     /// Every one, by name.

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::{Stream, StreamExt, TryStreamExt};
+use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use kube::api::ObjectMeta;
 use kube::{Api, Client};
@@ -29,7 +29,7 @@ use crate::interest::Interests;
 use crate::janitor::{Janitor, PodKey};
 use crate::metrics::Metrics;
 use crate::nodes::{NodeEvent, Nodes, RollCall};
-use crate::observe::{Change, Observer, is_unknown};
+use crate::observe::{Change, Observer, absent_is_empty};
 use crate::probes::Probes;
 use crate::reconcile::{Context, after_error, reconcile};
 use crate::retry::retry;
@@ -347,7 +347,6 @@ async fn take_turns<K: Chaos>(
             match event {
                 Event::Delete(chaos) => {
                     if let Some(uid) = &chaos.meta().uid {
-                        context.roll.seen(uid);
                         context.forget(uid);
                         index.held_by(uid).for_each(look_after);
                     }
@@ -376,29 +375,6 @@ async fn take_turns<K: Chaos>(
             }
         })
         .await;
-}
-
-/// Of a kind that isn't installed there are none: the other kind's experiments don't wait for it. Whatever else keeps a
-/// list from being read is waited for, and told.
-fn absent_is_empty<K: Chaos>(
-    events: impl Stream<Item = Result<Event<K>, watcher::Error>>,
-) -> impl Stream<Item = Result<Event<K>, watcher::Error>> {
-    let mut listed = false;
-    events.flat_map(move |event| {
-        let mut then = Vec::new();
-        match &event {
-            Ok(Event::InitDone) => listed = true,
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!(kind = %K::KIND, %error, "the watch of experiments was interrupted; it is taken up again");
-                if !listed && is_unknown(error) {
-                    listed = true;
-                    then.extend([Ok(Event::Init), Ok(Event::InitDone)]);
-                }
-            }
-        }
-        futures::stream::iter([event].into_iter().chain(then))
-    })
 }
 
 /// How many experiments there are, by action and phase, how many targets are hit, and how many daemons there are.
@@ -450,37 +426,5 @@ impl Drop for Unroute {
         *self.router.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.metrics.on_scrape(None);
         self.probes.end();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use futures::executor::block_on;
-    use squall_api::StressChaos;
-
-    use super::*;
-
-    fn failed(code: u16) -> Result<Event<StressChaos>, watcher::Error> {
-        let status = kube::core::Status { code, ..kube::core::Status::default() };
-        Err(watcher::Error::InitialListFailed(kube::Error::Api(Box::new(status))))
-    }
-
-    /// Whether the kind counts as listed after these.
-    fn listed(events: Vec<Result<Event<StressChaos>, watcher::Error>>) -> bool {
-        let (store, writer) = reflector::store();
-        let events = absent_is_empty(futures::stream::iter(events)).reflect(writer);
-        block_on(events.for_each(|_| async {}));
-        // The writer is gone with the stream: what isn't ready now never is.
-        let ready = block_on(store.wait_until_ready()).is_ok();
-        assert!(store.is_empty());
-        ready
-    }
-
-    #[test]
-    fn a_kind_that_is_not_installed_holds_up_nobody_and_one_that_cannot_be_read_is_waited_for() {
-        assert!(listed(vec![failed(404)]));
-        assert!(listed(vec![failed(403), failed(404), failed(404)]));
-        assert!(!listed(vec![failed(403), failed(500)]));
-        assert!(!listed(vec![Ok(Event::Init), failed(410)]));
     }
 }

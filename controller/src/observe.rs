@@ -215,20 +215,10 @@ async fn feed<K, V>(
 ) {
     let mut listed: Vec<V> = Vec::new();
     let mut first = true;
-    let mut events = std::pin::pin!(events.backoff(retry()));
+    let mut events = std::pin::pin!(absent_is_empty(events.backoff(retry())));
     while let Some(event) = events.next().await {
-        let event = match event {
-            Ok(event) => event,
-            Err(error) => {
-                // Of a kind that isn't installed (any more) there are none; recovery doesn't wait for its return.
-                if first && is_unknown(&error) {
-                    first = false;
-                    done.send_modify(|kinds| *kinds += 1);
-                }
-                tracing::warn!(%error, "a watch was interrupted; it is taken up again");
-                continue;
-            }
-        };
+        // It has been told.
+        let Ok(event) = event else { continue };
         let mut told = Vec::new();
         {
             let mut index = index.write().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -256,8 +246,30 @@ async fn feed<K, V>(
     }
 }
 
-/// Whether the API server does not know the kind.
-pub fn is_unknown(error: &watcher::Error) -> bool {
+/// Of a kind that isn't installed (any more) there are none: nothing waits for its return. Whatever else keeps a list from
+/// being read is waited for; every error is told.
+pub fn absent_is_empty<K>(
+    events: impl Stream<Item = Result<Event<K>, watcher::Error>>,
+) -> impl Stream<Item = Result<Event<K>, watcher::Error>> {
+    let mut listed = false;
+    events.flat_map(move |event| {
+        let mut then = Vec::new();
+        match &event {
+            Ok(Event::InitDone) => listed = true,
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(%error, "a watch was interrupted; it is taken up again");
+                if !listed && is_unknown(error) {
+                    listed = true;
+                    then.extend([Ok(Event::Init), Ok(Event::InitDone)]);
+                }
+            }
+        }
+        futures::stream::iter([event].into_iter().chain(then))
+    })
+}
+
+fn is_unknown(error: &watcher::Error) -> bool {
     match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status)) => status.code == 404,
         _ => false,
@@ -576,6 +588,9 @@ fn forget(map: &mut HashMap<String, BTreeSet<(String, String)>>, uid: &str, key:
 
 #[cfg(test)]
 mod tests {
+    use futures::executor::block_on;
+    use kube_runtime::reflector;
+    use squall_api::StressChaos;
     use squall_model::pod::Owner;
     use squall_model::substitute::Holder;
 
@@ -665,5 +680,29 @@ mod tests {
         let gone = (Index::pods().retain)(&mut index, &[pod("b", "2", None)]);
         assert_eq!(gone.len(), 1);
         assert!(index.pod("ns", "a").is_none() && index.pod("ns", "b").is_some());
+    }
+
+    fn failed(code: u16) -> Result<Event<StressChaos>, watcher::Error> {
+        let status = kube::core::Status { code, ..kube::core::Status::default() };
+        Err(watcher::Error::InitialListFailed(kube::Error::Api(Box::new(status))))
+    }
+
+    /// Whether the kind counts as listed after these.
+    fn listed(events: Vec<Result<Event<StressChaos>, watcher::Error>>) -> bool {
+        let (store, writer) = reflector::store();
+        let events = absent_is_empty(futures::stream::iter(events)).reflect(writer);
+        block_on(events.for_each(|_| async {}));
+        // The writer is gone with the stream: what isn't ready now never is.
+        let ready = block_on(store.wait_until_ready()).is_ok();
+        assert!(store.is_empty());
+        ready
+    }
+
+    #[test]
+    fn a_kind_that_is_not_installed_holds_up_nobody_and_one_that_cannot_be_read_is_waited_for() {
+        assert!(listed(vec![failed(404)]));
+        assert!(listed(vec![failed(403), failed(404), failed(404)]));
+        assert!(!listed(vec![failed(403), failed(500)]));
+        assert!(!listed(vec![Ok(Event::Init), failed(410)]));
     }
 }

@@ -345,6 +345,7 @@ impl Context {
 
     /// The experiment is no more, with or without our consent.
     pub fn forget(&self, uid: &str) {
+        self.roll.seen(uid);
         if let Some(mut memory) = self.memories().remove(uid) {
             self.withdraw(&mut memory, Orders::new());
         }

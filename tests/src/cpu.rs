@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
+use squall_api::podchaos::{Action, Mode};
 
 use crate::builders::{container, pod_of};
 use crate::cluster::containers_processes;
+use crate::experiment::experiment;
 use crate::namespace::Ns;
 use crate::pods::PodExt as _;
 use crate::wait::{holds_for, until_within};
@@ -39,12 +41,24 @@ pub async fn busy(ns: &Ns, name: &str) -> Result<String> {
         .context("it has no container ID")
 }
 
+/// A [`busy`] pod that an experiment of its own, `freeze`, has frozen; the ID of its container.
+pub async fn frozen(ns: &Ns, name: &str) -> Result<String> {
+    let id = busy(ns, name).await?;
+    ns.create(&experiment("freeze", Action::ContainerFreeze, Mode::All, |spec| {
+        spec.selector.label_selectors.insert("app".to_owned(), name.to_owned());
+    }))
+    .await?;
+    ns.condition("freeze", "Injected").await?;
+    stands_still(&id).await?;
+    Ok(id)
+}
+
 /// Waits until the container's first process uses the CPU, for so long at most.
 pub async fn runs_within(limit: Duration, container_id: &str) -> Result<()> {
     let before = init_ticks(container_id)?;
     until_within(limit, "it runs", async || {
         let used = init_ticks(container_id)? - before;
-        Ok(if used > 2 { Ok(()) } else { Err(format!("{used} ticks")) })
+        Ok(if used > 5 { Ok(()) } else { Err(format!("{used} ticks")) })
     })
     .await
 }

@@ -15,7 +15,7 @@ use squall_model::substitute::MANUAL;
 
 use super::{Annotations, Key};
 use crate::apply::ApplyError;
-use crate::client::{code, is_conflict, is_gone};
+use crate::client::{is_conflict, is_gone};
 
 /// Why a turn ended early; it is taken again.
 #[derive(Debug, thiserror::Error)]
@@ -45,18 +45,6 @@ pub enum TurnError {
         name: String,
         /// Why.
         source: serde_json::Error,
-    },
-    /// Someone else changed the object meanwhile, or won't have it changed: the API server says both with one code.
-    #[error("{kind} {namespace}/{name} was changed meanwhile, or may not be changed: {source}")]
-    Refused {
-        /// The object's kind.
-        kind: &'static str,
-        /// The object's namespace.
-        namespace: String,
-        /// The object's name.
-        name: String,
-        /// What was said.
-        source: Box<kube::Error>,
     },
     /// Something else is due at once.
     #[error("{kind} {namespace}/{name} is looked at again")]
@@ -306,12 +294,7 @@ impl Annotations {
         match objects.patch_metadata(&key.name, &PatchParams::default(), &patch).await {
             Ok(_) => Ok(()),
             Err(error) if is_gone(&error) => Ok(()),
-            Err(source) if matches!(code(&source), Some(409 | 422)) => Err(TurnError::Refused {
-                kind: key.kind.word(),
-                namespace: key.namespace.clone(),
-                name: key.name.clone(),
-                source: Box::new(source),
-            }),
+            // 409 and 422 too: changed meanwhile or not to be changed, what was said tells which.
             Err(error) => Err(key.failed("annotate")(error)),
         }
     }

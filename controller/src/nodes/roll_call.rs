@@ -73,14 +73,20 @@ mod tests {
     use super::*;
     use crate::lease::Leadership;
 
+    /// The nodes of a leader, and what has to live for as long as its term.
+    fn leading() -> (Nodes, impl Sized) {
+        let (leads, leadership) = watch::channel(Leadership::Leader { term: 1 });
+        let (no_identity, identity) = watch::channel(None);
+        let (no_endpoints, endpoints) = watch::channel(None);
+        let nodes = Nodes::with_endpoints(endpoints, identity, leadership, mpsc::unbounded_channel().0);
+        (nodes, (leads, no_identity, no_endpoints))
+    }
+
     #[tokio::test]
     async fn complete_comes_with_the_last_one_whatever_the_order() {
         let all = || ["a", "b"].map(str::to_owned);
         for order in [["expect", "a", "b"], ["a", "expect", "b"], ["b", "a", "expect"]] {
-            let (_leads, leadership) = watch::channel(Leadership::Leader { term: 1 });
-            let (_identity, identity) = watch::channel(None);
-            let (_endpoints, endpoints) = watch::channel(None);
-            let nodes = Nodes::with_endpoints(endpoints, identity, leadership, mpsc::unbounded_channel().0);
+            let (nodes, _term) = leading();
             let roll = RollCall::new(nodes.clone());
             for (turn, step) in order.into_iter().enumerate() {
                 assert!(!nodes.shared.leading().unwrap().complete, "{order:?}: too early at {turn}");
@@ -95,10 +101,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_went_without_a_word_is_not_waited_for() {
-        let (_leads, leadership) = watch::channel(Leadership::Leader { term: 1 });
-        let (_identity, identity) = watch::channel(None);
-        let (_endpoints, endpoints) = watch::channel(None);
-        let nodes = Nodes::with_endpoints(endpoints, identity, leadership, mpsc::unbounded_channel().0);
+        let (nodes, _term) = leading();
         let roll = RollCall::new(nodes.clone());
         roll.expect(["a", "b"].map(str::to_owned));
         roll.keep(&HashSet::from(["a".to_owned()]));
@@ -109,10 +112,7 @@ mod tests {
 
     #[tokio::test]
     async fn with_no_experiments_it_is_complete_at_once() {
-        let (_leads, leadership) = watch::channel(Leadership::Leader { term: 1 });
-        let (_identity, identity) = watch::channel(None);
-        let (_endpoints, endpoints) = watch::channel(None);
-        let nodes = Nodes::with_endpoints(endpoints, identity, leadership, mpsc::unbounded_channel().0);
+        let (nodes, _term) = leading();
         RollCall::new(nodes.clone()).expect([]);
         assert!(nodes.shared.leading().unwrap().complete);
     }

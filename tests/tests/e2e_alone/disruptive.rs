@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use squall_api::names;
 use squall_api::podchaos::{Action, Mode, Phase, PodChaos, PodChaosSpec, TargetPhase};
-use squall_tests::cpu::{busy, runs_within, stands_still};
+use squall_tests::cpu::{frozen, runs_within};
 use squall_tests::{
     ExperimentExt as _, Ns, OptIn, PodExt as _, containers_processes, delete_lease, deployment, disrupt,
     experiment, holds_for, kubectl, kubectl_stdin, leader, nowhere, patch_daemon_set, pod, pods_of_component,
@@ -328,13 +328,7 @@ fn a_halt_is_carried_out_within_the_lease_also_if_the_leader_has_just_died() {
         ns.condition("down", "Injected").await?;
         assert!(ns.label::<Pod>("web-1", names::FAULT, Some(names::POD_FAILURE)).await?.is_failed());
         // And one that the daemon holds.
-        let frozen = busy(ns, "cold").await?;
-        ns.create(&experiment("freeze", Action::ContainerFreeze, Mode::All, |spec| {
-            spec.selector.label_selectors.insert("app".to_owned(), "cold".to_owned());
-        }))
-        .await?;
-        ns.condition("freeze", "Injected").await?;
-        stands_still(&frozen).await?;
+        let frozen = frozen(ns, "cold").await?;
         let first = leader(&ns.client).await?.context("nobody leads")?;
         let pods = pods_of(ns, names::CONTROLLER).await?;
         let leads = pods.iter().find(|pod| pod.name() == first).context("the leader has no pod")?;

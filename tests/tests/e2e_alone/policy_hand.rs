@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use squall_api::chaospolicy::PolicyState;
 use squall_api::names;
 use squall_api::podchaos::{Action, Mode, Phase};
-use squall_tests::cpu::{busy, runs_within, stands_still};
+use squall_tests::cpu::{frozen, runs_within};
 use squall_tests::{
     ExperimentExt as _, Ns, OptIn, PodExt as _, Policy, alone, deployment, experiment, from_json, hit,
     holds_for, kubectl, refusal, released, says, switch, switch_off, unschedulable, until, until_within,
@@ -196,10 +196,7 @@ fn the_hand_leaves_as_many_ready_as_workload_and_budget_want() {
 fn a_halt_thaws_what_a_daemon_holds() {
     let _alone = alone();
     with_ns("halt-freeze", OptIn::Yes, async |ns| {
-        let id = busy(ns, "web").await?;
-        ns.create(&experiment("freeze", Action::ContainerFreeze, Mode::All, |_| ())).await?;
-        ns.condition("freeze", "Injected").await?;
-        stands_still(&id).await?;
+        let id = frozen(ns, "web").await?;
         let halt = ["annotate", "namespace", &ns.name, "squall.dev/halt=incident 4715"];
         kubectl(&halt)?.ok()?;
         let began = Instant::now();

@@ -9,7 +9,7 @@ use serde_json::json;
 use squall_api::chaospolicy::PolicyState;
 use squall_api::podchaos::{Action, Mode, Phase, PodChaos, PodChaosSpec};
 use squall_api::probe::OnHalt;
-use squall_tests::cpu::{busy, runs_within, stands_still};
+use squall_tests::cpu::{frozen, runs_within};
 use squall_tests::{
     ExperimentExt as _, Ns, OptIn, PodExt as _, Policy, Ran, alone, deployment, events_of, experiment, hit,
     holds_for, kubectl, nothing_is_hit, refusal, says, stateful_set, switch, unschedulable, until, with_ns,
@@ -42,18 +42,6 @@ fn in_time(what: &str, took: Duration, limit: Duration) -> Result<()> {
 
 fn on_namespace(ns: &Ns, verb: &str, what: &str) -> Result<Ran> {
     kubectl(&[verb, "namespace", &ns.name, "--overwrite", what])
-}
-
-/// A pod that an experiment of its own has frozen; the ID of its container.
-async fn frozen(ns: &Ns, name: &str) -> Result<String> {
-    let id = busy(ns, name).await?;
-    ns.create(&experiment("freeze", Action::ContainerFreeze, Mode::All, |spec| {
-        spec.selector.label_selectors.insert("app".to_owned(), name.to_owned());
-    }))
-    .await?;
-    ns.condition("freeze", "Injected").await?;
-    stands_still(&id).await?;
-    Ok(id)
 }
 
 /// Each replica of the webhook learns of a halt by its own watch.
