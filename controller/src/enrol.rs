@@ -5,9 +5,8 @@
 //! serves this; whoever is refused learns why, but nothing about the CA.
 
 use std::{
-    collections::HashMap,
     io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -33,6 +32,7 @@ use squall_api::{
     },
     names,
 };
+use squall_health::limit::{Limit, Place};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -250,12 +250,12 @@ impl ResolvesServerCert for CurrentCertificate {
 
 async fn accept(listener: TcpListener, tls: TlsAcceptor, sender: mpsc::Sender<io::Result<Connection>>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
-    // Each connection holds one more of its peer's.
-    let mut peers: HashMap<IpAddr, Arc<()>> = HashMap::new();
+    // How many there are in all is the semaphore's: it waits.
+    let peers = Limit::new(usize::MAX, PER_PEER);
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
         let (stream, peer) = match listener.accept().await {
-            Ok((stream, peer)) => (stream, peer.ip().to_canonical()),
+            Ok((stream, peer)) => (stream, peer.ip()),
             Err(error) => {
                 // Mostly: out of file descriptors. Others will close theirs.
                 warn!(%error, "can't accept a connection for enrolment");
@@ -263,13 +263,11 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, sender: mpsc::Sender<io
                 continue;
             }
         };
-        peers.retain(|_, here| Arc::strong_count(here) > 1);
-        let here = peers.entry(peer).or_default();
-        if Arc::strong_count(here) > PER_PEER {
+        let Some(of_peer) = peers.place(peer) else {
             debug!(%peer, "has too many connections for enrolment");
             continue;
-        }
-        let (tls, sender, place) = (tls.clone(), sender.clone(), (place, here.clone()));
+        };
+        let (tls, sender, place) = (tls.clone(), sender.clone(), (place, of_peer));
         tokio::spawn(async move {
             match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
                 Ok(Ok(tls)) => {
@@ -285,7 +283,7 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, sender: mpsc::Sender<io
 /// A connection, and its place among the [`CONNECTIONS`] and among those of its peer.
 struct Connection {
     tls: TlsStream<TcpStream>,
-    _place: (OwnedSemaphorePermit, Arc<()>),
+    _place: (OwnedSemaphorePermit, Place),
 }
 
 impl Connected for Connection {

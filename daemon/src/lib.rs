@@ -13,7 +13,6 @@ pub mod health;
 pub mod journal;
 pub mod kill;
 pub mod lasting;
-pub mod limit;
 pub mod metrics;
 pub mod node;
 pub mod order;

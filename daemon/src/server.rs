@@ -10,6 +10,7 @@ use squall_api::grpc::{
     daemon_server::{Daemon, DaemonServer},
     node_report::Report,
 };
+use squall_health::limit::Limit;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -24,7 +25,6 @@ use tonic::{
 };
 
 use crate::{
-    limit::Limit,
     node::{ApplyError, Node},
     order::Desired,
     readiness::Readiness,

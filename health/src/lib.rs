@@ -2,6 +2,9 @@
 //!
 //! Anybody in the cluster may ask, so nobody may stay, nobody gets more than a few connections, and nobody is refused for
 //! those whom others hold: a kubelet that gets no answer restarts the pod. What is answered is the caller's router.
+//! [`limit`] is for ports that refuse instead.
+
+pub mod limit;
 
 use std::{cmp::Reverse, convert::Infallible, net::IpAddr, time::Duration};
 

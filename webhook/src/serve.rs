@@ -3,11 +3,10 @@
 //! Anyone in the cluster can reach it, so nobody gets to keep much of it: there are few connections a peer, and who
 //! says nothing is hung up on. It knows nothing of reviews.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -16,6 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
+use squall_health::limit::{Limit, Place};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
@@ -56,22 +56,22 @@ pub async fn serve(
 ) {
     let acceptor = TlsAcceptor::from(tls);
     let connections = Arc::new(Semaphore::new(CONNECTIONS as usize));
-    let peers = Peers::new(peer);
+    // How many there are in all is the semaphore's: it waits.
+    let peers = Limit::new(usize::MAX, peer);
     let (leave, leaving) = watch::channel(());
     let mut stop = std::pin::pin!(stop);
     loop {
         let accepted = async {
-            let (stream, place) = accept(&listener, &peers).await;
+            let (stream, peer, place) = accept(&listener, &peers).await;
             // Never closed, so a permit always comes.
-            (connections.clone().acquire_owned().await.ok(), stream, place)
+            (connections.clone().acquire_owned().await.ok(), stream, peer, place)
         };
-        let (permit, stream, place) = tokio::select! {
+        let (permit, stream, peer, place) = tokio::select! {
             accepted = accepted => accepted,
             () = &mut stop => break,
         };
         let (acceptor, app, mut leaving) = (acceptor.clone(), app.clone(), leaving.clone());
         tokio::spawn(async move {
-            let peer = Peer(place.peer);
             let _here = (permit, place);
             // Whoever hasn't shaken hands when we leave has not asked anything yet.
             let stream = tokio::select! {
@@ -91,11 +91,11 @@ pub async fn serve(
 }
 
 /// The next connection of a peer that hasn't too many.
-async fn accept(listener: &TcpListener, peers: &Arc<Peers>) -> (TcpStream, Place) {
+async fn accept(listener: &TcpListener, peers: &Limit) -> (TcpStream, Peer, Place) {
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => match peers.enter(peer.ip().to_canonical()) {
-                Some(place) => return (stream, place),
+            Ok((stream, peer)) => match peers.place(peer.ip()) {
+                Some(place) => return (stream, Peer(peer.ip().to_canonical()), place),
                 None => tracing::debug!(%peer, "has too many connections"),
             },
             Err(error) => {
@@ -179,46 +179,4 @@ fn by<B>(peer: Peer, mut request: Request<B>) -> Request<B> {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// How many connections each peer has.
-#[derive(Debug)]
-struct Peers {
-    limit: usize,
-    here: Mutex<HashMap<IpAddr, usize>>,
-}
-
-/// One connection of a peer; given back when dropped.
-#[derive(Debug)]
-struct Place {
-    peers: Arc<Peers>,
-    peer: IpAddr,
-}
-
-impl Peers {
-    fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, here: Mutex::default() })
-    }
-
-    fn enter(self: &Arc<Self>, peer: IpAddr) -> Option<Place> {
-        let mut here = self.here.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = here.entry(peer).or_default();
-        if *count >= self.limit {
-            return None;
-        }
-        *count += 1;
-        Some(Place { peers: self.clone(), peer })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut here = self.peers.here.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = here.get_mut(&self.peer) {
-            *count -= 1;
-            if *count == 0 {
-                here.remove(&self.peer);
-            }
-        }
-    }
 }
