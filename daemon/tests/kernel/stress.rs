@@ -368,28 +368,41 @@ fn io(path: &str) -> Stress {
     Stress { io: Some(Io { workers: 2, bytes: 1 << 20, path: path.into() }), ..none() }
 }
 
-/// The kernel's numbers of file systems in memory.
-const TMPFS: i64 = 0x0102_1994;
-const RAMFS: i64 = 0x8584_58f6;
+/// A file system of 32 MiB: how full the machine's disks are, and so whether they may be written to, is nobody's promise.
+struct Small(tempfile::TempDir);
+
+impl Small {
+    fn mount() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        mount("tmpfs", dir.path(), "tmpfs", MountFlags::empty(), Some(c"size=32m")).expect("a file system");
+        Self(dir)
+    }
+
+    fn path(&self) -> &str {
+        self.0.path().to_str().expect("a path")
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        unmount(self.0.path(), UnmountFlags::DETACH).expect("unmounting");
+    }
+}
 
 async fn io_leaves_no_file() {
     let (sandbox, _target, mut rig) = one();
-    let dir = tempfile::tempdir_in(".").expect("a directory on a disk");
-    let path = dir.path().canonicalize().expect("its path");
-    let path = path.to_str().expect("a path");
+    let small = Small::mount();
+    let path = small.path();
     rig.order(vec![fault(&sandbox, "a", Stage::Fire, &io(path))]);
     injected(&mut rig).await;
     let pid = stressors(&sandbox)[0];
     // By the kernel's counters of the process: those of the cgroup of version 1 count nothing without a throttle.
-    let moved = |field: &str| {
+    let written = || {
         let text = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
-        let value = text.lines().find_map(|line| line.strip_prefix(field)?.trim().parse::<u64>().ok());
+        let value = text.lines().find_map(|line| line.strip_prefix("wchar:")?.trim().parse::<u64>().ok());
         value.is_some_and(|bytes| bytes > 0)
     };
-    // An emulated machine has no disk, only calls to count.
-    let kind = rustix::fs::statfs(path).expect("its file system").f_type;
-    let field = if [TMPFS, RAMFS].contains(&kind) { "wchar:" } else { "write_bytes:" };
-    until(Duration::from_secs(5), "it writes", || moved(field)).await;
+    until(Duration::from_secs(5), "it writes", written).await;
     assert_eq!(fs::read_dir(path).expect("the directory").count(), 0, "the file has a name");
     rig.order(vec![]);
     nothing_left(&sandbox).await;
@@ -450,32 +463,15 @@ async fn a_containers_root_that_does_not_answer_holds_up_nobody_else() {
     hung.join().expect("unmounting");
 }
 
-/// A file system of 32 MiB.
-struct Small(tempfile::TempDir);
-
-impl Small {
-    fn mount() -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
-        mount("tmpfs", dir.path(), "tmpfs", MountFlags::empty(), Some(c"size=32m")).expect("a file system");
-        Self(dir)
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        unmount(self.0.path(), UnmountFlags::DETACH).expect("unmounting");
-    }
-}
-
 async fn io_leaves_room_on_the_file_system() {
     let (sandbox, _target, mut rig) = one();
     let small = Small::mount();
     let used = || {
-        let found = statvfs(small.0.path()).expect("its numbers");
+        let found = statvfs(small.path()).expect("its numbers");
         (found.f_blocks - found.f_bfree) * found.f_frsize
     };
     let of = |bytes| {
-        let path = small.0.path().display().to_string();
+        let path = small.path().to_owned();
         Stress { io: Some(Io { workers: 2, bytes, path }), ..none() }
     };
     // The second is more than there are numbers for.
@@ -490,7 +486,7 @@ async fn io_leaves_room_on_the_file_system() {
     injected(&mut rig).await;
     until(Duration::from_secs(5), "it is written", || used() >= 16 << 20).await;
     // Somebody else fills it up meanwhile.
-    fs::write(small.0.path().join("other"), vec![1; 12 << 20]).expect("a file");
+    fs::write(Path::new(small.path()).join("other"), vec![1; 12 << 20]).expect("a file");
     let ended = rig.outcome().await;
     assert_eq!(ended.state, State::Failed(Reason::NoEffect), "{ended:?}");
     assert!(ended.message.contains("of the file system are free"), "{ended:?}");
@@ -854,8 +850,7 @@ async fn a_kill_of_all_processes_spares_stressors() {
 
 async fn stress_needs_the_capabilities_of_the_manifest_and_no_more() {
     let (sandbox, target, _rig) = one();
-    let dir = tempfile::tempdir_in(".").expect("a directory on a disk");
-    let path = dir.path().canonicalize().expect("its path");
+    let small = Small::mount();
     let out = tempfile::NamedTempFile::new().expect("a file");
     let outcome = |capabilities: &str| {
         let pid = target.pid().to_string();
@@ -865,7 +860,7 @@ async fn stress_needs_the_capabilities_of_the_manifest_and_no_more() {
                 ("SQUALL_TEST_CONTAINER", &sandbox.id),
                 ("SQUALL_TEST_INIT", &pid),
                 ("SQUALL_TEST_CAPABILITIES", capabilities),
-                ("SQUALL_TEST_PATH", path.to_str().expect("a path")),
+                ("SQUALL_TEST_PATH", small.path()),
                 ("SQUALL_TEST_OUT", out.path().to_str().expect("a path")),
             ],
         );
