@@ -42,7 +42,7 @@ use crate::{
     setting::Wanted,
     usage::Meter,
 };
-use limits::{Limits, NodePids};
+use limits::{Limits, NodeMemory, NodePids};
 use message::{Said, Task};
 use spawn::{Heard, SpawnError, Stressor};
 
@@ -115,7 +115,7 @@ impl Starving {
     }
 
     fn works(&mut self, limits: &Limits) -> Vec<Work> {
-        let Stress { cpu, memory, io, pids, squeeze: _, allow_oom: _, on_oom: _ } = &self.stress;
+        let Stress { cpu, memory, io, pids, squeeze: _, allow_oom, on_oom: _ } = &self.stress;
         let mut works = Vec::new();
         if let Some(cpu) = cpu {
             works.push(Work { what: "cpu", task: cpu_task(cpu, limits), files: vec![] });
@@ -126,6 +126,7 @@ impl Starving {
                 bytes: bytes(memory, limits),
                 ramp: memory.ramp,
                 oom_score_adj: memory.oom_score_adj.unwrap_or(FIRST_TO_GO),
+                leaves_room: !allow_oom,
             };
             works.push(Work { what: "memory", task, files: vec![] });
         }
@@ -306,16 +307,23 @@ impl Starving {
             (Some(limit), Some(squeezed)) => Some(limit.min(squeezed)),
             (limit, squeezed) => limit.or(squeezed),
         };
-        let (room, whose) = match limit {
-            Some(limit) => (limit.saturating_sub(used), format!("the container's limit is {limit}")),
-            None => (limits.available_memory, "it has no limit, and the node has no more to give".to_owned()),
-        };
+        let own = limit.map(|limit| limit.saturating_sub(used)).unwrap_or(u64::MAX);
+        let room = own.min(limits.node.room());
         if size <= room {
             return Ok(());
         }
+        let whose = match limit {
+            Some(limit) if own == room => format!("the container's limit is {limit}, and it uses {used}"),
+            _ => {
+                let NodeMemory { whole, available } = limits.node;
+                format!(
+                    "of the node's {whole} {available} are available, and some are kept for everybody else"
+                )
+            }
+        };
         let message = format!(
-            "memory.size: {size} bytes are more than the {room} that are left: {whose}, and the container uses {used}; \
-             allowOOM: true does it all the same"
+            "memory.size: {size} bytes are more than the {room} that are left: {whose}; allowOOM: true does it all \
+             the same"
         );
         Err(LastingError::because(Reason::OutOfMemory, message))
     }
@@ -500,7 +508,7 @@ fn bytes(memory: &Memory, limits: &Limits) -> u64 {
     match memory.size {
         Size::Bytes(bytes) => bytes,
         Size::Percent(percent) => {
-            let whole = u128::from(limits.memory.unwrap_or(limits.node_memory));
+            let whole = u128::from(limits.memory.unwrap_or(limits.node.whole));
             (whole * u128::from(percent) / 100) as u64
         }
     }

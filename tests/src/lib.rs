@@ -14,6 +14,7 @@ mod dump;
 mod events;
 mod experiment;
 pub mod figures;
+pub mod injector;
 mod marks;
 mod modes;
 mod namespace;
@@ -36,7 +37,7 @@ pub use events::{event_on, events_of};
 pub use experiment::{ExperimentExt, experiment, target_of};
 pub use marks::{Cgroups, changed};
 pub use modes::{OF, in_each_mode};
-pub use namespace::{Ns, OptIn, with_ns};
+pub use namespace::{Ns, OptIn, with_ns, with_ns_within};
 pub use pods::PodExt;
 pub use policy::{Policy, hit, nothing_is_hit, refusal, released, says, switch, switch_off};
 pub use system::{

@@ -54,12 +54,22 @@ pub struct Ns {
 
 /// Runs `test` in a namespace of its own, whose name begins with `stem`.
 pub fn with_ns(stem: &str, opted_in: OptIn, test: impl AsyncFnOnce(&Ns) -> Result<()>) {
+    with_ns_within(TEST_LIMIT, stem, opted_in, test);
+}
+
+/// [`with_ns`], with another limit.
+pub fn with_ns_within(
+    limit: Duration,
+    stem: &str,
+    opted_in: OptIn,
+    test: impl AsyncFnOnce(&Ns) -> Result<()>,
+) {
     let outcome = runtime().block_on(async {
         let ns = Ns::make(stem, opted_in).await?;
-        let ran = AssertUnwindSafe(tokio::time::timeout(TEST_LIMIT, test(&ns))).catch_unwind().await;
+        let ran = AssertUnwindSafe(tokio::time::timeout(limit, test(&ns))).catch_unwind().await;
         let result = match ran {
             Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(anyhow!("the test took more than {TEST_LIMIT:?}")),
+            Ok(Err(_)) => Err(anyhow!("the test took more than {limit:?}")),
             // The panic's own message has been printed where it was raised.
             Err(_) => Err(anyhow!("an assertion failed, see above")),
         };

@@ -18,12 +18,40 @@ pub struct Limits {
     pub cpu_millis: u64,
     /// Bytes, where there is a limit.
     pub memory: Option<u64>,
-    /// Of the node.
-    pub node_memory: u64,
-    /// What the node could still give.
-    pub available_memory: u64,
+    /// The node's own.
+    pub node: NodeMemory,
     /// Tasks, where there is a limit.
     pub pids: Option<u64>,
+}
+
+/// The memory of a node. Where little is left, kubelets evict pods and the kernel ends processes of anybody's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeMemory {
+    /// All of it, in bytes.
+    pub whole: u64,
+    /// What could be had without taking it from anybody, in bytes.
+    pub available: u64,
+}
+
+impl NodeMemory {
+    /// A kubelet evicts below 100 MiB, unless it is told otherwise.
+    const KEPT: u64 = 128 * 1024 * 1024;
+
+    /// Reads it, now. Where the kernel does not tell, there is no room.
+    pub fn of(proc: &Path) -> Self {
+        let text = fs::read_to_string(proc.join("meminfo")).unwrap_or_default();
+        let field = |name: &str| {
+            let kib = text.lines().find_map(|line| line.strip_prefix(name))?;
+            Some(kib.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+        };
+        let (whole, available) = field("MemTotal:").zip(field("MemAvailable:")).unwrap_or_default();
+        Self { whole, available }
+    }
+
+    /// So many bytes may be taken: a twentieth of all, and 128 MiB at least, are kept for everybody else.
+    pub fn room(&self) -> u64 {
+        self.available.saturating_sub((self.whole / 20).max(Self::KEPT))
+    }
 }
 
 /// The tasks of a node. Who takes the last ones keeps everybody from starting anything, the kubelet too.
@@ -80,8 +108,7 @@ impl Limits {
         Self {
             cpu_millis: quota.map_or(cpus, |quota| quota.min(cpus)),
             memory,
-            node_memory: node_memory(),
-            available_memory: available_memory(target.proc()),
+            node: NodeMemory::of(target.proc()),
             pids,
         }
     }
@@ -108,21 +135,29 @@ fn cpus(pid: i32) -> u64 {
     set.map_or(1, |set| u64::from(set.count()).max(1))
 }
 
-fn node_memory() -> u64 {
-    let info = rustix::system::sysinfo();
-    info.totalram.saturating_mul(u64::from(info.mem_unit))
-}
-
-fn available_memory(proc: &Path) -> u64 {
-    let text = fs::read_to_string(proc.join("meminfo")).unwrap_or_default();
-    let kib = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = kib.and_then(|kib| kib.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    kib.map_or_else(node_memory, |kib| kib * 1024)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_twentieth_of_the_nodes_memory_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |text: &str| {
+            fs::write(dir.path().join("meminfo"), text).unwrap();
+            NodeMemory::of(dir.path())
+        };
+        let (mib, gib) = (1 << 20, 1 << 30);
+        let found =
+            of("MemTotal:       16777216 kB\nMemFree:  5 kB\nMemAvailable:    2097152 kB\nBuffers: 7 kB\n");
+        assert_eq!(found, NodeMemory { whole: 16 * gib, available: 2 * gib });
+        assert_eq!(found.room(), 2 * gib - 16 * gib / 20);
+        let small = NodeMemory { whole: gib, available: 200 * mib };
+        assert_eq!(small.room(), 72 * mib);
+        assert_eq!(NodeMemory { available: 100 * mib, ..small }.room(), 0);
+        for unreadable in ["", "MemTotal: 16777216 kB\n", "MemTotal: many kB\nMemAvailable: 5 kB\n"] {
+            assert_eq!(of(unreadable), NodeMemory { whole: 0, available: 0 });
+        }
+    }
 
     #[test]
     fn a_quarter_of_the_tasks_of_the_node_is_kept() {

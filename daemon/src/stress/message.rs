@@ -39,6 +39,8 @@ pub enum Task {
         ramp: Duration,
         /// How eagerly the kernel ends it.
         oom_score_adj: i32,
+        /// It ends rather than take the node's last memory.
+        leaves_room: bool,
     },
     /// Write and read files: the descriptors that come with it, one a worker.
     Io {
@@ -111,7 +113,8 @@ mod tests {
     fn a_task_arrives_with_its_descriptors_and_the_end_is_seen() {
         let (one, other) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
-        let task = Task::Memory { workers: 2, bytes: 7, ramp: Duration::from_millis(3), oom_score_adj: -5 };
+        let ramp = Duration::from_millis(3);
+        let task = Task::Memory { workers: 2, bytes: 7, ramp, oom_score_adj: -5, leaves_room: true };
         send(one.as_fd(), &task, &[one.as_fd(), other.as_fd()]).unwrap();
         let (received, descriptors) = receive::<Task>(&other).unwrap().unwrap();
         assert_eq!((received, descriptors.len()), (task, 2));

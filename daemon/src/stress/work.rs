@@ -15,7 +15,7 @@ use std::{
 };
 
 use super::{
-    limits::NodePids,
+    limits::{NodeMemory, NodePids},
     message::{Said, Task, send},
 };
 
@@ -50,22 +50,25 @@ pub fn start(task: Task, files: Vec<OwnedFd>, socket: BorrowedFd<'static>) -> Re
                 move || cpu::work(&share)
             })?;
         }
-        Task::Memory { workers, bytes, ramp, oom_score_adj: _ } => {
+        Task::Memory { workers, bytes, ramp, oom_score_adj: _, leaves_room } => {
+            let has_room = move || !leaves_room || NodeMemory::of("/proc".as_ref()).room() > 0;
             let workers64 = u64::from(workers);
             let each = bytes.div_ceil(workers64);
             let mut left = bytes;
             many(workers, || {
                 let own = each.min(left);
                 left -= own;
-                move || memory::work(own, ramp)
+                move || {
+                    memory::work(own, ramp, has_room);
+                    failed(socket, "filling memory: the node has no more to give")
+                }
             })?;
         }
         Task::Io { bytes } => {
             for file in files {
                 spawn(move || {
                     let problem = io::work(&file, bytes);
-                    let _ = send(socket, &Said::Failed(format!("writing and reading: {problem}")), &[]);
-                    std::process::exit(1);
+                    failed(socket, &format!("writing and reading: {problem}"))
                 })
                 .map_err(refused)?;
             }
@@ -77,6 +80,12 @@ pub fn start(task: Task, files: Vec<OwnedFd>, socket: BorrowedFd<'static>) -> Re
         }
     }
     Ok(knobs)
+}
+
+/// Says why, and ends the stressor.
+fn failed(socket: BorrowedFd<'_>, why: &str) {
+    let _ = send(socket, &Said::Failed(why.to_owned()), &[]);
+    std::process::exit(1);
 }
 
 fn many<W: FnOnce() + Send + 'static>(workers: u32, mut make: impl FnMut() -> W) -> Result<(), String> {

@@ -42,6 +42,7 @@ crate::cases![
     a_neighbour_notices_nothing,
     memory_is_resident_and_goes,
     memory_above_the_limit_is_refused_by_name,
+    memory_that_the_node_has_no_room_for_is_refused_by_name,
     an_oom_killed_stressor_ends_the_fault,
     an_oom_killed_stressor_is_started_again_when_asked_for,
     a_negative_oom_score_that_cannot_be_set_is_told,
@@ -315,6 +316,26 @@ async fn memory_above_the_limit_is_refused_by_name() {
     assert_eq!(refused.state, State::Refused(Reason::OutOfMemory), "{refused:?}");
     assert!(refused.message.contains("memory.size") && refused.message.contains("allowOOM"), "{refused:?}");
     assert!(stressors(&sandbox).is_empty());
+}
+
+async fn memory_that_the_node_has_no_room_for_is_refused_by_name() {
+    let (sandbox, _target, mut rig) = one();
+    // The kernel and we have some of it already.
+    let whole = rustix::system::sysinfo().totalram;
+    // Without a limit; and with one that the node can't keep.
+    for limit in [None, Some(2 * whole)] {
+        if let Some(limit) = limit {
+            sandbox.set(memory_limit(&sandbox), &limit.to_string());
+        }
+        rig.order(vec![]);
+        rig.order(vec![fault(&sandbox, &format!("{limit:?}"), Stage::Fire, &memory(whole))]);
+        let refused = rig.outcome().await;
+        assert_eq!(refused.state, State::Refused(Reason::OutOfMemory), "{refused:?}");
+        for part in ["memory.size", "for everybody else", "allowOOM"] {
+            assert!(refused.message.contains(part), "{part}: {refused:?}");
+        }
+        assert!(stressors(&sandbox).is_empty());
+    }
 }
 
 fn too_much(on_oom: OnOom) -> Stress {

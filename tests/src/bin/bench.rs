@@ -1,7 +1,8 @@
 //! The figures, on a real cluster: from the response to the create call until the effect is seen from outside.
 //!
 //! What is measured includes the bench's own watch, so a figure is an upper bound. It prints median, p90 and n of
-//! each, and exits with 1 when one is above its limit times `--slack`. Run by `cargo xtask bench`.
+//! each, and exits with 1 when one is above its limit times `--slack`. Run by `cargo xtask bench`. Where the cluster has
+//! Chaos Mesh too, its experiments are measured between ours, on the same pods.
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -14,11 +15,12 @@ use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::json;
-use squall_api::podchaos::{Action, Mode, Phase, PodChaos};
+use squall_api::podchaos::PodChaos;
 use squall_tests::figures::{Arguments, PATIENCE, nth, quantile, quiet, resident, watch};
+use squall_tests::injector::Injector;
 use squall_tests::{
-    ExperimentExt as _, Ns, OptIn, PodExt as _, containers_processes, deployment, experiment,
-    pods_of_component, runtime, with_ns,
+    Ns, OptIn, PodExt as _, client, containers_processes, deployment, pods_of_component, runtime,
+    with_ns_within,
 };
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
@@ -36,8 +38,10 @@ fn main() -> Result<()> {
         "from the response to the create call", "median", "p90", "limit", "n"
     );
     table.memory()?;
-    let few = |fault| Case { fault, mode: Mode::One, pods: 3, rounds };
-    let many = |fault| Case { fault, mode: Mode::All, pods: MANY, rounds: (rounds / 3).max(2) };
+    let injectors = runtime().block_on(async { Injector::installed(&client().await?).await })?;
+    let few = |fault| Case { fault, injectors: &injectors, one: true, pods: 3, rounds };
+    let many =
+        |fault| Case { fault, injectors: &injectors, one: false, pods: MANY, rounds: (rounds / 3).max(2) };
     let faults = [Fault::PodKill, Fault::PodFailure, Fault::ContainerKill];
     for case in faults.map(few).into_iter().chain(faults.map(many)) {
         if case.fault.name().starts_with(&only) {
@@ -57,7 +61,7 @@ enum Fault {
 }
 
 impl Fault {
-    /// What `--only` knows it by.
+    /// What `--only` and a PodChaos know it by.
     fn name(self) -> &'static str {
         match self {
             Self::PodKill => "pod-kill",
@@ -68,50 +72,69 @@ impl Fault {
 }
 
 /// One fault, so many times.
-struct Case {
+struct Case<'a> {
     fault: Fault,
-    mode: Mode,
+    injectors: &'a [Injector],
+    one: bool,
     pods: usize,
     rounds: u32,
 }
 
-impl Case {
+/// How long it took by one of them, each time.
+#[derive(Default)]
+struct Times {
+    there: Vec<Duration>,
+    back: Vec<Duration>,
+}
+
+impl Case<'_> {
     /// In a namespace of its own; each round together with what the same takes without Squall, so that a machine that is
     /// slow for a while is so for both.
     fn measure(&self, table: &mut Table) {
-        let &Self { fault, mode, pods, rounds } = self;
-        let one = mode == Mode::One;
+        let &Self { fault, injectors, one, pods, rounds } = self;
         let limit = |few: f64, many: f64| if one { few } else { many };
         let row = |what: &str| format!("{}: {}{what}", fault.name(), if one { "" } else { "30 pods, last " });
-        with_ns(&format!("bench-{}", if one { "few" } else { "many" }), OptIn::Yes, async |ns| {
+        // A minute for each of them in each round is far more than they take.
+        let limit_of_all = PATIENCE * rounds * (1 + injectors.len() as u32);
+        let stem = format!("bench-{}", if one { "few" } else { "many" });
+        with_ns_within(limit_of_all, &stem, OptIn::Yes, async |ns| {
             ns.create(&deployment("web", i32::try_from(pods)?, false)).await?;
             ns.ready_pods("web", pods).await?;
+            let round = Round { ns, fault, hit: if one { 1 } else { MANY }, pods };
             if one {
                 // What is done for the first time, such as connecting, isn't measured.
-                container_kill(ns, mode, pods).await?;
-            }
-            let (mut times, mut back, mut floor) = (Vec::new(), Vec::new(), Vec::new());
-            for _ in 0..rounds {
-                floor.push(bare(ns, fault, mode, pods).await?);
-                match fault {
-                    Fault::PodKill => times.push(pod_kill(ns, mode, pods).await?),
-                    Fault::PodFailure => {
-                        let (there, restored) = pod_failure(ns, mode, pods).await?;
-                        times.push(there);
-                        back.push(restored);
-                    }
-                    Fault::ContainerKill => times.push(container_kill(ns, mode, pods).await?),
+                for &by in injectors {
+                    Round { fault: Fault::ContainerKill, ..round }.of(by).await?;
                 }
             }
+            let mut floor = Vec::new();
+            let mut times: Vec<Times> = injectors.iter().map(|_| Times::default()).collect();
+            for _ in 0..rounds {
+                floor.push(round.bare().await?);
+                for (&by, times) in injectors.iter().zip(&mut times) {
+                    let (there, back) = round.of(by).await?;
+                    times.there.push(there);
+                    times.back.extend(back);
+                }
+            }
+            let (ours, theirs) = times.split_first().context("nobody is installed")?;
             match fault {
-                Fault::PodKill => table.row(&row("deletion mark"), &times, &floor, limit(20.0, 300.0), None),
+                Fault::PodKill => table.row(&row("deletion mark"), &ours.there, limit(20.0, 300.0), None),
                 Fault::PodFailure => {
-                    table.row(&row("image substituted"), &times, &floor, limit(24.0, 300.0), None);
-                    table.row(&row("image restored"), &back, &[], limit(f64::INFINITY, 300.0), None);
+                    table.row(&row("image substituted"), &ours.there, limit(24.0, 300.0), None);
                 }
                 Fault::ContainerKill => {
-                    let tail = one.then_some(40.0);
-                    table.row(&row("process gone"), &times, &floor, limit(20.0, 250.0), tail);
+                    table.row(&row("process gone"), &ours.there, limit(20.0, 250.0), one.then_some(40.0));
+                }
+            }
+            table.beside("the same without Squall", &ours.there, &floor);
+            for theirs in theirs {
+                table.beside("the same by Chaos Mesh", &ours.there, &theirs.there);
+            }
+            if fault == Fault::PodFailure {
+                table.row(&row("image restored"), &ours.back, limit(f64::INFINITY, 300.0), None);
+                for theirs in theirs {
+                    table.beside("the same by Chaos Mesh", &ours.back, &theirs.back);
                 }
             }
             Ok(())
@@ -125,15 +148,8 @@ struct Table {
 }
 
 impl Table {
-    /// A figure; and, if there is a `floor`, the same without Squall and how many times that the figure is.
-    fn row(
-        &mut self,
-        what: &str,
-        times: &[Duration],
-        floor: &[Duration],
-        limit: f64,
-        p90_limit: Option<f64>,
-    ) {
+    /// A figure.
+    fn row(&mut self, what: &str, times: &[Duration], limit: f64, p90_limit: Option<f64>) {
         let (median, p90) = (quantile(times, 50), quantile(times, 90));
         let missed = median > limit * self.slack || p90_limit.is_some_and(|limit| p90 > limit * self.slack);
         self.missed += usize::from(missed);
@@ -143,17 +159,18 @@ impl Table {
             times.len(),
             if missed { "  MISSED" } else { "" }
         );
-        if !floor.is_empty() {
-            let bare = quantile(floor, 50);
-            println!(
-                "{:<44} {bare:>6.1} ms {:>6.1} ms {:>9} {:>4}  x{:.1}",
-                "  the same without Squall",
-                quantile(floor, 90),
-                "-",
-                floor.len(),
-                median / bare
-            );
-        }
+    }
+
+    /// The same by somebody else, and how many times that the figure is.
+    fn beside(&self, what: &str, ours: &[Duration], theirs: &[Duration]) {
+        let median = quantile(theirs, 50);
+        println!(
+            "  {what:<42} {median:>6.1} ms {:>6.1} ms {:>9} {:>4}  x{:.1}",
+            quantile(theirs, 90),
+            "-",
+            theirs.len(),
+            quantile(ours, 50) / median
+        );
     }
 
     /// Resident memory of each component, idle.
@@ -190,118 +207,131 @@ impl Table {
     }
 }
 
-async fn create(ns: &Ns, chaos: &PodChaos) -> Result<(String, Instant)> {
-    let made = ns.api::<PodChaos>().create(&PostParams::default(), chaos).await?;
-    Ok((made.metadata.name.unwrap_or_default(), Instant::now()))
+/// One fault, once.
+#[derive(Clone, Copy)]
+struct Round<'a> {
+    ns: &'a Ns,
+    fault: Fault,
+    /// How many are hit, of `pods`.
+    hit: usize,
+    pods: usize,
 }
 
-fn chaos_of(action: Action, mode: Mode) -> PodChaos {
-    let mut chaos = experiment("", action, mode, |_| {});
-    chaos.metadata.name = None;
-    chaos.metadata.generate_name = Some("bench-".to_owned());
-    chaos
-}
-
-fn hit(mode: Mode) -> usize {
-    if mode == Mode::All { MANY } else { 1 }
-}
-
-async fn pod_kill(ns: &Ns, mode: Mode, pods: usize) -> Result<Duration> {
-    quiet().await?;
-    let mut events = watch::<Pod>(&ns.api(), "").await?;
-    let (name, made) = create(ns, &chaos_of(Action::PodKill, mode)).await?;
-    let took =
-        nth(&mut events, made, hit(mode), PATIENCE, |pod| pod.metadata.deletion_timestamp.is_some()).await?;
-    ns.completed(&name).await?;
-    ns.end_chaos(&name).await?;
-    ns.ready_pods("web", pods).await?;
-    Ok(took)
-}
-
-/// What a fault costs without Squall, on this machine and at this moment: a client that waits for an object and, once it
-/// is there, does the same to the pods, all at once. It chooses nothing, asks nobody and writes nothing down. Instead of
-/// pod-failure it sets another image: there too the kubelet begins its work on the first pods while others wait.
-async fn bare(ns: &Ns, fault: Fault, mode: Mode, pods: usize) -> Result<Duration> {
-    quiet().await?;
-    let mut orders = watch::<ConfigMap>(&ns.api(), "").await?;
-    let mut events = watch::<Pod>(&ns.api(), "").await?;
-    let mut gone = watch_processes(ns).await?;
-    let api: Api<Pod> = ns.api();
-    let hit = hit(mode);
-    let targets: Vec<Pod> = ns.pods("web").await?.into_iter().take(hit).collect();
-    let inits = targets.iter().flat_map(init_processes).collect::<Result<Vec<_>>>()?;
-    let order = ConfigMap {
-        metadata: ObjectMeta { generate_name: Some("bench-".to_owned()), ..ObjectMeta::default() },
-        ..ConfigMap::default()
-    };
-    let client = tokio::spawn(async move {
-        orders.recv().await.context("the watch ended")?;
-        if fault == Fault::ContainerKill {
-            for init in inits {
-                pidfd_send_signal(&init, Signal::TERM)?;
-            }
-            return Ok(());
+impl Round<'_> {
+    /// By an experiment; what is lasting also says how long it took to be put back.
+    async fn of(&self, by: Injector) -> Result<(Duration, Option<Duration>)> {
+        match self.fault {
+            Fault::PodKill => self.pod_kill(by).await.map(|took| (took, None)),
+            Fault::PodFailure => self.pod_failure(by).await.map(|(there, back)| (there, Some(back))),
+            Fault::ContainerKill => self.container_kill(by).await.map(|took| (took, None)),
         }
-        let image = json!({"spec": {"containers": [{"name": "app", "image": "localhost/pause:1"}]}});
-        let each = targets.iter().map(async |pod| match fault {
-            Fault::PodKill => api.delete(&pod.name(), &DeleteParams::default()).await.map(|_| ()),
-            _ => api.patch(&pod.name(), &PatchParams::default(), &Patch::Strategic(&image)).await.map(|_| ()),
+    }
+
+    async fn create(&self, by: Injector) -> Result<(String, Instant)> {
+        by.create(self.ns, self.fault.name(), if self.hit == 1 { "one" } else { "all" }).await
+    }
+
+    async fn pod_kill(&self, by: Injector) -> Result<Duration> {
+        quiet().await?;
+        let mut events = watch::<Pod>(&self.ns.api(), "").await?;
+        let (name, made) = self.create(by).await?;
+        let marked = |pod: &Pod| pod.metadata.deletion_timestamp.is_some();
+        let took = nth(&mut events, made, self.hit, PATIENCE, marked).await?;
+        by.injected(self.ns, &name).await?;
+        by.delete(self.ns, &name).await?;
+        by.gone(self.ns, &name).await?;
+        self.ns.ready_pods("web", self.pods).await?;
+        Ok(took)
+    }
+
+    async fn pod_failure(&self, by: Injector) -> Result<(Duration, Duration)> {
+        quiet().await?;
+        let mut events = watch::<Pod>(&self.ns.api(), "").await?;
+        let (name, made) = self.create(by).await?;
+        let there = nth(&mut events, made, self.hit, PATIENCE, is_foreign).await?;
+        by.injected(self.ns, &name).await?;
+        quiet().await?;
+        let mut events = watch::<Pod>(&self.ns.api(), "").await?;
+        let deleted = by.delete(self.ns, &name).await?;
+        let back = nth(&mut events, deleted, self.hit, PATIENCE, |pod| !is_foreign(pod)).await?;
+        by.gone(self.ns, &name).await?;
+        fresh(self.ns, self.pods).await?;
+        Ok((there, back))
+    }
+
+    async fn container_kill(&self, by: Injector) -> Result<Duration> {
+        quiet().await?;
+        // Which one is drawn is not known beforehand, so all are watched.
+        let mut gone = watch_processes(self.ns).await?;
+        let (name, made) = self.create(by).await?;
+        let wall = Timestamp::now();
+        let took = all_gone(&mut gone, self.hit, made).await?;
+        by.injected(self.ns, &name).await?;
+        if by == Injector::Squall && std::env::var_os(EXPLAIN).is_some() {
+            explain(&self.ns.completed(&name).await?, wall, took);
+        }
+        by.delete(self.ns, &name).await?;
+        by.gone(self.ns, &name).await?;
+        fresh(self.ns, self.pods).await?;
+        Ok(took)
+    }
+
+    /// What a fault costs without Squall, on this machine and at this moment: a client that waits for an object and,
+    /// once it is there, does the same to the pods, all at once. It chooses nothing, asks nobody and writes nothing
+    /// down. Instead of pod-failure it sets another image: there too the kubelet begins its work on the first pods
+    /// while others wait.
+    async fn bare(&self) -> Result<Duration> {
+        let &Self { ns, fault, hit, pods } = self;
+        quiet().await?;
+        let mut orders = watch::<ConfigMap>(&ns.api(), "").await?;
+        let mut events = watch::<Pod>(&ns.api(), "").await?;
+        let mut gone = watch_processes(ns).await?;
+        let api: Api<Pod> = ns.api();
+        let targets: Vec<Pod> = ns.pods("web").await?.into_iter().take(hit).collect();
+        let inits = targets.iter().flat_map(init_processes).collect::<Result<Vec<_>>>()?;
+        let order = ConfigMap {
+            metadata: ObjectMeta { generate_name: Some("bench-".to_owned()), ..ObjectMeta::default() },
+            ..ConfigMap::default()
+        };
+        let client = tokio::spawn(async move {
+            orders.recv().await.context("the watch ended")?;
+            if fault == Fault::ContainerKill {
+                for init in inits {
+                    pidfd_send_signal(&init, Signal::TERM)?;
+                }
+                return Ok(());
+            }
+            let image = json!({"spec": {"containers": [{"name": "app", "image": "localhost/pause:1"}]}});
+            let each = targets.iter().map(async |pod| match fault {
+                Fault::PodKill => api.delete(&pod.name(), &DeleteParams::default()).await.map(|_| ()),
+                _ => api
+                    .patch(&pod.name(), &PatchParams::default(), &Patch::Strategic(&image))
+                    .await
+                    .map(|_| ()),
+            });
+            futures::future::try_join_all(each).await?;
+            anyhow::Ok(())
         });
-        futures::future::try_join_all(each).await?;
-        anyhow::Ok(())
-    });
-    ns.api::<ConfigMap>().create(&PostParams::default(), &order).await?;
-    let made = Instant::now();
-    let done = |pod: &Pod| match fault {
-        Fault::PodKill => pod.metadata.deletion_timestamp.is_some(),
-        _ => is_foreign(pod),
-    };
-    let took = match fault {
-        Fault::ContainerKill => all_gone(&mut gone, hit, made).await?,
-        _ => nth(&mut events, made, hit, PATIENCE, done).await?,
-    };
-    client.await.context("the client panicked")??;
-    match fault {
-        Fault::PodKill => ns.ready_pods("web", pods).await.map(|_| took),
-        Fault::PodFailure | Fault::ContainerKill => fresh(ns, pods).await.map(|()| took),
+        ns.api::<ConfigMap>().create(&PostParams::default(), &order).await?;
+        let made = Instant::now();
+        let done = |pod: &Pod| match fault {
+            Fault::PodKill => pod.metadata.deletion_timestamp.is_some(),
+            _ => is_foreign(pod),
+        };
+        let took = match fault {
+            Fault::ContainerKill => all_gone(&mut gone, hit, made).await?,
+            _ => nth(&mut events, made, hit, PATIENCE, done).await?,
+        };
+        client.await.context("the client panicked")??;
+        match fault {
+            Fault::PodKill => ns.ready_pods("web", pods).await.map(|_| took),
+            Fault::PodFailure | Fault::ContainerKill => fresh(ns, pods).await.map(|()| took),
+        }
     }
 }
 
 fn is_foreign(pod: &Pod) -> bool {
     pod.image("app") != squall_tests::BUSYBOX
-}
-
-async fn pod_failure(ns: &Ns, mode: Mode, pods: usize) -> Result<(Duration, Duration)> {
-    quiet().await?;
-    let mut events = watch::<Pod>(&ns.api(), "").await?;
-    let (name, made) = create(ns, &chaos_of(Action::PodFailure, mode)).await?;
-    let there = nth(&mut events, made, hit(mode), PATIENCE, is_foreign).await?;
-    ns.phase(&name, Phase::Injected).await?;
-    quiet().await?;
-    let mut events = watch::<Pod>(&ns.api(), "").await?;
-    ns.api::<PodChaos>().delete(&name, &DeleteParams::default()).await?;
-    let deleted = Instant::now();
-    let back = nth(&mut events, deleted, hit(mode), PATIENCE, |pod| !is_foreign(pod)).await?;
-    ns.chaos_gone(&name).await?;
-    fresh(ns, pods).await?;
-    Ok((there, back))
-}
-
-async fn container_kill(ns: &Ns, mode: Mode, pods: usize) -> Result<Duration> {
-    quiet().await?;
-    // Which one is drawn is not known beforehand, so all are watched.
-    let mut gone = watch_processes(ns).await?;
-    let (name, made) = create(ns, &chaos_of(Action::ContainerKill, mode)).await?;
-    let wall = jiff::Timestamp::now();
-    let took = all_gone(&mut gone, hit(mode), made).await?;
-    let chaos = ns.completed(&name).await?;
-    ensure!(chaos.phase() == Phase::Completed, "{}", chaos.shown());
-    if std::env::var_os(EXPLAIN).is_some() {
-        explain(&chaos, wall, took);
-    }
-    ns.end_chaos(&name).await?;
-    fresh(ns, pods).await?;
-    Ok(took)
 }
 
 /// Where the time went, in milliseconds since the answer to the create call: one line a target.
