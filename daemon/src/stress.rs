@@ -307,7 +307,7 @@ impl Starving {
             (Some(limit), Some(squeezed)) => Some(limit.min(squeezed)),
             (limit, squeezed) => limit.or(squeezed),
         };
-        let own = limit.map(|limit| limit.saturating_sub(used)).unwrap_or(u64::MAX);
+        let own = limit.map_or(u64::MAX, |limit| limit.saturating_sub(used));
         let room = own.min(limits.node.room());
         if size <= room {
             return Ok(());

@@ -9,7 +9,7 @@ use kube::{Api, Client, discovery};
 use serde_json::{Value, json};
 
 use crate::namespace::Ns;
-use crate::wait::until;
+use crate::wait::{until, until_gone};
 
 /// Who injects the fault. Both take the same PodChaos.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,10 +62,11 @@ impl Injector {
         Ok((made.metadata.name.context("an object without a name")?, Instant::now()))
     }
 
-    /// Waits until it says that it has hit all its targets.
-    pub async fn injected(self, ns: &Ns, name: &str) -> Result<()> {
+    /// Waits until it says that it has hit all its targets, and with a kill that it is over.
+    pub async fn injected(self, ns: &Ns, action: &str, name: &str) -> Result<()> {
         let condition = match self {
-            Self::Squall => "Injected",
+            Self::Squall if action == "pod-failure" => "Injected",
+            Self::Squall => "Completed",
             Self::ChaosMesh => "AllInjected",
         };
         until(&format!("the PodChaos {name} is {condition}"), async || {
@@ -86,12 +87,6 @@ impl Injector {
 
     /// Waits until it is gone.
     pub async fn gone(self, ns: &Ns, name: &str) -> Result<()> {
-        until(&format!("the PodChaos {name} is gone"), async || {
-            Ok(match self.api(ns).get_opt(name).await? {
-                None => Ok(()),
-                Some(chaos) => Err(format!("{:?} {}", chaos.metadata, chaos.data["status"])),
-            })
-        })
-        .await
+        until_gone(&self.api(ns), name).await
     }
 }

@@ -44,4 +44,4 @@ pub use system::{
     delete_lease, leader, patch_daemon_set, pods_of_component, restart_now, scale, settled, sigkill,
     silence_the_api_server,
 };
-pub use wait::{LIMIT, PAUSE, holds_for, until, until_within};
+pub use wait::{LIMIT, PAUSE, holds_for, until, until_gone, until_within};

@@ -26,7 +26,7 @@ use squall_api::{PodChaos, StressChaos, names};
 use crate::cluster::{client, runtime};
 use crate::experiment::ExperimentExt as _;
 use crate::pods::PodExt as _;
-use crate::wait::{LIMIT, until, until_within};
+use crate::wait::{LIMIT, until, until_gone, until_within};
 use crate::{dump, residue};
 
 /// The longest that a test may take.
@@ -315,13 +315,7 @@ impl Ns {
 
     /// Waits until an experiment is gone.
     pub async fn chaos_gone(&self, name: &str) -> Result<()> {
-        until(&format!("the PodChaos {name} is gone"), async || {
-            Ok(match self.api::<PodChaos>().get_opt(name).await? {
-                None => Ok(()),
-                Some(chaos) => Err(format!("{:?} {}", chaos.metadata, chaos.shown())),
-            })
-        })
-        .await
+        until_gone(&self.api::<PodChaos>(), name).await
     }
 
     /// All namespaces of the test.

@@ -1,9 +1,11 @@
 //! Waiting for what can be read, with a deadline; and watching that something stays as it is.
 
-use std::fmt::Display;
+use std::fmt::{Debug, Display};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use kube::{Api, Resource};
+use serde::de::DeserializeOwned;
 
 /// How long a test waits for one thing, unless it says otherwise.
 pub const LIMIT: Duration = Duration::from_secs(40);
@@ -31,6 +33,20 @@ pub async fn until_within<T, S: Display>(
             Err(_) => tokio::time::sleep(PAUSE).await,
         }
     }
+}
+
+/// Waits until an object is gone.
+pub async fn until_gone<K: Resource + Clone + Debug + DeserializeOwned>(
+    api: &Api<K>,
+    name: &str,
+) -> Result<()> {
+    until(&format!("{}/{name} is gone", api.resource_url()), async || {
+        Ok(match api.get_opt(name).await? {
+            None => Ok(()),
+            Some(left) => Err(format!("{left:?}")),
+        })
+    })
+    .await
 }
 
 /// Looks again and again for `time`; fails as soon as `look` does not hold.

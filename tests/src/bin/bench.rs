@@ -15,12 +15,12 @@ use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::json;
-use squall_api::podchaos::PodChaos;
+use squall_api::podchaos::{Phase, PodChaos};
 use squall_tests::figures::{Arguments, PATIENCE, nth, quantile, quiet, resident, watch};
 use squall_tests::injector::Injector;
 use squall_tests::{
-    Ns, OptIn, PodExt as _, client, containers_processes, deployment, pods_of_component, runtime,
-    with_ns_within,
+    ExperimentExt as _, Ns, OptIn, PodExt as _, client, containers_processes, deployment, pods_of_component,
+    runtime, with_ns_within,
 };
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
@@ -231,13 +231,17 @@ impl Round<'_> {
         by.create(self.ns, self.fault.name(), if self.hit == 1 { "one" } else { "all" }).await
     }
 
+    async fn injected(&self, by: Injector, name: &str) -> Result<()> {
+        by.injected(self.ns, self.fault.name(), name).await
+    }
+
     async fn pod_kill(&self, by: Injector) -> Result<Duration> {
         quiet().await?;
         let mut events = watch::<Pod>(&self.ns.api(), "").await?;
         let (name, made) = self.create(by).await?;
         let marked = |pod: &Pod| pod.metadata.deletion_timestamp.is_some();
         let took = nth(&mut events, made, self.hit, PATIENCE, marked).await?;
-        by.injected(self.ns, &name).await?;
+        self.injected(by, &name).await?;
         by.delete(self.ns, &name).await?;
         by.gone(self.ns, &name).await?;
         self.ns.ready_pods("web", self.pods).await?;
@@ -249,7 +253,7 @@ impl Round<'_> {
         let mut events = watch::<Pod>(&self.ns.api(), "").await?;
         let (name, made) = self.create(by).await?;
         let there = nth(&mut events, made, self.hit, PATIENCE, is_foreign).await?;
-        by.injected(self.ns, &name).await?;
+        self.injected(by, &name).await?;
         quiet().await?;
         let mut events = watch::<Pod>(&self.ns.api(), "").await?;
         let deleted = by.delete(self.ns, &name).await?;
@@ -266,9 +270,13 @@ impl Round<'_> {
         let (name, made) = self.create(by).await?;
         let wall = Timestamp::now();
         let took = all_gone(&mut gone, self.hit, made).await?;
-        by.injected(self.ns, &name).await?;
-        if by == Injector::Squall && std::env::var_os(EXPLAIN).is_some() {
-            explain(&self.ns.completed(&name).await?, wall, took);
+        self.injected(by, &name).await?;
+        if by == Injector::Squall {
+            let chaos = self.ns.chaos(&name).await?;
+            ensure!(chaos.phase() == Phase::Completed, "{}", chaos.shown());
+            if std::env::var_os(EXPLAIN).is_some() {
+                explain(&chaos, wall, took);
+            }
         }
         by.delete(self.ns, &name).await?;
         by.gone(self.ns, &name).await?;

@@ -19,7 +19,7 @@ use serde_json::json;
 use squall_api::{names, stresschaos::StressChaos};
 use squall_tests::figures::{Arguments, quantile, resident};
 use squall_tests::{
-    Ns, OptIn, containers_processes, deployment, from_json, pods_of_component, until, with_ns,
+    Ns, OptIn, containers_processes, deployment, from_json, pods_of_component, until, until_gone, with_ns,
 };
 
 /// What is looked at for CPU use.
@@ -170,7 +170,7 @@ async fn round(ns: &Ns, site: &Site) -> Result<(Duration, Duration)> {
     .await?;
     ns.api::<StressChaos>().delete(&name, &DeleteParams::default()).await?;
     let gone = site.no_stressor_since(Instant::now()).await?;
-    settled(ns, &name).await?;
+    until_gone(&ns.api::<StressChaos>(), &name).await?;
     Ok((there, gone))
 }
 
@@ -187,15 +187,7 @@ async fn create(ns: &Ns, mode: &str, load: u32) -> Result<(String, Instant)> {
 
 async fn delete(ns: &Ns, name: &str) -> Result<()> {
     ns.api::<StressChaos>().delete(name, &DeleteParams::default()).await?;
-    settled(ns, name).await
-}
-
-async fn settled(ns: &Ns, name: &str) -> Result<()> {
-    until("the experiment is gone", async || {
-        let left = ns.api::<StressChaos>().get_opt(name).await?;
-        Ok(if left.is_none() { Ok(()) } else { Err("it is still there") })
-    })
-    .await
+    until_gone(&ns.api::<StressChaos>(), name).await
 }
 
 async fn daemon_resident() -> Result<f64> {

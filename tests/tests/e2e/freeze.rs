@@ -9,7 +9,7 @@ use serde_json::json;
 use squall_api::podchaos::{Action, Mode, Phase, PodChaos, PodChaosSpec, TargetPhase};
 use squall_tests::cpu::{busy, runs_within, stands_still};
 use squall_tests::{
-    ExperimentExt as _, LIMIT, OptIn, PodExt as _, container, experiment, pod_of, until, with_ns,
+    ExperimentExt as _, LIMIT, OptIn, PodExt as _, container, experiment, pod_of, until_gone, with_ns,
 };
 
 fn freeze(change: impl FnOnce(&mut PodChaosSpec)) -> PodChaos {
@@ -65,13 +65,7 @@ fn a_pod_that_is_deleted_is_thawed_at_once_and_goes_in_its_time() {
         let asked = std::time::Instant::now();
         ns.api::<Pod>().delete("web", &DeleteParams::default()).await?;
         // Frozen it could not take its SIGTERM, and would be here for a minute.
-        until("the pod is gone", async || {
-            Ok(match ns.api::<Pod>().get_opt("web").await? {
-                None => Ok(()),
-                Some(_) => Err("it is there".to_owned()),
-            })
-        })
-        .await?;
+        until_gone(&ns.api::<Pod>(), "web").await?;
         ensure!(asked.elapsed() < Duration::from_secs(30), "it took {:?}", asked.elapsed());
         let chaos = ns.chaos("freeze").await?;
         assert_eq!(chaos.in_phase(TargetPhase::Gone).len(), 1, "{}", chaos.shown());
