@@ -365,7 +365,7 @@ fn interest(experiment: Named, spec: Option<&Spec>, status: &ExperimentStatus) -
         Some(at) => {
             target.phase == TargetPhase::Killed
                 && target.ready_at.is_none()
-                && at.0 + SignedDuration::from_mins(10) > Timestamp::now()
+                && Timestamp::now().duration_since(at.0) < SignedDuration::from_mins(10)
         }
     };
     let targets = || status.targets.iter().filter(followed);

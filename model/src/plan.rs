@@ -484,6 +484,7 @@ fn seconds(seconds: i64) -> SignedDuration {
     SignedDuration::from_secs(seconds)
 }
 
-fn later(from: Timestamp, by: std::time::Duration) -> Timestamp {
-    SignedDuration::try_from(by).ok().and_then(|by| from.checked_add(by).ok()).unwrap_or(Timestamp::MAX)
+/// `by` after `from`, or the last moment that there is: pods and statuses may say any time and any number.
+fn later(from: Timestamp, by: impl TryInto<SignedDuration>) -> Timestamp {
+    by.try_into().ok().and_then(|by| from.saturating_add(by).ok()).unwrap_or(Timestamp::MAX)
 }

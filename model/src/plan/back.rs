@@ -13,7 +13,7 @@ use super::kill::fail;
 use super::lasting::{release, went_away};
 use super::node::{CONTAINER_GONE, EXPIRED, GRACE, NO_DAEMON, incarnation, take_over};
 use super::order::{order, order_id};
-use super::{Daemon, INVALID_SPEC, Input, NodeFault, ReportState, Stage, Step, seconds, view};
+use super::{Daemon, INVALID_SPEC, Input, NodeFault, ReportState, Stage, Step, later, seconds, view};
 use crate::pod::{ContainerState, PodView};
 
 /// A node ends a fault without a `duration` by itself when it hasn't heard of it for so long: a minute, and what a message
@@ -88,9 +88,9 @@ impl Step<'_> {
                 return false;
             }
         }
-        let ends = self.plan.status.ends_at.as_ref().map(|at| at.0 + GRACE);
+        let ends = self.plan.status.ends_at.as_ref().map(|at| later(at.0, GRACE));
         let (limit, silent) = match daemon {
-            Daemon::None => (since + NO_DAEMON, Some(format!("node {node} runs no Squall daemon"))),
+            Daemon::None => (later(since, NO_DAEMON), Some(format!("node {node} runs no Squall daemon"))),
             // It may have told the leader before.
             Daemon::Unheard => {
                 self.wake(now + seconds(1));
@@ -99,10 +99,10 @@ impl Step<'_> {
             }
             // If it lives, it ends the fault by itself, then.
             Daemon::Unreachable(_) => (
-                ends.unwrap_or(since + LEASE).max(since + NO_DAEMON),
+                ends.unwrap_or(later(since, LEASE)).max(later(since, NO_DAEMON)),
                 Some(format!("the daemon on node {node} can't be reached")),
             ),
-            Daemon::Ready => (since + LEASE, None),
+            Daemon::Ready => (later(since, LEASE), None),
         };
         doubt(target, silent.as_deref());
         let late = limit <= now;

@@ -11,7 +11,7 @@ use super::halt::REFUSED;
 use super::order::order;
 use super::size::Room;
 use super::status::targets as counted;
-use super::{MAX_TARGETS, NodeFault, Stage, Step, World, seconds};
+use super::{MAX_TARGETS, NodeFault, Stage, Step, World, later, seconds};
 use crate::pod::{ContainerView, NamespaceView, PodView};
 use crate::policy::ledger::Hold;
 use crate::policy::{Refusal, choice};
@@ -153,10 +153,11 @@ impl Step<'_> {
         };
         let until = if spec.lasting() {
             let since = self.ident.created.unwrap_or(now);
-            spec.duration.map(|duration| super::later(since, duration))
+            spec.duration.map(|duration| later(since, duration))
         } else {
             // From the first look: a controller that was away has not looked.
-            Some(self.plan.status.looking_since.get_or_insert(MicroTime(now)).0 + seconds(10))
+            let since = self.plan.status.looking_since.get_or_insert(MicroTime(now)).0;
+            Some(later(since, seconds(10)))
         };
         if spec.dry_run || until.is_some_and(|until| until <= now) {
             self.plan.status.targets = named(spec, skipped.to_vec(), Vec::new());

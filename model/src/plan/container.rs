@@ -152,9 +152,9 @@ impl Step<'_> {
         let ready = daemon == Daemon::Ready;
         let given_up = match (fired, waits && underway) {
             // A process may take its time to end, and that it was signalled stands.
-            (true, _) if ready => give_up + ENDED_WITHIN,
+            (true, _) if ready => later(give_up, ENDED_WITHIN),
             // Whether a trigger has fired its daemon alone can say, and it takes it back at the same time.
-            (true | false, true) => give_up + TOLD_WITHIN,
+            (true | false, true) => later(give_up, TOLD_WITHIN),
             (true | false, false) => give_up,
         };
         if now >= give_up && unheard && unsure {
@@ -179,7 +179,7 @@ impl Step<'_> {
         let ordered = target.ordered_at.get_or_insert(MicroTime(now)).0;
         if daemon == Daemon::None && !underway {
             // It stays listed, or a daemon that is being replaced would forget what it did.
-            let limit = ordered + seconds(8);
+            let limit = later(ordered, seconds(8));
             if limit <= now {
                 fail(
                     target,
@@ -213,7 +213,7 @@ impl Step<'_> {
         let Input { now, world, .. } = self.input;
         let mut left = Left::default();
         // A removal of all of Squall has no such time, and holds nobody up.
-        let limit = self.ident.deleted.map_or(now, |at| at + NO_DAEMON);
+        let limit = self.ident.deleted.map_or(now, |at| later(at, NO_DAEMON));
         let selected = self.plan.status.selected_at.as_ref().map(|at| at.0);
         for target in &self.plan.status.targets {
             let (Some(node), Some(id)) = (&target.node, order_id(self.ident.uid, target)) else { continue };

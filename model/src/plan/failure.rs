@@ -10,7 +10,9 @@ use super::kill::fail;
 use super::lasting::{Asked, release, went_away};
 use super::order::order;
 use super::outcomes::injection_limit;
-use super::{Effect, Ident, Input, NodeFault, Outcome, PodRef, Stage, Step, Verb, namespace, seconds, view};
+use super::{
+    Effect, Ident, Input, NodeFault, Outcome, PodRef, Stage, Step, Verb, later, namespace, seconds, view,
+};
 use crate::pod::{ContainerState, ContainerView, PodView};
 use crate::select::{Ineligible, eligible};
 use crate::spec::{Spec, Whom};
@@ -94,7 +96,8 @@ impl Step<'_> {
             TargetPhase::Selected if held && substituted(pod).next().is_none() => {
                 match outcomes.get(Verb::Inject, &target.uid) {
                     Some(Outcome::Done { .. }) => {
-                        let limit = target.ordered_at.get_or_insert(MicroTime(now)).0 + injection_limit();
+                        let ordered = target.ordered_at.get_or_insert(MicroTime(now)).0;
+                        let limit = later(ordered, injection_limit());
                         if limit <= now {
                             fail(target, "NotInjected", "its images were not substituted; it was recovered");
                         } else {
@@ -118,7 +121,7 @@ impl Step<'_> {
                     target.phase = TargetPhase::Injected;
                     target.injected_at = Some(MicroTime(now));
                     target.message = why_down(pod);
-                } else if ordered + injection_limit() <= now {
+                } else if later(ordered, injection_limit()) <= now {
                     fail(
                         target,
                         "NotInjected",
@@ -128,9 +131,9 @@ impl Step<'_> {
                         ),
                     );
                 } else {
-                    self.wake(ordered + injection_limit());
+                    self.wake(later(ordered, injection_limit()));
                     // The kubelet first has to know that the old containers go, or it starts them again.
-                    let kubelet_knows = ordered + SignedDuration::from_millis(500);
+                    let kubelet_knows = later(ordered, SignedDuration::from_millis(500));
                     if fast && kubelet_knows > now {
                         self.wake(kubelet_knows);
                     } else if fast {
@@ -169,10 +172,10 @@ impl Step<'_> {
         let ordered = target.ordered_at.get_or_insert(MicroTime(now)).0;
         match self.input.outcomes.get(Verb::Inject, &target.uid) {
             Some(Outcome::Refused { reason, message }) => fail(target, reason, message),
-            Some(Outcome::Retry { message, .. }) if ordered + injection_limit() <= now => {
+            Some(Outcome::Retry { message, .. }) if later(ordered, injection_limit()) <= now => {
                 fail(target, "NotInjected", message);
             }
-            None if ordered + injection_limit() <= now => {
+            None if later(ordered, injection_limit()) <= now => {
                 fail(target, "NotInjected", "it was not injected within 60 s");
             }
             Some(Outcome::Retry { at, .. }) if *at > now => {
@@ -221,10 +224,10 @@ impl Step<'_> {
             if pod.ready {
                 target.ready_at = Some(MicroTime(now));
             }
-        } else if since + seconds(600) <= now {
+        } else if later(since, seconds(600)) <= now {
             fail(target, "NotReadyAgain", "its images are back, but it wasn't Ready within 10 minutes");
         } else {
-            self.wake(since + seconds(600));
+            self.wake(later(since, seconds(600)));
         }
     }
 }

@@ -11,6 +11,10 @@ use super::{Effect, Input, Outcome, PodRef, Step, Verb, later, namespace, second
 use crate::pod::PodView;
 use crate::select::eligible;
 use crate::spec::Spec;
+use crate::time::LONGEST;
+
+/// A pod's own grace period has no upper bound in Kubernetes. Beyond 30 days a typo is likelier than a wish.
+const LONGEST_GRACE: i64 = LONGEST.as_secs().cast_signed();
 
 impl Step<'_> {
     pub(super) fn pod_kill(&mut self, spec: &Spec, grace: Option<u32>, evict: bool) {
@@ -26,8 +30,8 @@ impl Step<'_> {
                     target.gone_at = Some(MicroTime(self.input.now));
                 } else if let Some(at) = &target.ordered_at {
                     // A node that is down never confirms; the deletion itself is done.
-                    let own = pod.and_then(|pod| pod.grace).unwrap_or(30);
-                    let limit = at.0 + seconds(grace.map_or(own, i64::from).saturating_add(900));
+                    let own = pod.and_then(|pod| pod.grace).unwrap_or(30).clamp(0, LONGEST_GRACE);
+                    let limit = later(at.0, seconds(grace.map_or(own, i64::from) + 900));
                     if limit <= self.input.now {
                         target.gone_at = Some(MicroTime(self.input.now));
                         target.message =
@@ -172,7 +176,7 @@ impl Step<'_> {
     pub(super) fn still_followed(&mut self) -> bool {
         match &self.plan.status.completed_at {
             None => true,
-            Some(at) => at.0 + seconds(600) > self.input.now,
+            Some(at) => later(at.0, seconds(600)) > self.input.now,
         }
     }
 }

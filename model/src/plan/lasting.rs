@@ -235,8 +235,8 @@ impl Step<'_> {
                 .min();
             let waiting = count(&self.plan.status, TargetPhase::Selected) > 0;
             match first {
-                Some(first) if waiting && first + seconds(30) > now => {
-                    self.wake(first + seconds(30));
+                Some(first) if waiting && later(first, seconds(30)) > now => {
+                    self.wake(later(first, seconds(30)));
                     return;
                 }
                 Some(_) => {}
@@ -339,7 +339,7 @@ fn replaces(pod: &PodView, held: bool, gone: &Target) -> bool {
     let owner = pod.owner.as_ref().map(|owner| &owner.uid);
     let came_after = || {
         let times = pod.created.zip(gone.gone_at.as_ref());
-        times.is_some_and(|(created, at)| created >= whole_seconds(at.0) - seconds(2))
+        times.is_some_and(|(created, at)| created >= later(whole_seconds(at.0), seconds(-2)))
     };
     gone.phase == TargetPhase::Gone
         && gone.replacement.is_none()

@@ -11,7 +11,7 @@ use super::kill::fail;
 use super::lasting::{Asked, LEFT_OUT, NARROWED, went_away};
 use super::order::{order, order_id};
 use super::outcomes::injection_limit;
-use super::{Daemon, Input, NodeFault, Report, ReportState, Stage, Step, namespace, seconds, view};
+use super::{Daemon, Input, NodeFault, Report, ReportState, Stage, Step, later, namespace, seconds, view};
 use crate::pod::{ContainerView, PodView};
 use crate::select::{Ineligible, eligible};
 use crate::spec::Spec;
@@ -124,7 +124,7 @@ impl Step<'_> {
                     target.message = (!report.message.is_empty()).then(|| report.message.clone());
                 }
                 ReportState::Refused | ReportState::Failed if report.reason == CONTAINER_GONE => {
-                    if target.injected_at.is_none() && ordered + injection_limit() <= now {
+                    if target.injected_at.is_none() && later(ordered, injection_limit()) <= now {
                         target.phase = TargetPhase::Skipped;
                         target.reason = Some(report.reason.clone());
                         target.message = Some(report.message.clone());
@@ -148,7 +148,7 @@ impl Step<'_> {
         } else if !waits && !self.is_in_time(target, ordered, &daemon, &node) {
             return;
         }
-        let until = self.plan.status.ends_at.as_ref().map(|at| at.0 + GRACE);
+        let until = self.plan.status.ends_at.as_ref().map(|at| later(at.0, GRACE));
         let order = order(self.ident.uid, target, fault.clone(), Stage::Fire);
         self.plan.orders.extend(order.map(|order| super::Order { until, ..order }));
     }
@@ -179,7 +179,7 @@ impl Step<'_> {
         let (limit, reason, message) = match daemon {
             // The daemon of a target that was hit before is perhaps being replaced.
             Daemon::None => (
-                ordered + if target.injected_at.is_none() { NO_DAEMON } else { injection_limit() },
+                later(ordered, if target.injected_at.is_none() { NO_DAEMON } else { injection_limit() }),
                 "NoDaemon",
                 format!("node {node} runs no Squall daemon; see `kubectl -n squall-system get pods -o wide`"),
             ),
@@ -189,12 +189,12 @@ impl Step<'_> {
                 return true;
             }
             Daemon::Unreachable(why) => (
-                ordered + injection_limit(),
+                later(ordered, injection_limit()),
                 "NotInjected",
                 format!("the daemon on node {node} can't be reached: {why}"),
             ),
             Daemon::Ready => (
-                ordered + injection_limit(),
+                later(ordered, injection_limit()),
                 "NotInjected",
                 format!("the daemon on node {node} did not report it injected within 60 s; it is put back"),
             ),

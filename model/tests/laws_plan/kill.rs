@@ -105,23 +105,41 @@ fn more_than_the_limit_hits_nothing() {
     assert!(sim.status.message.as_deref().unwrap_or_default().contains("4001"), "{:?}", sim.status.message);
 }
 
-#[test]
-fn a_pod_that_takes_its_own_time_to_end_is_waited_for() {
+/// A pod with this grace period of its own, killed, and seen for as long as it takes.
+fn ending(grace: i64) -> Sim {
     let mut sim = Sim::new(spec(Action::PodKill, Mode::All, None), 1);
     let name = sim.pods.keys().next().unwrap().clone();
     let pod = sim.pods.get_mut(&name).unwrap();
-    pod.spec.as_mut().unwrap().termination_grace_period_seconds = Some(3600);
+    pod.spec.as_mut().unwrap().termination_grace_period_seconds = Some(grace);
     let ending = pod.clone();
     sim.see();
     sim.turn(None);
     assert_eq!(sim.killed.len(), 1);
-    // It is seen for as long as it takes.
     sim.pods.insert(name, ending);
     sim.see();
+    sim
+}
+
+#[test]
+fn a_pod_that_takes_its_own_time_to_end_is_waited_for() {
+    let mut sim = ending(3600);
     sim.wait(1000);
     sim.turn(None);
     assert!(sim.status.targets[0].gone_at.is_none(), "{:?}", sim.status.targets[0]);
     sim.wait(3600);
     sim.turn(None);
     assert!(sim.status.targets[0].gone_at.is_some(), "{:?}", sim.status.targets[0]);
+}
+
+#[test]
+fn no_pods_grace_period_is_a_panic_or_waited_for_without_end() {
+    for (grace, patience) in [(i64::MAX, 30 * 24 * 3600), (i64::MIN, 0)] {
+        let mut sim = ending(grace);
+        sim.wait(patience + 899);
+        sim.turn(None);
+        assert!(sim.status.targets[0].gone_at.is_none(), "{grace}: {:?}", sim.status.targets[0]);
+        sim.wait(1);
+        sim.turn(None);
+        assert!(sim.status.targets[0].gone_at.is_some(), "{grace}: {:?}", sim.status.targets[0]);
+    }
 }

@@ -1,6 +1,7 @@
 //! Lasting faults by the clock, what is released as too much, and what the conditions say meanwhile.
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use proptest::prelude::*;
 use squall_api::names;
 use squall_api::podchaos::{Action, Mode, Phase, TargetPhase};
@@ -53,6 +54,67 @@ proptest! {
                 prop_assert!(seen.is_none_or(|seen| over || seen == Some(generation)), "{kind}: {:?}", status);
             }
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(CASES))]
+
+    /// Whoever may write a status may write any time into it.
+    #[test]
+    fn no_time_in_a_status_is_a_panic(
+        action in prop_oneof![
+            Just(Action::PodFailure),
+            Just(Action::PodKill),
+            Just(Action::ContainerKill),
+            Just(Action::ContainerFreeze),
+        ],
+        duration: bool,
+        pods in 0_u32..4,
+        moves in moves(),
+        last: bool,
+        which: [bool; 5],
+        end in 0..4,
+    ) {
+        let mut spec = spec(action, Mode::All, None);
+        spec.duration = duration.then(|| "30s".to_owned());
+        let mut sim = Sim::new(spec, pods);
+        play(&mut sim, moves);
+        let at = MicroTime(if last { Timestamp::MAX } else { Timestamp::MIN });
+        let write = |time: &mut Option<MicroTime>| {
+            if time.is_some() {
+                *time = Some(at.clone());
+            }
+        };
+        let status = &mut sim.status;
+        let times = [
+            &mut status.selected_at,
+            &mut status.looking_since,
+            &mut status.started_at,
+            &mut status.ends_at,
+            &mut status.completed_at,
+        ];
+        times.into_iter().zip(which).filter(|(_, this)| *this).for_each(|(time, _)| write(time));
+        for target in &mut status.targets {
+            let times = [
+                &mut target.ordered_at,
+                &mut target.injected_at,
+                &mut target.gone_at,
+                &mut target.recovered_at,
+                &mut target.ready_at,
+            ];
+            times.into_iter().zip(which).filter(|(_, this)| *this).for_each(|(time, _)| write(time));
+        }
+        match end {
+            0 => sim.delete(),
+            1 => sim.annotate(names::PAUSE, Some("true")),
+            2 => sim.chaos.spec.duration = Some("720h".to_owned()),
+            _ => {}
+        }
+        sim.plan();
+        sim.node.back();
+        sim.news();
+        sim.plan();
     }
 }
 
