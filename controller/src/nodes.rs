@@ -217,11 +217,15 @@ struct Listed {
 
 /// A fault that isn't renewed for so long its daemon ends by itself.
 const LEASE: SignedDuration = SignedDuration::from_secs(60);
+/// A daemon refuses the whole state where one fault has longer. No experiment lasts for so long; a clock that was put back,
+/// or a status that somebody else wrote, may say so.
+const LONGEST: SignedDuration = SignedDuration::from_hours(31 * 24);
 
 impl Listed {
     /// As it is sent at `now`.
     fn at(&self, now: Timestamp) -> grpc::Fault {
-        let ttl = self.until.map_or(LEASE, |until| until.duration_since(now).max(SignedDuration::ZERO));
+        let left = |until: Timestamp| until.duration_since(now).clamp(SignedDuration::ZERO, LONGEST);
+        let ttl = self.until.map_or(LEASE, left);
         let ttl = prost_types::Duration { seconds: ttl.as_secs(), nanos: ttl.subsec_nanos() };
         grpc::Fault { ttl: Some(ttl), ..self.fault.clone() }
     }

@@ -528,6 +528,16 @@ async fn a_listed_fault_is_renewed_and_an_empty_state_is_not() {
     house.silence().await;
 }
 
+#[test]
+fn no_fault_outlives_what_a_daemon_takes() {
+    let now = Timestamp::now();
+    let seconds = |until| Listed { fault: fault("a"), until }.at(now).ttl.unwrap().seconds;
+    assert_eq!(seconds(Some(Timestamp::MIN)), 0);
+    assert_eq!(seconds(Some(now + SignedDuration::from_hours(720))), 720 * 3600);
+    assert_eq!(seconds(Some(Timestamp::MAX)), 31 * 24 * 3600);
+    assert_eq!(seconds(None), 60);
+}
+
 /// Let this much time be over at once. The sockets are real, so the clock can't stand still for long.
 async fn leap(time: Duration) {
     tokio::time::pause();
