@@ -395,6 +395,58 @@ fn a_killed_pod_is_held_until_what_replaces_it_is_ready() {
     assert_eq!(Hold::of(&status, now()), Hold::default());
 }
 
+/// The status of an experiment with one target in this phase.
+fn one_in(phase: TargetPhase) -> ExperimentStatus {
+    let web = pod("web", 0);
+    let target = Target {
+        namespace: web.namespace.clone(),
+        pod: web.name.clone(),
+        uid: web.uid.clone(),
+        workload: Some(web.workload()),
+        phase,
+        ..Target::default()
+    };
+    ExperimentStatus {
+        selected_at: Some(MicroTime(now())),
+        targets: vec![target],
+        ..ExperimentStatus::default()
+    }
+}
+
+#[test]
+fn a_dry_run_that_is_over_holds_nothing() {
+    let mut dry = one_in(TargetPhase::Selected);
+    assert_eq!(Hold::of(&dry, now()).pods.len(), 1);
+    dry.completed_at = Some(MicroTime(now()));
+    assert_eq!(Hold::of(&dry, now()), Hold::default());
+    // Whoever comes next is asked what every other is.
+    let limit = Limits { min_available_per_workload: Some(1), ..Limits::default() };
+    let mut world = world(vec![limits("p", limit)], vec![pod("web", 0)]);
+    world.ledger.set("dry", Hold::of(&dry, now()));
+    assert!(refusal(&world, 1).contains("limits.minAvailablePerWorkload"));
+}
+
+#[test]
+fn what_a_pause_put_back_keeps_its_place_until_it_is_over() {
+    let mut paused = one_in(TargetPhase::Recovered);
+    let mut world = world(
+        vec![limits("p", Limits { max_targets: Some(1), ..Limits::default() })],
+        vec![pod("web", 0), pod("web", 1)],
+    );
+    world.ledger.set("paused", Hold::of(&paused, now()));
+    let another = [&world.pods[1]];
+    let refused = choose(&world, "new", &Hold::default(), &another, 1, now()).unwrap_err();
+    assert_eq!(refused.rule, Rule::Targets);
+    assert_eq!(usage(&world, now()).get("p"), Some(&Used { pods: 1, by_hand: 0, experiments: 1 }));
+    // Its time is over while others are still being put back: it does not come back.
+    paused.ends_at = Some(MicroTime(now() + SignedDuration::from_secs(1)));
+    assert_eq!(Hold::of(&paused, now()).pods.len(), 1);
+    assert!(Hold::of(&paused, now() + SignedDuration::from_secs(1)).pods.is_empty());
+    paused.ends_at = None;
+    paused.completed_at = Some(MicroTime(now()));
+    assert_eq!(Hold::of(&paused, now()), Hold::default());
+}
+
 #[rstest]
 #[case::actions(
     Allow { actions: Some(vec![PolicyAction::PodKill]), ..Allow::default() },

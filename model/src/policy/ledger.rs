@@ -1,4 +1,5 @@
-//! What is hit now, by whom: every target that a status records and that is not whole again.
+//! What is hit now, by whom: every target that a status records and that is not whole again, or may be hit again without
+//! being chosen anew.
 //!
 //! It is filled from all statuses before the first choice of a term, and written in the same moment in which targets
 //! are chosen. So two experiments that choose at once see each other.
@@ -87,6 +88,8 @@ impl Hold {
     /// What an experiment with this status holds at `now`.
     pub fn of(status: &ExperimentStatus, now: Timestamp) -> Self {
         let active = status.completed_at.is_none();
+        // What has been put back comes back after a pause or a halt, unless its time is over.
+        let returns = active && status.ends_at.as_ref().is_none_or(|at| at.0 > now);
         let followed = status.completed_at.as_ref().and_then(|at| {
             let until = at.0.checked_add(jiff::SignedDuration::from_secs(FOLLOWED)).ok()?;
             (until > now).then_some(until)
@@ -97,7 +100,10 @@ impl Hold {
             .filter_map(|target| {
                 let until = match held(target) {
                     Keeps::Nothing => return None,
-                    Keeps::Itself => None,
+                    Keeps::Itself if active => None,
+                    Keeps::Place if returns => None,
+                    // A dry run ends with its targets chosen.
+                    Keeps::Itself | Keeps::Place => return None,
                     Keeps::UntilReady if active => None,
                     Keeps::UntilReady => Some(followed?),
                 };
@@ -147,6 +153,8 @@ impl Held {
 enum Keeps {
     Nothing,
     Itself,
+    /// It is whole, and whoever goes on with it asks no policy again.
+    Place,
     /// Its pod, or what replaces it, is not Ready yet.
     UntilReady,
 }
@@ -154,6 +162,7 @@ enum Keeps {
 fn held(target: &Target) -> Keeps {
     match target.phase {
         TargetPhase::Selected | TargetPhase::Injected | TargetPhase::Recovering => Keeps::Itself,
+        TargetPhase::Recovered => Keeps::Place,
         // A pod that nobody replaces does not come back; a process that only got a signal was never away.
         TargetPhase::Killed
             if target.ready_at.is_none()
@@ -163,7 +172,6 @@ fn held(target: &Target) -> Keeps {
             Keeps::UntilReady
         }
         TargetPhase::Killed
-        | TargetPhase::Recovered
         | TargetPhase::Skipped
         | TargetPhase::Failed
         | TargetPhase::Released
