@@ -2,15 +2,17 @@
 //! is the result. Afterwards the container's restart is followed.
 //!
 //! What may have been ordered stays listed until its daemon has told what came of it, or it would forget what it did.
-//! Where it shall not be hit any more (a halt, a pause, an opt-in withdrawn) it is listed as armed only: a daemon never
-//! goes back from what it was ordered, so what has fired stays fired, and nothing else fires. What is armed it takes back.
+//! Where it shall not be hit any more (a halt, a pause, an opt-in withdrawn, a narrower selector) it is listed as armed
+//! only: a daemon never goes back from what it was ordered, so what has fired stays fired, and nothing else fires. What is
+//! armed it takes back.
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use squall_api::podchaos::{Phase, Target, TargetPhase};
 
 use super::back::Left;
-use super::kill::fail;
+use super::kill::{fail, skip};
+use super::lasting::{LEFT_OUT, NARROWED};
 use super::node::{EXPIRED, NO_DAEMON};
 use super::order::{order, order_id};
 use super::{
@@ -77,6 +79,9 @@ impl Step<'_> {
             fail(target, "NotRunning", "it has no node or no container ID");
             return;
         };
+        // Kept as its reason until it is taken back: that the selector was changed is seen only once.
+        let left_out =
+            target.reason.as_deref() == Some(NARROWED) || self.is_changed() && self.leaves_out(spec, target);
         // Asked before what it has told: one that is ready has told all.
         let daemon = world.daemon(&node);
         let unheard = daemon == Daemon::Unheard;
@@ -107,9 +112,7 @@ impl Step<'_> {
                         return;
                     }
                     ReportState::Refused if report.reason == "ContainerGone" => {
-                        target.phase = TargetPhase::Skipped;
-                        target.reason = Some(report.reason);
-                        target.message = Some(report.message);
+                        skip(target, &report.reason, &report.message);
                         return;
                     }
                     // Before its time it was taken back only because we said so.
@@ -127,13 +130,19 @@ impl Step<'_> {
         };
         // What was done to it before is known only once its daemon has told.
         let unsure = target.ordered_at.is_some();
-        let mut stopped = self.ident.paused || self.is_halted();
+        let mut stopped = self.ident.paused || self.is_halted() || left_out;
+        if left_out && !unsure {
+            skip(target, NARROWED, LEFT_OUT);
+            return;
+        }
+        if left_out && !fired {
+            target.reason = Some(NARROWED.to_owned());
+            target.message = Some(LEFT_OUT.to_owned());
+        }
         match view(world, target) {
             None if unsure && (now < give_up || unheard) => {}
             None => {
-                target.phase = TargetPhase::Skipped;
-                target.reason = Some("Gone".to_owned());
-                target.message = Some("the pod was gone before its container was hit".to_owned());
+                skip(target, "Gone", "the pod was gone before its container was hit");
                 return;
             }
             Some(pod) => match eligible(spec, pod, namespace(world, target)) {
@@ -142,9 +151,7 @@ impl Step<'_> {
                 Err(Ineligible::NotRunning | Ineligible::Completed) if unsure => {}
                 Err(_) if unsure => stopped = true,
                 Err(why) => {
-                    target.phase = TargetPhase::Skipped;
-                    target.reason = Some(why.reason().to_owned());
-                    target.message = Some(why.to_string());
+                    skip(target, why.reason(), &why.to_string());
                     return;
                 }
             },

@@ -7,6 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use squall_api::podchaos::{Phase, Target, TargetPhase};
 
 use super::choose::whole_seconds;
+use super::lasting::{LEFT_OUT, NARROWED};
 use super::{Effect, Input, Outcome, PodRef, Step, Verb, later, namespace, seconds, view};
 use crate::pod::PodView;
 use crate::select::eligible;
@@ -92,10 +93,12 @@ impl Step<'_> {
             target.message = Some("had a deletion mark when it was looked at".to_owned());
             return;
         }
+        if self.is_changed() && self.leaves_out(spec, target) {
+            skip(target, NARROWED, LEFT_OUT);
+            return;
+        }
         if let Err(why) = eligible(spec, pod, namespace(world, target)) {
-            target.phase = TargetPhase::Skipped;
-            target.reason = Some(why.reason().to_owned());
-            target.message = Some(why.to_string());
+            skip(target, why.reason(), &why.to_string());
             return;
         }
         if self.is_spared(spec, target) || self.ident.paused {
@@ -179,6 +182,13 @@ impl Step<'_> {
             Some(at) => later(at.0, seconds(600)) > self.input.now,
         }
     }
+}
+
+/// It is not hit, and that is no failure.
+pub(super) fn skip(target: &mut Target, reason: &str, message: &str) {
+    target.phase = TargetPhase::Skipped;
+    target.reason = Some(reason.to_owned());
+    target.message = Some(message.to_owned());
 }
 
 pub(super) fn fail(target: &mut Target, reason: &str, message: &str) {

@@ -41,7 +41,7 @@ impl Step<'_> {
         let wanted = !expired && !self.ident.paused && !self.is_halted();
 
         // Ended targets stay ended whatever happens; a resumed experiment takes up the recovered ones.
-        let narrowed = self.plan.status.observed_generation.is_some_and(|seen| seen < self.ident.generation);
+        let narrowed = self.is_changed();
         let asked = Asked { wanted, expired, narrowed };
         let fault = NodeFault::of(spec);
         let mut targets = std::mem::take(&mut self.plan.status.targets);
@@ -80,6 +80,11 @@ impl Step<'_> {
         let held = self.release_unwanted(|uid| kept.contains(uid));
         self.clock(spec);
         self.lasting_phase(spec, wanted, expired, held.len());
+    }
+
+    /// Whether the spec was changed since the last look: its selector can only have been narrowed.
+    pub(super) fn is_changed(&self) -> bool {
+        self.plan.status.observed_generation.is_some_and(|seen| seen < self.ident.generation)
     }
 
     /// Release the target if the changed selector leaves it out.

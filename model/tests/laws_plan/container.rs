@@ -166,6 +166,27 @@ fn a_kill_whose_time_is_over_is_not_begun_by_a_leader_that_has_not_heard_of_its_
 }
 
 #[test]
+fn a_container_that_a_narrower_selector_leaves_out_is_not_signalled_any_more() {
+    let mut sim = Sim::new(spec(Action::ContainerKill, Mode::All, None), 2);
+    sim.kills = true;
+    // It dies right after the choice is written; the daemon has armed both.
+    let plan = sim.plan();
+    sim.order(&plan.orders, false);
+    sim.status = plan.status;
+    sim.crash();
+    sim.narrow();
+    for _ in 0..3 {
+        sim.turn(None);
+        sim.news();
+        sim.exits();
+    }
+    assert_eq!(sim.node.signalled.len(), 1);
+    let phases: Vec<(TargetPhase, Option<&str>)> =
+        sim.status.targets.iter().map(|target| (target.phase, target.reason.as_deref())).collect();
+    assert_eq!(phases, [(TargetPhase::Killed, None), (TargetPhase::Skipped, Some("Narrowed"))]);
+}
+
+#[test]
 fn a_kill_that_was_chosen_and_not_ordered_is_not_ordered_under_a_halt() {
     let mut sim = Sim::new(spec(Action::ContainerKill, Mode::One, None), 1);
     sim.kills = true;

@@ -105,6 +105,32 @@ fn more_than_the_limit_hits_nothing() {
     assert!(sim.status.message.as_deref().unwrap_or_default().contains("4001"), "{:?}", sim.status.message);
 }
 
+#[test]
+fn a_pod_that_a_narrower_selector_leaves_out_is_not_killed_any_more() {
+    let stops: [fn(&mut Sim, bool); 2] = [
+        // The API server lets nobody go, as a budget does.
+        |sim, on| sim.failing = if on { u32::MAX } else { 0 },
+        |sim, on| sim.annotate(names::PAUSE, on.then_some("true")),
+    ];
+    for stop in stops {
+        let mut sim = Sim::new(spec(Action::PodKill, Mode::All, None), 2);
+        // It dies right after the choice is written.
+        sim.turn(Some(1));
+        stop(&mut sim, true);
+        sim.turn(None);
+        sim.narrow();
+        sim.turn(None);
+        stop(&mut sim, false);
+        sim.wait(11);
+        sim.settle();
+        let targets: Vec<(TargetPhase, Option<&str>)> =
+            sim.status.targets.iter().map(|target| (target.phase, target.reason.as_deref())).collect();
+        let expected = [(TargetPhase::Killed, None), (TargetPhase::Skipped, Some("Narrowed"))];
+        assert_eq!((sim.killed.as_slice(), targets.as_slice()), (&["uid-1".to_owned()][..], &expected[..]));
+        assert_eq!(sim.status.phase, Some(Phase::Completed));
+    }
+}
+
 /// A pod with this grace period of its own, killed, and seen for as long as it takes.
 fn ending(grace: i64) -> Sim {
     let mut sim = Sim::new(spec(Action::PodKill, Mode::All, None), 1);

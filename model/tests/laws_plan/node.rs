@@ -328,11 +328,7 @@ fn a_selector_that_is_narrowed_while_its_node_is_silent_is_not_forgotten() {
     sim.annotate(names::PAUSE, Some("true"));
     sim.turn(None);
     assert_eq!(sim.status.phase, Some(Phase::Recovering));
-    let labels = std::collections::BTreeMap::from([("in".to_owned(), "it".to_owned())]);
-    sim.pods.values_mut().next().unwrap().metadata.labels = Some(labels.clone());
-    sim.see();
-    sim.chaos.spec.selector.label_selectors = labels;
-    sim.chaos.metadata.generation = Some(2);
+    sim.narrow();
     sim.turn(None);
     sim.node.back();
     sim.news();

@@ -327,6 +327,16 @@ impl Sim {
         };
     }
 
+    /// The selector is narrowed to the first pod.
+    pub fn narrow(&mut self) {
+        let labels = BTreeMap::from([("in".to_owned(), "it".to_owned())]);
+        self.pods.values_mut().next().unwrap().metadata.labels = Some(labels.clone());
+        self.see();
+        self.chaos.spec.selector.label_selectors = labels;
+        let generation = self.chaos.metadata.generation.get_or_insert_default();
+        *generation += 1;
+    }
+
     pub fn policy(&mut self, spec: Option<ChaosPolicySpec>) {
         self.policies = Policies::new(spec.map(|spec| Policy::of(&ChaosPolicy::new("p", spec))));
     }

@@ -191,6 +191,43 @@ fn an_armed_trigger_is_taken_back_when_its_target_is_not_to_be_hit_any_more() {
 }
 
 #[test]
+fn what_a_narrower_selector_leaves_out_is_taken_back_and_nothing_else() {
+    for away in [false, true] {
+        let trigger = Trigger { syscall: Some("fsync".into()), ..Trigger::default() };
+        let mut sim = Sim::new(
+            PodChaosSpec {
+                trigger: Some(trigger),
+                duration: Some("24h".into()),
+                ..spec(Action::ContainerKill, Mode::All, None)
+            },
+            2,
+        );
+        sim.kills = true;
+        sim.turn(None);
+        sim.node.away = away;
+        sim.narrow();
+        sim.turn(None);
+        // It may take its node long to hear of it, and its leader may change meanwhile.
+        if away {
+            sim.crash();
+            sim.turn(None);
+        }
+        sim.node.back();
+        for _ in 0..3 {
+            sim.news();
+            sim.turn(None);
+        }
+        let left_out = &sim.status.targets[1];
+        assert_eq!((left_out.phase, left_out.reason.as_deref()), (TargetPhase::Skipped, Some("Narrowed")));
+        sim.node.trip();
+        assert_eq!(
+            sim.node.signalled,
+            sim.status.targets[0].container_id.iter().cloned().collect::<Vec<_>>()
+        );
+    }
+}
+
+#[test]
 fn a_deletion_waits_for_a_silent_node_that_has_a_trigger_armed_and_then_names_what_nobody_has_seen() {
     let mut sim = armed();
     sim.node.away = true;
