@@ -35,17 +35,7 @@ impl Step<'_> {
         let Input { now, world, outcomes, images, .. } = self.input;
         match target.phase {
             TargetPhase::Selected | TargetPhase::Injected | TargetPhase::Recovering => {}
-            TargetPhase::Recovered if wanted => {
-                *target = Target {
-                    phase: TargetPhase::Selected,
-                    ordered_at: None,
-                    injected_at: None,
-                    recovered_at: None,
-                    ready_at: None,
-                    message: None,
-                    ..target.clone()
-                };
-            }
+            TargetPhase::Recovered if wanted => anew(target),
             TargetPhase::Recovered => return self.rests(spec, target, narrowed),
             TargetPhase::Killed
             | TargetPhase::Skipped
@@ -83,6 +73,8 @@ impl Step<'_> {
             return;
         }
         match target.phase {
+            // For a pause that was lifted before it could be written.
+            TargetPhase::Injected if !held && self.is_released_by_us(target) => anew(target),
             TargetPhase::Injected if !held => {
                 release(
                     target,
@@ -170,7 +162,9 @@ impl Step<'_> {
             return;
         }
         let ordered = target.ordered_at.get_or_insert(MicroTime(now)).0;
-        match self.input.outcomes.get(Verb::Inject, &target.uid) {
+        // What was done before the order says nothing: it has been released since, by an answer that perhaps got lost.
+        let before = |outcome: &&Outcome| matches!(outcome, Outcome::Done { at, .. } if *at < ordered);
+        match self.input.outcomes.get(Verb::Inject, &target.uid).filter(|outcome| !before(outcome)) {
             Some(Outcome::Refused { reason, message }) => fail(target, reason, message),
             Some(Outcome::Retry { message, .. }) if later(ordered, injection_limit()) <= now => {
                 fail(target, "NotInjected", message);
@@ -197,6 +191,15 @@ impl Step<'_> {
                 let holder = Holder::experiment(namespace, name, uid, spec, pod);
                 self.plan.effects.push(Effect::Inject { pod: PodRef::of(target), holder });
             }
+        }
+    }
+
+    /// Whether it was let go by us after it was injected, and not by hand.
+    fn is_released_by_us(&self, target: &Target) -> bool {
+        let injected = target.injected_at.as_ref().map(|at| at.0);
+        match self.input.outcomes.get(Verb::Release, &target.uid) {
+            Some(Outcome::Done { at, .. }) => injected.is_some_and(|injected| *at >= injected),
+            Some(Outcome::Refused { .. } | Outcome::Retry { .. }) | None => false,
         }
     }
 
@@ -230,6 +233,16 @@ impl Step<'_> {
             self.wake(later(since, seconds(600)));
         }
     }
+}
+
+/// It is to be injected once more.
+fn anew(target: &mut Target) {
+    target.phase = TargetPhase::Selected;
+    target.ordered_at = None;
+    target.injected_at = None;
+    target.recovered_at = None;
+    target.ready_at = None;
+    target.message = None;
 }
 
 fn is_fault_image(image: &str, images: &FaultImages) -> bool {

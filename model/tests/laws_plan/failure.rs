@@ -129,6 +129,46 @@ fn pausing_recovers_and_resuming_injects_again_without_stopping_the_clock() {
 }
 
 #[test]
+fn a_pause_that_is_lifted_while_it_is_being_recovered_leaves_no_target_out() {
+    let mut sim = Sim::new(spec(Action::PodFailure, Mode::All, None), 3);
+    sim.settle();
+    assert_eq!(sim.failed(), 3);
+    sim.wait(60);
+    sim.annotate(names::PAUSE, Some("true"));
+    // The object is newer before the second is released: the status that was planned for the older is not written.
+    let plan = sim.plan();
+    sim.carry_out(&plan.effects[0]);
+    assert_eq!(sim.failed(), 2);
+    sim.annotate(names::PAUSE, None);
+    sim.wait(1);
+    sim.lost = 3;
+    sim.settle();
+    sim.lost = 0;
+    assert_eq!((sim.failed(), sim.status.phase), (3, Some(Phase::Injected)), "{:?}", sim.status);
+    // By hand is by hand, whatever was released before.
+    sim.wait(60);
+    play(&mut sim, vec![Move::RemoveLabel(0), Move::CatchUp]);
+    sim.settle();
+    assert_eq!((sim.failed(), sim.status.targets[0].reason.as_deref()), (2, Some("LabelRemoved")));
+}
+
+#[test]
+fn a_release_whose_answer_was_lost_is_no_hand_that_removed_the_label() {
+    let mut sim = Sim::new(spec(Action::PodFailure, Mode::All, None), 1);
+    sim.settle();
+    sim.wait(60);
+    sim.annotate(names::PAUSE, Some("true"));
+    sim.lost = 1;
+    sim.settle();
+    assert_eq!((sim.lost, sim.status.phase), (0, Some(Phase::Paused)));
+    sim.assert_untouched();
+    sim.wait(60);
+    sim.annotate(names::PAUSE, None);
+    sim.settle();
+    assert_eq!((sim.failed(), sim.status.phase), (1, Some(Phase::Injected)), "{:?}", sim.status);
+}
+
+#[test]
 fn a_stand_in_is_known_by_any_of_its_names_and_nothing_else_is() {
     let (digest, bare) = (format!("sha256:{}", "0a".repeat(32)), "0a".repeat(32));
     // The tag of another release, a mirror, a digest; each started within the second of the order.

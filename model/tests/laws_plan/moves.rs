@@ -14,6 +14,7 @@ pub enum Move {
     CatchUp,
     See,
     Failing(u32),
+    Lost(u32),
     RemoveLabel(usize),
     NewImage(usize),
     DeletePod(usize),
@@ -37,6 +38,7 @@ pub fn moves() -> impl Strategy<Value = Vec<Move>> {
         4 => Just(Move::CatchUp),
         2 => Just(Move::See),
         1 => (0_u32..6).prop_map(Move::Failing),
+        1 => (0_u32..6).prop_map(Move::Lost),
         1 => (0_usize..30).prop_map(Move::RemoveLabel),
         1 => (0_usize..30).prop_map(Move::NewImage),
         1 => (0_usize..30).prop_map(Move::DeletePod),
@@ -64,6 +66,7 @@ pub fn play(sim: &mut Sim, moves: Vec<Move>) {
             Move::CatchUp => sim.all_catch_up(),
             Move::See => sim.see(),
             Move::Failing(count) => sim.failing = count,
+            Move::Lost(count) => sim.lost = count,
             Move::RemoveLabel(index) => {
                 if let Some(name) = name(sim, index) {
                     sim.version += 1;

@@ -40,6 +40,8 @@ pub struct Sim {
     pub outcomes: Outcomes,
     /// So many effects fail before the next one succeeds.
     pub failing: u32,
+    /// So many effects are carried out, and nobody hears of it.
+    pub lost: u32,
     pub gone: bool,
     pub without_daemons: bool,
     pub reports: BTreeMap<String, Report>,
@@ -153,6 +155,7 @@ impl Sim {
             status: ExperimentStatus::default(),
             outcomes: Outcomes::default(),
             failing: 0,
+            lost: 0,
             gone: false,
             without_daemons: false,
             reports: BTreeMap::new(),

@@ -169,6 +169,11 @@ impl Sim {
                 pod.metadata.resource_version = Some(version.to_string());
             }
         }
+        if self.lost > 0 {
+            self.lost -= 1;
+            self.outcomes.retry(effect, self.now, "the answer was lost".into());
+            return;
+        }
         self.outcomes.record(effect, Outcome::Done { at: self.now, version });
     }
 }
