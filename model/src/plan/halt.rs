@@ -29,8 +29,8 @@ pub(super) enum Afterwards {
     Unsteady(Halted),
 }
 
-/// Whether `effect` may still be begun at `now`, though it was planned a while ago: nothing halts what `spec` asks for, and
-/// the pod's namespace is as open as it was. Where it may not, another plan says what is due.
+/// Whether `effect` may still be begun at `now`, though it was planned a while ago: nothing halts what `spec` asks for, the
+/// pod's namespace is as open as it was, and nobody protects the pod. Where it may not, another plan says what is due.
 pub fn may_begin(world: &dyn World, spec: &Spec, effect: &Effect, now: Timestamp) -> bool {
     if effect.verb() == Verb::Release {
         return true;
@@ -41,8 +41,13 @@ pub fn may_begin(world: &dyn World, spec: &Spec, effect: &Effect, now: Timestamp
         let namespace = world.namespace(name);
         namespace.is_some_and(|namespace| world.policies().stop(namespace, system, now).is_some())
     };
+    let pod = effect.pod();
+    let protected = world
+        .pod(&pod.namespace, &pod.name)
+        .is_some_and(|view| view.uid == pod.uid && (view.shielded || view.is_protected()));
     !system.is_some_and(|system| system.terminating)
-        && world.namespace(&effect.pod().namespace).is_some_and(open)
+        && !protected
+        && world.namespace(&pod.namespace).is_some_and(open)
         && !spec.selector.namespaces.iter().any(halted)
 }
 

@@ -142,25 +142,32 @@ fn births_stay_within_a_policy() {
 }
 
 #[test]
-fn nothing_more_is_begun_where_it_is_halted_closed_or_being_removed() {
-    let stops: [fn(&mut Sim); 5] = [
+fn nothing_more_is_begun_where_it_is_halted_closed_protected_or_being_removed() {
+    let stops: [fn(&mut Sim); 7] = [
         |sim| sim.namespace.halt = Some(String::new()),
         |sim| sim.namespace.opted_in = false,
         |sim| sim.namespace.protect = true,
         |sim| sim.namespace.terminating = true,
         |sim| sim.policy(Some(ChaosPolicySpec { windows: Some(vec![]), ..ChaosPolicySpec::default() })),
+        |sim| sim.seen.values_mut().for_each(|pod| pod.shielded = true),
+        |sim| {
+            let protect = || (names::PROTECT.to_owned(), "true".to_owned());
+            sim.seen.values_mut().for_each(|pod| pod.annotations.extend([protect()]));
+        },
     ];
-    for stop in stops {
-        let mut sim = Sim::new(spec(Action::PodFailure, Mode::All, None), 1);
+    for (stop, action) in
+        stops.into_iter().flat_map(|stop| [(stop, Action::PodFailure), (stop, Action::PodKill)])
+    {
+        let mut sim = Sim::new(spec(action, Mode::All, None), 1);
         let parsed = validate(&sim.chaos.spec, "ns").unwrap();
         sim.status = sim.plan().status;
-        let inject = sim.plan().effects.remove(0);
-        assert!(may_begin(&sim, &parsed, &inject, sim.now));
+        let begins = sim.plan().effects.remove(0);
+        assert!(may_begin(&sim, &parsed, &begins, sim.now));
         stop(&mut sim);
-        assert!(!may_begin(&sim, &parsed, &inject, sim.now));
+        assert!(!may_begin(&sim, &parsed, &begins, sim.now));
         // It would not be planned any more, either; what puts back always is.
         assert_eq!(sim.plan().effects, []);
-        let release = Effect::Release { pod: inject.pod().clone(), holder: "chaos-uid".into() };
+        let release = Effect::Release { pod: begins.pod().clone(), holder: "chaos-uid".into() };
         assert!(may_begin(&sim, &parsed, &release, sim.now));
     }
 }
