@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use squall_api::podchaos::{Phase, Target, TargetPhase};
 
@@ -17,6 +17,9 @@ use crate::time::LONGEST;
 /// A pod's own grace period has no upper bound in Kubernetes. Beyond 30 days a typo is likelier than a wish.
 const LONGEST_GRACE: i64 = LONGEST.as_secs().cast_signed();
 
+/// Pods are created by another clock than ours, which may be so far behind.
+const SKEW: SignedDuration = SignedDuration::from_secs(2);
+
 impl Step<'_> {
     pub(super) fn pod_kill(&mut self, spec: &Spec, grace: Option<u32>, evict: bool) {
         let give_up = self.plan.status.selected_at.as_ref().map(|at| later(at.0, spec.patience()));
@@ -29,7 +32,7 @@ impl Step<'_> {
                 let pod = view(self.input.world, target);
                 if pod.is_none() {
                     target.gone_at = Some(MicroTime(self.input.now));
-                } else if let Some(at) = &target.ordered_at {
+                } else if let Some(at) = &target.injected_at {
                     // A node that is down never confirms; the deletion itself is done.
                     let own = pod.and_then(|pod| pod.grace).unwrap_or(30).clamp(0, LONGEST_GRACE);
                     let limit = later(at.0, seconds(grace.map_or(own, i64::from) + 900));
@@ -88,7 +91,6 @@ impl Step<'_> {
         };
         if pod.terminating {
             target.phase = TargetPhase::Killed;
-            target.ordered_at = Some(MicroTime(now));
             target.injected_at = Some(MicroTime(now));
             target.message = Some("had a deletion mark when it was looked at".to_owned());
             return;
@@ -136,6 +138,7 @@ impl Step<'_> {
         }
         let Input { now, world, .. } = self.input;
         let selected = self.plan.status.selected_at.as_ref().map(|at| whole_seconds(at.0));
+        let earliest = selected.map(|at| later(at, -SKEW));
         let mut targets = std::mem::take(&mut self.plan.status.targets);
         let taken: BTreeSet<String> =
             targets.iter().filter_map(|target| target.replacement.clone()).collect();
@@ -147,7 +150,9 @@ impl Step<'_> {
             else {
                 continue;
             };
-            let since = target.injected_at.as_ref().map_or(now, |at| whole_seconds(at.0));
+            // What was only found to be deleted was deleted at any time since the choice, perhaps by the leader before.
+            let ordered = target.ordered_at.as_ref().and(target.injected_at.as_ref());
+            let since = ordered.map_or(earliest, |at| Some(later(whole_seconds(at.0), -SKEW)));
             if target.replacement.is_none() {
                 let pods = newcomers.entry(owner.clone()).or_insert_with(|| {
                     let mut pods: Vec<&PodView> = world
@@ -155,12 +160,15 @@ impl Step<'_> {
                         .filter(|pod| {
                             !pod.terminating && !ours.contains(&pod.uid) && !taken.contains(&pod.name)
                         })
-                        .filter(|pod| pod.created >= selected)
+                        .filter(|pod| {
+                            // By a clock that may be behind: what is Ready already was there before.
+                            pod.created >= if pod.ready { selected } else { earliest }
+                        })
                         .collect();
                     pods.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
                     pods
                 });
-                let fits = |pod: &&PodView| pod.namespace == target.namespace && pod.created >= Some(since);
+                let fits = |pod: &&PodView| pod.namespace == target.namespace && pod.created >= since;
                 let namesake = pods.iter().position(|pod| fits(pod) && pod.name == target.pod);
                 if let Some(index) = namesake.or_else(|| pods.iter().position(fits)) {
                     target.replacement = Some(pods.remove(index).name.clone());

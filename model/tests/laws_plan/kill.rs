@@ -1,5 +1,7 @@
 //! pod-kill, and what is said before anything is hit.
 
+use jiff::SignedDuration;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use proptest::prelude::*;
 use squall_api::names;
 use squall_api::podchaos::{Action, ExperimentStatus, Mode, Phase, TargetPhase};
@@ -129,6 +131,49 @@ fn a_pod_that_a_narrower_selector_leaves_out_is_not_killed_any_more() {
         assert_eq!((sim.killed.as_slice(), targets.as_slice()), (&["uid-1".to_owned()][..], &expected[..]));
         assert_eq!(sim.status.phase, Some(Phase::Completed));
     }
+}
+
+#[test]
+fn what_replaced_a_pod_that_was_only_found_to_be_deleted_is_told() {
+    for terminating in [false, true] {
+        let mut sim = Sim::new(spec(Action::PodKill, Mode::All, None), 1);
+        let mut old = sim.pods["pod-001"].clone();
+        // It dies when the pod is deleted and before that is written.
+        sim.turn(Some(2));
+        assert_eq!(sim.killed.len(), 1);
+        sim.wait(9);
+        if terminating {
+            old.metadata.deletion_timestamp = Some(Time(sim.now));
+            sim.pods.insert("pod-001".to_owned(), old);
+        }
+        sim.see();
+        sim.turn(None);
+        let target = &sim.status.targets[0];
+        assert_eq!((target.phase, target.replacement.as_deref()), (TargetPhase::Killed, Some("pod-002")));
+        assert!(target.ready_at.is_some() && sim.killed.len() == 1);
+    }
+}
+
+#[test]
+fn a_replacement_is_known_though_the_clock_of_the_api_server_is_behind_and_no_other_pod_is_taken_for_it() {
+    let mut sim = Sim::new(spec(Action::PodKill, Mode::One, None), 2);
+    sim.wait(1);
+    sim.turn(None);
+    let killed = sim.status.targets[0].pod.clone();
+    // The other one is all that is there yet.
+    sim.seen.remove(&killed);
+    sim.turn(None);
+    assert_eq!(sim.status.targets[0].replacement, None);
+    let born = sim.pods.get_mut("pod-003").unwrap();
+    born.metadata.creation_timestamp = Some(Time(sim.now - SignedDuration::from_secs(2)));
+    let status = born.status.take();
+    sim.see();
+    sim.turn(None);
+    assert_eq!(sim.status.targets[0].replacement.as_deref(), Some("pod-003"));
+    sim.pods.get_mut("pod-003").unwrap().status = status;
+    sim.see();
+    sim.turn(None);
+    assert!(sim.status.targets[0].ready_at.is_some());
 }
 
 /// A pod with this grace period of its own, killed, and seen for as long as it takes.
