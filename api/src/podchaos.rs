@@ -126,7 +126,7 @@ pub struct PodChaosSpec {
     /// See [`FaultStyle`]: of an optional enum the help is the enum's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault_style: Option<FaultStyle>,
-    /// container-kill: also hit containers that end for good (restartPolicy Never, pods of a Job).
+    /// container-kill: also hit containers that may end for good (restartPolicy Never or OnFailure, pods of a Job).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow_terminal: Option<bool>,
     /// The seed of the random draw: with the same seed and the same pods, the same are drawn. Unset: drawn,

@@ -89,6 +89,20 @@ pub struct ContainerView {
     pub ready: bool,
     /// Restarts.
     pub restarts: i32,
+    /// Whether it is started again when it has ended: its own restartPolicy, or else its pod's.
+    pub comes_back: ComesBack,
+}
+
+/// See [`ContainerView::comes_back`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum ComesBack {
+    /// However it has ended.
+    #[default]
+    Always,
+    /// Not if it has ended well, as many do when they are asked to by a signal.
+    OnFailure,
+    /// Never.
+    Never,
 }
 
 /// See [`ContainerView::kind`].
@@ -323,17 +337,25 @@ fn containers(spec: Option<&PodSpec>, status: Option<&PodStatus>) -> Vec<Contain
     let init_statuses =
         status.and_then(|status| status.init_container_statuses.as_deref()).unwrap_or_default();
     let statuses = status.and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
+    let pods_own = spec.restart_policy.as_deref();
     let init = spec.init_containers.iter().flatten().map(|container| {
         let stays = container.restart_policy.as_deref() == Some("Always");
         let kind = if stays { ContainerKind::Sidecar } else { ContainerKind::Init };
-        container_view(container, kind, init_statuses)
+        container_view(container, kind, init_statuses, pods_own)
     });
-    let main =
-        spec.containers.iter().map(|container| container_view(container, ContainerKind::Main, statuses));
+    let main = spec
+        .containers
+        .iter()
+        .map(|container| container_view(container, ContainerKind::Main, statuses, pods_own));
     init.chain(main).collect()
 }
 
-fn container_view(container: &Container, kind: ContainerKind, statuses: &[ContainerStatus]) -> ContainerView {
+fn container_view(
+    container: &Container,
+    kind: ContainerKind,
+    statuses: &[ContainerStatus],
+    pods_own: Option<&str>,
+) -> ContainerView {
     let status = statuses.iter().find(|status| status.name == container.name);
     ContainerView {
         name: container.name.clone(),
@@ -344,6 +366,11 @@ fn container_view(container: &Container, kind: ContainerKind, statuses: &[Contai
         state: status.and_then(|status| status.state.as_ref()).map(container_state).unwrap_or_default(),
         ready: status.is_some_and(|status| status.ready),
         restarts: status.map_or(0, |status| status.restart_count),
+        comes_back: match container.restart_policy.as_deref().or(pods_own) {
+            Some("Never") => ComesBack::Never,
+            Some("OnFailure") => ComesBack::OnFailure,
+            Some(_) | None => ComesBack::Always,
+        },
     }
 }
 

@@ -5,9 +5,10 @@ use std::fmt;
 use sha2::{Digest, Sha256};
 use squall_api::names;
 
-use crate::pod::{ContainerKind, ContainerView, NamespaceView, PodView};
+use crate::pod::{ComesBack, ContainerKind, ContainerView, NamespaceView, PodView};
 use crate::policy::Refusal;
 pub use crate::selector::{AtBirth, Nodes, Selector};
+use crate::signal::Signal;
 use crate::spec::{Action, Mode, Spec};
 
 /// Why a selected pod, or container, is not hit.
@@ -71,7 +72,8 @@ impl fmt::Display for Ineligible {
             Self::Completed => f.write_str("it has run to its end: choose pods that run"),
             Self::NotRunning => f.write_str("none of the containers asked for runs: wait until one does, or name others"),
             Self::WouldNotRecover => f.write_str(
-                "it would not come back (restartPolicy Never, or owned by a Job): use pod-kill, or container-kill with allowTerminal",
+                "it would not come back (restartPolicy Never, OnFailure where the signal may end it well, or owned by a Job): \
+                 use pod-kill, SIGKILL with OnFailure, or container-kill with allowTerminal",
             ),
             Self::NoSuchContainer(missing) => {
                 write!(f, "it has no container {}: correct spec.containerNames", missing.join(", "))
@@ -122,14 +124,21 @@ pub fn eligible<'a>(
             let asked = asked_for(&spec.containers, pod)?;
             Ok(asked.unwrap_or_else(|| pod.containers.iter().collect()))
         }
-        Action::ContainerKill { allow_terminal, .. } => {
+        Action::ContainerKill { signal, allow_terminal, .. } => {
             if ends_for_good(pod) && !allow_terminal {
                 return Err(Ineligible::WouldNotRecover);
             }
-            let first = || pod.containers.iter().find(|container| container.kind == ContainerKind::Main);
-            let mut hit = asked_for(&spec.containers, pod)?.unwrap_or_else(|| first().into_iter().collect());
-            hit.retain(|container| container.runs());
-            if hit.is_empty() { Err(Ineligible::NotRunning) } else { Ok(hit) }
+            let hit = running(spec, pod)?;
+            let stays_away = |container: &&ContainerView| match container.comes_back {
+                ComesBack::Always => false,
+                // Of SIGKILL nothing ends well.
+                ComesBack::OnFailure => *signal != Signal::KILL,
+                ComesBack::Never => true,
+            };
+            if hit.iter().any(stays_away) && !allow_terminal {
+                return Err(Ineligible::WouldNotRecover);
+            }
+            Ok(hit)
         }
         Action::ContainerFreeze | Action::Stress(_) => {
             // Nothing ends by these, unless memory runs out.
@@ -143,10 +152,11 @@ pub fn eligible<'a>(
             if deadly && ends_for_good(pod) {
                 return Err(Ineligible::WouldNotRecover);
             }
-            let first = || pod.containers.iter().find(|container| container.kind == ContainerKind::Main);
-            let mut hit = asked_for(&spec.containers, pod)?.unwrap_or_else(|| first().into_iter().collect());
-            hit.retain(|container| container.runs());
-            if hit.is_empty() { Err(Ineligible::NotRunning) } else { Ok(hit) }
+            let hit = running(spec, pod)?;
+            if deadly && hit.iter().any(|container| container.comes_back == ComesBack::Never) {
+                return Err(Ineligible::WouldNotRecover);
+            }
+            Ok(hit)
         }
     }
 }
@@ -177,9 +187,17 @@ pub fn draw<'a>(uids: impl Iterator<Item = &'a str>, n: usize, seed: u64) -> Vec
     ranked.into_iter().take(n).map(|(_, uid)| uid).collect()
 }
 
-/// Whether what ends in this pod is not started again.
+/// Whether nothing that ends in this pod is started again.
 fn ends_for_good(pod: &PodView) -> bool {
     pod.never_restarts || pod.owner.as_ref().is_some_and(|owner| owner.kind == "Job")
+}
+
+/// Those of the containers asked for that run: unset means the first.
+fn running<'a>(spec: &Spec, pod: &'a PodView) -> Result<Vec<&'a ContainerView>, Ineligible> {
+    let first = || pod.containers.iter().find(|container| container.kind == ContainerKind::Main);
+    let mut hit = asked_for(&spec.containers, pod)?.unwrap_or_else(|| first().into_iter().collect());
+    hit.retain(|container| container.runs());
+    if hit.is_empty() { Err(Ineligible::NotRunning) } else { Ok(hit) }
 }
 
 /// The containers named, in the order of the pod; `None` if none is named.

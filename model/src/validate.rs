@@ -245,7 +245,7 @@ pub fn warnings(spec: &Spec) -> Vec<String> {
             }
             if *allow_terminal {
                 warnings.push(
-                    "spec.allowTerminal: containers with restartPolicy Never, and pods of a Job, may end for good"
+                    "spec.allowTerminal: containers with restartPolicy Never or OnFailure, and pods of a Job, may end for good"
                         .to_owned(),
                 );
             }

@@ -202,6 +202,7 @@ mod tests {
             let mut never = whole();
             *never.pointer_mut(path).unwrap() = "Never".into();
             let (mut full, mut lean) = both(&never);
+            assert_eq!(PodView::of(&lean), PodView::of(&full), "{path}");
             let refused = inject(&mut lean, &Holder::default(), &images());
             assert!(refused.is_err(), "{path}");
             assert_eq!(refused, inject(&mut full, &Holder::default(), &images()), "{path}");

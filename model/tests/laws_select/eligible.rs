@@ -1,10 +1,14 @@
 //! Who may be hit, and why the rest may not.
 
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use proptest::prelude::*;
 use rstest::rstest;
-use squall_api::names;
+use serde_json::json;
 use squall_api::podchaos::{Action, PodChaosSpec};
-use squall_model::pod::{ContainerKind, ContainerState, ContainerView, NamespaceView, Owner, PodView};
+use squall_api::{StressChaosSpec, names};
+use squall_model::pod::{
+    ComesBack, ContainerKind, ContainerState, ContainerView, NamespaceView, Owner, PodView,
+};
 use squall_model::select::{Ineligible, eligible};
 use squall_model::spec::Spec;
 use squall_model::validate::validate;
@@ -94,6 +98,59 @@ fn what_would_not_come_back_is_spared(
     for pod in [never, job] {
         assert_eq!(eligible(&spec, &pod, &namespace()).err(), expected);
     }
+}
+
+#[rstest]
+#[case(ComesBack::OnFailure, "KILL", false, true)]
+#[case(ComesBack::OnFailure, "TERM", false, false)]
+#[case(ComesBack::OnFailure, "TERM", true, true)]
+#[case(ComesBack::Never, "KILL", false, false)]
+#[case(ComesBack::Never, "KILL", true, true)]
+fn a_container_that_a_signal_could_end_for_good_takes_a_word_more(
+    #[case] comes_back: ComesBack,
+    #[case] signal: &str,
+    #[case] allow_terminal: bool,
+    #[case] may: bool,
+) {
+    let with = |names: &[&str]| {
+        let container_names = names.iter().map(|name| (*name).to_owned()).collect();
+        let written = PodChaosSpec {
+            action: Action::ContainerKill,
+            signal: Some(IntOrString::String(signal.into())),
+            container_names,
+            allow_terminal: Some(allow_terminal),
+            ..PodChaosSpec::default()
+        };
+        validate(&written, "shop").unwrap()
+    };
+    let mut pod = pod();
+    pod.containers[2].comes_back = comes_back;
+    let refused = (!may).then_some(Ineligible::WouldNotRecover);
+    assert_eq!(eligible(&with(&[]), &pod, &namespace()).err(), refused);
+    assert_eq!(eligible(&with(&["web", "log"]), &pod, &namespace()).err(), refused);
+    // What another container does is no matter, nor what one does that does not run.
+    assert!(eligible(&with(&["log"]), &pod, &namespace()).is_ok());
+    pod.containers[2].state = ContainerState::Terminated(0, None);
+    assert!(eligible(&with(&["web", "log"]), &pod, &namespace()).is_ok());
+}
+
+#[rstest]
+#[case(ComesBack::OnFailure, None)]
+#[case(ComesBack::Never, Some(Ineligible::WouldNotRecover))]
+fn stress_on_memory_spares_a_container_that_never_comes_back(
+    #[case] comes_back: ComesBack,
+    #[case] expected: Option<Ineligible>,
+) {
+    let with = |stressors: serde_json::Value| {
+        let written = json!({ "mode": "one", "stressors": stressors });
+        validate(&serde_json::from_value::<StressChaosSpec>(written).unwrap(), "shop").unwrap()
+    };
+    let mut pod = pod();
+    pod.containers[2].comes_back = comes_back;
+    let memory = with(json!({ "memory": { "workers": 1, "size": "64Mi" } }));
+    assert_eq!(eligible(&memory, &pod, &namespace()).err(), expected);
+    let cpu = with(json!({ "cpu": { "workers": 1 } }));
+    assert!(eligible(&cpu, &pod, &namespace()).is_ok());
 }
 
 #[test]

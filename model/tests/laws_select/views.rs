@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{Namespace, Pod};
 use proptest::prelude::*;
 use rstest::rstest;
 use serde_json::json;
-use squall_model::pod::{ContainerKind, ContainerState, NamespaceView, PodView, says_protect};
+use squall_model::pod::{ComesBack, ContainerKind, ContainerState, NamespaceView, PodView, says_protect};
 
 fn view(pod: serde_json::Value) -> PodView {
     PodView::of(&serde_json::from_value::<Pod>(pod).unwrap())
@@ -95,6 +95,23 @@ fn a_running_pod() {
     assert_eq!((web.id.as_deref(), web.restarts), (Some("containerd://abc"), 2));
     assert_eq!(web.running_image.as_deref(), Some("docker.io/web:1"));
     assert_eq!((view.containers[3].id.as_deref(), view.containers[3].image.as_str()), (None, ""));
+}
+
+#[rstest]
+#[case(None, None, ComesBack::Always)]
+#[case(Some("Always"), None, ComesBack::Always)]
+#[case(Some("OnFailure"), None, ComesBack::OnFailure)]
+#[case(Some("Never"), None, ComesBack::Never)]
+#[case(Some("Always"), Some("Never"), ComesBack::Never)]
+#[case(Some("Always"), Some("OnFailure"), ComesBack::OnFailure)]
+#[case(Some("Never"), Some("Always"), ComesBack::Always)]
+fn a_containers_own_restart_policy_goes_before_its_pods(
+    #[case] pods: Option<&str>,
+    #[case] own: Option<&str>,
+    #[case] comes_back: ComesBack,
+) {
+    let pod = json!({"spec": {"restartPolicy": pods, "containers": [{"name": "web", "restartPolicy": own}]}});
+    assert_eq!(view(pod).containers[0].comes_back, comes_back);
 }
 
 #[rstest]
