@@ -114,7 +114,7 @@ impl Context {
         };
         let children = self.children(schedule);
         let now = Timestamp::now();
-        let Turn { delete, make, mut status, mut said, wake } = turn(Input {
+        let Turn { make, mut status, delete, mut said, wake } = turn(Input {
             now,
             name: &schedule.name_any(),
             uid: schedule.metadata.uid.as_deref().unwrap_or_default(),
@@ -125,9 +125,6 @@ impl Context {
             status: &before,
             children: &children,
         });
-        for name in &delete {
-            self.delete(schedule, name).await?;
-        }
         if let Some(name) = make
             && let Err(why) = self.make(schedule, &name).await?
         {
@@ -145,6 +142,9 @@ impl Context {
             tracing::info!(namespace, schedule = schedule.name_any(), reason, message, "a schedule's run");
             let kind = if warning { NoteKind::Warning } else { NoteKind::Normal };
             self.teller.tell_object(Note::experiment(kind, reason, message), schedule.object_ref(&()));
+        }
+        for name in &delete {
+            self.delete(schedule, name).await?;
         }
         Ok(match wake {
             Some(at) => {

@@ -191,23 +191,30 @@ impl World {
         })
     }
 
-    /// A turn; with `crash` the status is not written any more.
+    /// A turn; with `crash` the status is not written any more, and nothing is ended.
     fn go(&mut self, now: Timestamp, crash: bool) -> Turn {
         let due = self.plan(now);
-        for name in &due.delete {
-            self.children.remove(name);
-        }
         if let Some(name) = &due.make
             && !self.children.contains_key(name)
         {
+            let alone = self.children.values().all(|child| child.completed);
+            assert!(alone || self.schedule.concurrency == ConcurrencyPolicy::Allow, "{name} is the second");
             let child = Child { name: name.clone(), created: Some(now), completed: false, deleting: false };
             self.children.insert(name.clone(), child);
             *self.made.entry(name.clone()).or_default() += 1;
         }
         if !crash {
             self.status = due.status.clone();
+            for name in &due.delete {
+                self.children.get_mut(name).unwrap().deleting = true;
+            }
         }
         due
+    }
+
+    /// What was deleted has put everything back.
+    fn all_gone(&mut self) {
+        self.children.retain(|_, child| !child.deleting);
     }
 
     fn complete_all(&mut self) {
@@ -230,6 +237,7 @@ fn what_nobody_could_begin_is_skipped_and_told() {
     // Of two that are due the newest begins.
     let due = world.go(after(3000), false);
     assert_eq!((due.make, world.status.missed), (Some(name_of("nightly", "uid", after(3000))), Some(4)));
+    assert!(due.said[1].message.contains("the last due at 2026-01-01T00:40:00Z"), "{:?}", due.said);
     assert_eq!(world.status.last_schedule_time.as_ref().map(|time| time.0), Some(after(3000)));
     assert_eq!(world.status.next_schedule_time.as_ref().map(|time| time.0), Some(after(3600)));
     assert_eq!(world.go(after(3001), false).said, []);
@@ -286,10 +294,59 @@ fn while_one_is_active_the_policy_says_what_becomes_of_the_next() {
     world.go(after(120), false);
     assert_eq!((world.children.len(), world.status.active_count), (2, Some(2)));
 
-    let mut world = with(ConcurrencyPolicy::Replace);
-    let first = world.go(after(60), false).make.unwrap();
-    let due = world.go(after(120), false);
-    assert_eq!((due.delete, world.children.len(), world.status.active_count), (vec![first], 1, Some(1)));
+    // One that somebody deleted is not over before it is gone.
+    let mut world = with(ConcurrencyPolicy::Forbid);
+    world.go(after(60), false);
+    world.children.values_mut().for_each(|child| child.deleting = true);
+    assert_eq!((world.go(after(120), false).make, world.status.forbidden), (None, Some(1)));
+    world.all_gone();
+    assert!(world.go(after(180), false).make.is_some());
+}
+
+/// A new one beside what still recovers would be more than a limit of one allows, and refused for good.
+#[test]
+fn what_replaces_another_begins_when_that_is_gone() {
+    let mut world = World::new(&spec(|spec| {
+        (spec.schedule, spec.jitter) = (Some("* * * * *".into()), Some("10s".into()));
+        (spec.concurrency_policy, spec.seed) = (Some(ConcurrencyPolicy::Replace), Some(1));
+        spec.starting_deadline_seconds = Some(30);
+    }));
+    let begins =
+        |run| after(run) + Draw { uid: "uid", seed: Some(1) }.delay(after(run), Duration::from_secs(10));
+    let first = world.go(begins(60), false).make.unwrap();
+    let due = world.go(begins(120), false);
+    assert_eq!((due.make, due.delete, world.status.active_count), (None, vec![first.clone()], Some(0)));
+    assert!(world.status.message.as_deref().is_some_and(|text| text.contains(&first)), "{:?}", world.status);
+    assert_eq!(world.status.last_due_time.as_ref().map(|time| time.0), Some(after(60)));
+    assert_eq!(
+        world.status.next_schedule_time.as_ref().map(|time| time.0.as_second()),
+        Some(begins(180).as_second())
+    );
+    // It looks again when it would be too late, and says the same meanwhile.
+    assert_eq!(due.wake, Some(begins(120) + SignedDuration::from_secs(30)));
+    let again = world.go(begins(120) + SignedDuration::from_secs(1), false);
+    assert_eq!((again.make, again.delete, again.said), (None, vec![], vec![]));
+    assert_eq!(again.status, due.status);
+    world.all_gone();
+    let due = world.go(begins(120) + SignedDuration::from_secs(2), false);
+    assert_eq!(due.make, Some(name_of("nightly", "uid", after(120))));
+    assert_eq!((world.status.runs, world.status.missed), (Some(2), None));
+    // One that does not go is waited for as long as a run may be late.
+    world.go(begins(180), false);
+    let due = world.go(begins(180) + SignedDuration::from_secs(31), false);
+    assert_eq!((due.make, world.status.missed, due.wake), (None, Some(1), Some(begins(240))));
+    assert_eq!(world.status.last_due_time.as_ref().map(|time| time.0), Some(after(180)));
+    // Of runs that wait the newest begins, and each other is counted once.
+    world.go(begins(300), false);
+    world.go(begins(300) + SignedDuration::from_secs(1), false);
+    assert_eq!((world.status.missed, world.status.runs), (Some(2), Some(2)));
+    // Nothing is made up for after a suspension.
+    world.paused = true;
+    world.go(begins(300) + SignedDuration::from_secs(2), false);
+    world.all_gone();
+    world.paused = false;
+    assert_eq!(world.go(begins(300) + SignedDuration::from_secs(3), false).make, None);
+    assert_eq!(world.go(begins(360), false).make, Some(name_of("nightly", "uid", after(360))));
 }
 
 #[test]
@@ -318,6 +375,7 @@ fn another_spec_is_counted_from_now_on() {
     world.generation = 2;
     let due = world.go(after(3000), false);
     assert_eq!((due.make, due.wake, world.status.missed), (None, Some(after(3060)), None));
+    assert_eq!(world.status.message.as_deref(), Some("* * * * * (UTC)"));
 }
 
 fn schedules() -> impl Strategy<Value = ScheduleSpec> {
@@ -346,6 +404,8 @@ enum Step {
     Wait(u16),
     Crash,
     Complete,
+    /// What was deleted is gone.
+    Gone,
     Pause(bool),
     Edit,
     /// Another controller, that still has an older status.
@@ -359,6 +419,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         6 => (0..300u16).prop_map(Step::Wait),
         2 => Just(Step::Crash),
         3 => Just(Step::Complete),
+        3 => Just(Step::Gone),
         1 => any::<bool>().prop_map(Step::Pause),
         1 => Just(Step::Edit),
         2 => Just(Step::Stale),
@@ -386,6 +447,7 @@ proptest! {
                     world.go(after(clock), true);
                 }
                 Step::Complete => world.complete_all(),
+                Step::Gone => world.all_gone(),
                 Step::Pause(paused) => world.paused = paused,
                 Step::Edit => world.generation += 1,
                 Step::Stale => {
@@ -404,7 +466,7 @@ proptest! {
             if let (Some(now), Some(before)) = last {
                 prop_assert!(now.0 >= before.0);
             }
-            let over = world.children.values().filter(|child| child.completed).count();
+            let over = world.children.values().filter(|child| child.completed && !child.deleting).count();
             let settled = world.plan(after(clock));
             prop_assert!(over <= limit + 1 || settled.delete.len() + limit + 1 >= over);
         }
@@ -414,13 +476,19 @@ proptest! {
     }
 
     #[test]
-    fn every_run_is_begun_missed_or_forbidden(spec in schedules(), waits in proptest::collection::vec(0..400u16, 1..40)) {
+    fn every_run_is_begun_missed_or_forbidden(spec in schedules(),
+        waits in proptest::collection::vec((0..400u16, any::<bool>(), any::<bool>()), 1..40)) {
         let mut world = World::new(&spec);
         let (mut clock, mut begun) = (0, BTreeSet::new());
-        for wait in waits {
+        for (wait, completes, goes) in waits {
             clock += i64::from(wait);
             begun.extend(world.go(after(clock), false).make);
-            world.complete_all();
+            if completes {
+                world.complete_all();
+            }
+            if goes {
+                world.all_gone();
+            }
         }
         let ScheduleStatus { runs, forbidden, missed, last_due_time, counted_from, .. } = &world.status;
         let told = runs.unwrap_or_default() + forbidden.unwrap_or_default() + missed.unwrap_or_default();

@@ -56,12 +56,12 @@ pub struct Input<'a> {
 /// What is to be done, in this order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Turn {
-    /// Experiments to end.
-    pub delete: Vec<String>,
     /// The experiment to make, by name; one that is there already is as good.
     pub make: Option<String>,
     /// The status afterwards.
     pub status: ScheduleStatus,
+    /// Experiments to end, once the status is written: by their being there it is known that they began.
+    pub delete: Vec<String>,
     /// What to tell, once the status is written.
     pub said: Vec<Said>,
     /// When to look again if nothing happens.
@@ -120,8 +120,6 @@ pub fn turn(input: Input<'_>) -> Turn {
     }
     let last = turn.status.last_due_time.as_ref().map_or(anchor, |time| time.0.max(anchor));
 
-    let mut active: Vec<&Child> =
-        children.iter().filter(|child| !child.completed && !child.deleting).collect();
     let mut next = None;
     let mut message = None;
     if suspended {
@@ -134,14 +132,15 @@ pub fn turn(input: Input<'_>) -> Turn {
         };
         let deadline = SignedDuration::try_from(schedule.deadline).unwrap_or(SignedDuration::MAX);
         let mut missed: u32 = 0;
-        let mut due: Option<Timestamp> = None;
+        // The run, and what it comes after.
+        let mut due: Option<(Timestamp, Timestamp)> = None;
         let mut seen = last;
         next = schedule.when.next(seen, anchor, draw);
         while let Some(run) = next
             && begins(run) <= now
         {
             missed += u32::from(due.is_some());
-            due = Some(run);
+            due = Some((run, seen));
             seen = run;
             if missed >= COUNTED {
                 // Long ago: from here on what could still begin is looked at, and nothing else.
@@ -150,31 +149,40 @@ pub fn turn(input: Input<'_>) -> Turn {
             }
             next = schedule.when.next(seen, anchor, draw);
         }
-        if let Some(run) = due {
-            turn.status.last_due_time = Some(Time(run));
-            let late = now.duration_since(begins(run));
-            if late > deadline {
-                missed += 1;
+        let mut gives_up = None;
+        if let Some((run, before)) = due {
+            let late = now.duration_since(begins(run)) > deadline;
+            missed += u32::from(late);
+            let waits = if late { None } else { run_now(&mut turn, &input, run) };
+            if waits.is_none() {
+                turn.status.last_due_time = Some(Time(run));
             } else {
-                run_now(&mut turn, &input, run, &mut active);
+                // It stays due. What was due before it is settled.
+                if before > last {
+                    turn.status.last_due_time = Some(Time(before));
+                }
+                gives_up = begins(run).checked_add(deadline).ok();
             }
             if missed > 0 {
                 let all = turn.status.missed.unwrap_or_default() + i64::from(missed);
                 turn.status.missed = Some(all);
                 let many = if missed >= COUNTED { "at least " } else { "" };
+                let last = if late { run } else { before };
                 let text = format!(
-                    "{many}{missed} missed, the last due at {run}: nobody could begin it within {}",
+                    "{many}{missed} missed, the last due at {last}: nobody could begin it within {}",
                     format_duration(schedule.deadline)
                 );
                 message = Some(text.clone());
                 turn.said.push(Said { warning: true, reason: "Missed", message: text });
             }
+            message = waits.or(message);
         }
-        match next {
-            Some(next) => turn.wake = Some(begins(next)),
-            None => message = Some("no run is due any more".to_owned()),
+        let then = next.map(begins);
+        if then.is_none() && gives_up.is_none() {
+            message = Some("no run is due any more".to_owned());
         }
-        turn.status.next_schedule_time = turn.wake.map(|at| Time(whole(at)));
+        turn.status.next_schedule_time = then.map(|at| Time(whole(at)));
+        turn.wake = [then, gives_up].into_iter().flatten().min();
     }
     if next.is_none() {
         turn.status.next_schedule_time = None;
@@ -183,14 +191,16 @@ pub fn turn(input: Input<'_>) -> Turn {
     turn.status.message = match (message, turn.said.last()) {
         (Some(message), _) => Some(message),
         (None, Some(said)) => Some(said.message.clone()),
-        (None, None) if was_suspended || status.message.is_none() => Some(schedule.when.said()),
+        // It spoke of another spec, or of the suspension.
+        (None, None) if changed || was_suspended || status.message.is_none() => Some(schedule.when.said()),
         (None, None) => status.message.clone(),
     };
     let last = name_of_last(&turn.status, name, uid);
     history(&mut turn, children, schedule.history, last.as_deref());
     let made = turn.make.iter().filter(|made| !children.iter().any(|child| child.name == **made));
-    let mut names: Vec<String> = active
+    let mut names: Vec<String> = children
         .iter()
+        .filter(|child| !child.completed && !child.deleting)
         .map(|child| child.name.clone())
         .filter(|name| !turn.delete.contains(name))
         .chain(made.cloned())
@@ -202,26 +212,31 @@ pub fn turn(input: Input<'_>) -> Turn {
     turn
 }
 
-/// The run `due` is to begin now, if its like let it.
-fn run_now(turn: &mut Turn, input: &Input<'_>, due: Timestamp, active: &mut Vec<&Child>) {
+/// The run `due` is to begin now, if its like let it. What it waits for, if it has to.
+fn run_now(turn: &mut Turn, input: &Input<'_>, due: Timestamp) -> Option<String> {
     let name = name_of(input.name, input.uid, due);
     // Begun before, and what was to be written then is written now.
     let begun = input.children.iter().any(|child| child.name == name);
-    active.retain(|child| child.name != name);
-    if !begun && !active.is_empty() {
+    // One that is on its way out hits pods until it is gone, and counts for whatever is limited.
+    let others = || input.children.iter().filter(|child| !child.completed);
+    if !begun && let Some(other) = others().min_by(|a, b| a.name.cmp(&b.name)) {
         match input.schedule.concurrency {
             ConcurrencyPolicy::Allow => {}
             ConcurrencyPolicy::Replace => {
-                turn.delete.extend(active.drain(..).map(|child| child.name.clone()));
+                turn.delete.extend(others().filter(|child| !child.deleting).map(|child| child.name.clone()));
+                return Some(format!(
+                    "the run due at {due} begins when {} is gone (concurrencyPolicy Replace)",
+                    other.name
+                ));
             }
             ConcurrencyPolicy::Forbid => {
                 turn.status.forbidden = Some(turn.status.forbidden.unwrap_or_default() + 1);
                 let message = format!(
                     "the run due at {due} was skipped, since {} is active (concurrencyPolicy Forbid)",
-                    active[0].name
+                    other.name
                 );
                 turn.said.push(Said { warning: false, reason: "Forbidden", message });
-                return;
+                return None;
             }
         }
     }
@@ -233,6 +248,7 @@ fn run_now(turn: &mut Turn, input: &Input<'_>, due: Timestamp, active: &mut Vec<
         message: format!("the run due at {due} is {name}"),
     });
     turn.make = Some(name);
+    None
 }
 
 /// The oldest of those that are over go; never the last that began, by whose being there nothing begins twice.
