@@ -244,6 +244,23 @@ fn what_nobody_could_begin_is_skipped_and_told() {
 }
 
 #[test]
+fn what_began_and_was_not_written_down_was_not_missed() {
+    for later in [100, 150, 240] {
+        let mut world = World::new(&spec(|spec| {
+            (spec.schedule, spec.concurrency_policy) =
+                (Some("* * * * *".into()), Some(ConcurrencyPolicy::Allow));
+            spec.starting_deadline_seconds = Some(30);
+        }));
+        world.go(after(0), false);
+        world.go(after(60), true);
+        world.go(after(later), false);
+        let again = i64::from(later == 150 || later == 240);
+        assert_eq!(world.status.runs, Some(1 + again), "after {later}");
+        assert_eq!(world.status.missed, (later == 240).then_some(2), "after {later}");
+    }
+}
+
+#[test]
 fn a_long_absence_is_counted_in_a_moment() {
     let mut world = World::new(&cron("* * * * * *"));
     world.go(after(0), false);
@@ -477,12 +494,12 @@ proptest! {
 
     #[test]
     fn every_run_is_begun_missed_or_forbidden(spec in schedules(),
-        waits in proptest::collection::vec((0..400u16, any::<bool>(), any::<bool>()), 1..40)) {
+        waits in proptest::collection::vec((0..400u16, any::<bool>(), any::<bool>(), any::<bool>()), 1..40)) {
         let mut world = World::new(&spec);
         let (mut clock, mut begun) = (0, BTreeSet::new());
-        for (wait, completes, goes) in waits {
+        for (wait, completes, goes, crash) in waits {
             clock += i64::from(wait);
-            begun.extend(world.go(after(clock), false).make);
+            begun.extend(world.go(after(clock), crash).make);
             if completes {
                 world.complete_all();
             }
@@ -490,6 +507,7 @@ proptest! {
                 world.all_gone();
             }
         }
+        begun.extend(world.go(after(clock), false).make);
         let ScheduleStatus { runs, forbidden, missed, last_due_time, counted_from, .. } = &world.status;
         let told = runs.unwrap_or_default() + forbidden.unwrap_or_default() + missed.unwrap_or_default();
         prop_assert_eq!(usize::try_from(runs.unwrap_or_default()).unwrap(), begun.len());

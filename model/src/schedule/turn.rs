@@ -139,7 +139,12 @@ pub fn turn(input: Input<'_>) -> Turn {
         while let Some(run) = next
             && begins(run) <= now
         {
-            missed += u32::from(due.is_some());
+            match due {
+                // Whoever made it could not write that down any more.
+                Some((one, _)) if begun(&input, one) => began(&mut turn, &input, one),
+                Some(_) => missed += 1,
+                None => {}
+            }
             due = Some((run, seen));
             seen = run;
             if missed >= COUNTED {
@@ -151,7 +156,7 @@ pub fn turn(input: Input<'_>) -> Turn {
         }
         let mut gives_up = None;
         if let Some((run, before)) = due {
-            let late = now.duration_since(begins(run)) > deadline;
+            let late = now.duration_since(begins(run)) > deadline && !begun(&input, run);
             missed += u32::from(late);
             let waits = if late { None } else { run_now(&mut turn, &input, run) };
             if waits.is_none() {
@@ -214,12 +219,12 @@ pub fn turn(input: Input<'_>) -> Turn {
 
 /// The run `due` is to begin now, if its like let it. What it waits for, if it has to.
 fn run_now(turn: &mut Turn, input: &Input<'_>, due: Timestamp) -> Option<String> {
-    let name = name_of(input.name, input.uid, due);
-    // Begun before, and what was to be written then is written now.
-    let begun = input.children.iter().any(|child| child.name == name);
     // One that is on its way out hits pods until it is gone, and counts for whatever is limited.
     let others = || input.children.iter().filter(|child| !child.completed);
-    if !begun && let Some(other) = others().min_by(|a, b| a.name.cmp(&b.name)) {
+    // Begun before, what was to be written then is written now.
+    if !begun(input, due)
+        && let Some(other) = others().min_by(|a, b| a.name.cmp(&b.name))
+    {
         match input.schedule.concurrency {
             ConcurrencyPolicy::Allow => {}
             ConcurrencyPolicy::Replace => {
@@ -240,15 +245,24 @@ fn run_now(turn: &mut Turn, input: &Input<'_>, due: Timestamp) -> Option<String>
             }
         }
     }
+    began(turn, input, due);
+    turn.make = Some(name_of(input.name, input.uid, due));
+    None
+}
+
+/// Whether the run's experiment is there.
+fn begun(input: &Input<'_>, due: Timestamp) -> bool {
+    let name = name_of(input.name, input.uid, due);
+    input.children.iter().any(|child| child.name == name)
+}
+
+/// Count the run `due`, and tell of it.
+fn began(turn: &mut Turn, input: &Input<'_>, due: Timestamp) {
     turn.status.last_schedule_time = Some(Time(due));
     turn.status.runs = Some(turn.status.runs.unwrap_or_default() + 1);
-    turn.said.push(Said {
-        warning: false,
-        reason: "Begun",
-        message: format!("the run due at {due} is {name}"),
-    });
-    turn.make = Some(name);
-    None
+    let name = name_of(input.name, input.uid, due);
+    let message = format!("the run due at {due} is {name}");
+    turn.said.push(Said { warning: false, reason: "Begun", message });
 }
 
 /// The oldest of those that are over go; never the last that began, by whose being there nothing begins twice.
