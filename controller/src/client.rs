@@ -75,3 +75,8 @@ pub fn is_gone(error: &kube::Error) -> bool {
 pub fn is_conflict(error: &kube::Error) -> bool {
     code(error) == Some(409)
 }
+
+/// What was to be created is there. A 409 alone does not say so: a quota that many ask at once answers it too.
+pub fn is_there(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.reason == "AlreadyExists")
+}

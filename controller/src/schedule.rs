@@ -16,13 +16,14 @@ use kube_runtime::reflector::ObjectRef;
 use kube_runtime::{Controller, watcher};
 use squall_api::schedule::{Schedule, ScheduleSpec, ScheduleStatus, ScheduleType};
 use squall_api::{PodChaos, StressChaos, names};
+use squall_model::experiment::Kind;
 use squall_model::plan::{Note, NoteKind};
 use squall_model::schedule::{Child, Input, Said, Turn, turn, validate};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
-use crate::chaos::Experiments;
-use crate::client::{is_conflict, is_gone};
+use crate::chaos::{Experiments, Named};
+use crate::client::{is_conflict, is_gone, is_there};
 use crate::tell::Teller;
 
 /// Schedules that take their turns at once.
@@ -171,13 +172,17 @@ impl Context {
     async fn delete(&self, schedule: &Schedule, name: &str) -> Result<(), ScheduleError> {
         let namespace = schedule.namespace().unwrap_or_default();
         let (client, params) = (self.client.clone(), DeleteParams::default());
-        let deleted = match schedule.spec.type_ {
-            ScheduleType::PodChaos => {
+        // The schedule may have been of another type when it was made.
+        let named = |kind| Named { kind, namespace: namespace.clone(), name: name.to_owned() };
+        let is = |kind: &Kind| self.experiments.version(&named(*kind)).is_some();
+        let deleted = match Kind::ALL.into_iter().find(is) {
+            Some(Kind::PodChaos) => {
                 Api::<PodChaos>::namespaced(client, &namespace).delete(name, &params).await.map(drop)
             }
-            ScheduleType::StressChaos => {
+            Some(Kind::StressChaos) => {
                 Api::<StressChaos>::namespaced(client, &namespace).delete(name, &params).await.map(drop)
             }
+            None => Ok(()),
         };
         match deleted {
             Ok(()) => Ok(()),
@@ -234,7 +239,7 @@ impl Context {
                 Ok(Ok(()))
             }
             // Made before, and what came after was cut short.
-            Err(error) if is_conflict(&error) => Ok(Ok(())),
+            Err(error) if is_there(&error) => Ok(Ok(())),
             Err(kube::Error::Api(status)) if matches!(status.code, 400 | 403 | 404 | 422) => {
                 Ok(Err(status.message.clone()))
             }
@@ -271,5 +276,72 @@ fn failed(schedule: &Schedule, operation: &'static str, source: kube::Error) -> 
         namespace: schedule.namespace().unwrap_or_default(),
         name: schedule.name_any(),
         source: Box::new(source),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::client::Body;
+    use kube_runtime::reflector::store;
+    use serde_json::json;
+    use squall_api::PodChaosSpec;
+
+    use super::*;
+
+    type ApiServer = tower_test::mock::Handle<http::Request<Body>, http::Response<Body>>;
+
+    fn context(experiments: Experiments) -> (Context, ApiServer) {
+        let (service, api) = tower_test::mock::pair();
+        let client = Client::new(service, "default");
+        let teller = Teller::start(client.clone(), String::new(), None);
+        (Context { client, experiments, teller }, api)
+    }
+
+    fn nightly() -> Schedule {
+        let mut schedule = Schedule::new("nightly", ScheduleSpec::default());
+        schedule.metadata.namespace = Some("shop".to_owned());
+        schedule.spec.pod_chaos = Some(PodChaosSpec::default());
+        schedule.annotations_mut().insert(names::REQUESTED_BY.to_owned(), "{}".to_owned());
+        schedule
+    }
+
+    /// Answers one request; which it was.
+    async fn answer(mut api: ApiServer, reason: &str, code: u16) -> String {
+        let (request, send) = api.next_request().await.unwrap();
+        let status = json!({ "kind": "Status", "status": "Failure", "reason": reason, "code": code });
+        let body = Body::from(status.to_string().into_bytes());
+        send.send_response(http::Response::builder().status(code).body(body).unwrap());
+        format!("{} {}", request.method(), request.uri().path())
+    }
+
+    /// What becomes of a run whose experiment the API server refuses with a 409 for this reason.
+    async fn refused(reason: &str) -> Result<Result<(), String>, ScheduleError> {
+        let (context, api) = context(Experiments { pods: store().0, stress: store().0 });
+        let schedule = nightly();
+        let (made, asked) = futures::join!(context.make(&schedule, "nightly-1"), answer(api, reason, 409));
+        assert!(asked.starts_with("POST "), "{asked}");
+        made
+    }
+
+    #[tokio::test]
+    async fn a_run_has_begun_if_its_experiment_is_there_and_not_if_a_quota_was_busy() {
+        assert_eq!(refused("AlreadyExists").await.unwrap(), Ok(()));
+        assert!(is_conflict(&refused("Conflict").await.unwrap_err().source));
+    }
+
+    #[tokio::test]
+    async fn what_was_made_under_another_type_is_ended_too() {
+        let (pods, mut writer) = store();
+        let mut chaos = PodChaos::new("nightly-1", PodChaosSpec::default());
+        chaos.metadata.namespace = Some("shop".to_owned());
+        chaos.metadata.resource_version = Some("1".to_owned());
+        writer.apply_watcher_event(&watcher::Event::Apply(chaos));
+        let (context, api) = context(Experiments { pods, stress: store().0 });
+        let mut schedule = nightly();
+        schedule.spec.type_ = ScheduleType::StressChaos;
+        let (ended, asked) =
+            futures::join!(context.delete(&schedule, "nightly-1"), answer(api, "NotFound", 404));
+        ended.unwrap();
+        assert_eq!(asked, "DELETE /apis/squall.dev/v1alpha1/namespaces/shop/podchaos/nightly-1");
     }
 }

@@ -15,7 +15,7 @@ use squall_model::substitute::MANUAL;
 
 use super::{Annotations, Key};
 use crate::apply::ApplyError;
-use crate::client::{is_conflict, is_gone};
+use crate::client::{is_gone, is_there};
 
 /// Why a turn ended early; it is taken again.
 #[derive(Debug, thiserror::Error)]
@@ -239,7 +239,7 @@ impl Annotations {
                 Ok(Ok(()))
             }
             // Made before, and what came after was cut short.
-            Err(error) if is_conflict(&error) => Ok(Ok(())),
+            Err(error) if is_there(&error) => Ok(Ok(())),
             Err(kube::Error::Api(status)) if matches!(status.code, 400 | 403 | 404 | 422) => {
                 Ok(Err(status.message.clone()))
             }
@@ -322,5 +322,58 @@ impl Annotations {
             ..ObjectReference::default()
         };
         self.teller.tell_object(Note::experiment(kind, reason, message), regarding);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::client::Body;
+    use kube_runtime::reflector::store;
+    use serde_json::json;
+    use squall_model::annotation::Made;
+    use squall_model::substitute::FaultImages;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::apply::Applier;
+    use crate::chaos::Experiments;
+    use crate::observe::Observer;
+    use crate::tell::Teller;
+
+    /// What becomes of an annotation whose experiment the API server refuses with a 409 for this reason.
+    async fn refused(reason: &str) -> Result<Result<(), String>, TurnError> {
+        let (service, mut api) = tower_test::mock::pair::<http::Request<Body>, http::Response<Body>>();
+        let (silent, _unheard) = tower_test::mock::pair::<http::Request<Body>, http::Response<Body>>();
+        let (client, silent) = (Client::new(service, "default"), Client::new(silent, "default"));
+        let annotations = Annotations::new(
+            client.clone(),
+            Observer::start(&silent, mpsc::unbounded_channel().0),
+            Applier::new(client, FaultImages { pause: String::new(), crash: String::new() }),
+            Experiments { pods: store().0, stress: store().0 },
+            Teller::start(silent, String::new(), None),
+        );
+        let key = Key { kind: Kind::Pod, namespace: "shop".to_owned(), name: "web-1".to_owned() };
+        let object = json!({ "metadata": { "namespace": "shop", "name": "web-1", "uid": "u" } });
+        let subject = Subject::read(Kind::Pod, &object.to_string()).unwrap();
+        let new = New {
+            name: "web-1-pod-kill".to_owned(),
+            made: Made { fault: Fault::PodKill, id: "r".to_owned() },
+            spec: Experiment::Pod(Box::default()),
+            requested_by: "{}".to_owned(),
+        };
+        let answer = async {
+            let (request, send) = api.next_request().await.unwrap();
+            assert_eq!(request.method(), http::Method::POST);
+            let status = json!({ "kind": "Status", "status": "Failure", "reason": reason, "code": 409 });
+            let body = Body::from(status.to_string().into_bytes());
+            send.send_response(http::Response::builder().status(409).body(body).unwrap());
+        };
+        futures::join!(annotations.make(&key, &subject, &new), answer).0
+    }
+
+    #[tokio::test]
+    async fn an_annotation_is_done_if_its_experiment_is_there_and_not_if_a_quota_was_busy() {
+        assert_eq!(refused("AlreadyExists").await.unwrap(), Ok(()));
+        assert!(matches!(refused("Conflict").await, Err(TurnError::Api { .. })));
     }
 }
