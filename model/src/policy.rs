@@ -551,6 +551,15 @@ impl Policy {
         None
     }
 
+    /// Whether all that halts it has been looked at, as it is written now: for those who begin nothing later.
+    pub fn has_looked(&self) -> Result<(), Refusal> {
+        if self.unseen {
+            let allowed = "what begins after every probe was seen: try again in some seconds";
+            return Err(self.refuse(Rule::HaltWhen, "a probe that has not been looked at yet", allowed));
+        }
+        Ok(())
+    }
+
     /// Whether one more pod may be hit, going by what was last written of it: for those who can't count themselves.
     pub fn has_room(&self) -> Result<(), Refusal> {
         match self.limits.targets {

@@ -165,6 +165,7 @@ fn pod(labels: Value) -> Value {
 #[case(json!({}), json!({"allow": {"actions": []}}), "ChaosPolicy p, allow.actions: found pod-failure; allowed: none")]
 #[case(json!({}), json!({"protect": {"podSelector": {"matchLabels": {"app": "web"}}}}), "ChaosPolicy p, protect")]
 #[case(json!({}), json!({"limits": {"maxTargets": 0}}), "ChaosPolicy p, limits.maxTargets: found 1; allowed: 0")]
+#[case(json!({}), json!({"haltWhen": [{"nodes": {}}]}), "ChaosPolicy p, haltWhen: found a probe that has not been looked")]
 #[tokio::test]
 async fn the_label_by_hand_is_refused_on_a_live_pod_and_a_pod_is_born_whole(
     #[case] annotations: Value,
@@ -234,6 +235,30 @@ async fn at_the_limit_a_fault_by_hand_can_be_shortened_and_none_be_added() {
         held[0]["since"].as_str().unwrap().to_owned()
     };
     assert_eq!(since(&answer.object), since(&failed_by_hand));
+}
+
+#[tokio::test]
+async fn what_the_hand_holds_can_be_shortened_while_a_probe_is_unseen_and_none_begins() {
+    let bench = bench();
+    let probed = |healthy: &str| {
+        let mut probed = policy(json!({"haltWhen": [{"nodes": {}}]}));
+        probed["status"] = json!({"probes": [{"name": "haltWhen[0].nodes", "healthy": healthy}]});
+        probed
+    };
+    know(&bench, json!({}), &[probed("True")]);
+    let failed = pod(json!({names::FAULT: names::POD_FAILURE}));
+    let asked = review("UPDATE", POD, "ann", pod(json!({})), failed);
+    let answer = bench.review(names::PATH_MUTATE_PODS, &asked).await;
+    assert!(answer.allowed(), "{}", answer.message());
+    let failed = answer.object;
+    know(&bench, json!({}), &[probed("Unknown")]);
+    let another = bench.review(names::PATH_MUTATE_PODS, &asked).await;
+    assert!(another.message().contains("try again in some seconds"), "{}", another.message());
+    let mut shorter = failed.clone();
+    shorter["metadata"]["annotations"][names::UNTIL] = json!("1m");
+    let asked = review("UPDATE", POD, "ann", failed, shorter);
+    let answer = bench.review(names::PATH_MUTATE_PODS, &asked).await;
+    assert!(answer.allowed() && answer.warnings().contains("(1m)"), "{}", answer.message());
 }
 
 #[tokio::test]

@@ -69,7 +69,7 @@ fn limit(setting: &Setting<'_>) -> Option<std::time::Duration> {
     [flag, most].into_iter().flatten().min()
 }
 
-/// Whether halts and policies let the hand fail `pod`. One that it has already takes no more room.
+/// Whether halts and policies let the hand fail `pod`. One that it has already takes no more room, and does not begin.
 fn permitted(pod: &Pod, until: Option<Timestamp>, has_it: bool, setting: &Setting<'_>) -> Result<(), Denial> {
     let Setting { images: _, now, manual_limit: _, namespace, shielded: _, guard } = *setting;
     let Some(namespace) = namespace else { return Ok(()) };
@@ -79,10 +79,11 @@ fn permitted(pod: &Pod, until: Option<Timestamp>, has_it: bool, setting: &Settin
     }
     let duration =
         until.map(|until| std::time::Duration::try_from(until.duration_since(now)).unwrap_or_default());
+    let lets_begin = |policy: &Policy| policy.has_room().and_then(|()| policy.has_looked());
     policies
         .permits(namespace, &Ask::by_hand(duration), who)
         .and_then(|()| policies.spares(namespace, &PodView::of(pod), now).map_or(Ok(()), Err))
-        .and_then(|()| if has_it { Ok(()) } else { policies.over(namespace).try_for_each(Policy::has_room) })
+        .and_then(|()| if has_it { Ok(()) } else { policies.over(namespace).try_for_each(lets_begin) })
         .map_err(|refusal| Denial::Policy(Box::new(refusal)))
 }
 
