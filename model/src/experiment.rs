@@ -8,8 +8,9 @@ use serde::Serialize;
 use squall_api::names;
 use squall_api::podchaos::Mode;
 
-use crate::annotation::Kind as Workload;
+use crate::annotation::Kind as Annotated;
 use crate::error::FieldError;
+use crate::selector::Only;
 use crate::spec::Spec;
 
 /// A kind of experiment.
@@ -96,18 +97,24 @@ impl<'a> Experiment<'a> {
 /// Parse `spec` for the experiment with this metadata.
 pub fn parsed<S: ExperimentSpec>(metadata: &ObjectMeta, spec: &S) -> Result<Spec, Vec<FieldError>> {
     let mut spec = spec.parse(metadata.namespace.as_deref().unwrap_or_default())?;
-    if let Some(workload) = made_for(metadata) {
-        spec.selector.only_of(workload);
+    if let Some(only) = made_for(metadata) {
+        spec.selector.narrow_to(only);
     }
     Ok(spec)
 }
 
-/// The annotated workload that an experiment was made for, as [`crate::pod::PodView::workload`] names it. Its labels select
-/// its pods, and perhaps those of a canary, a Job or a hook that nobody has annotated.
-fn made_for(metadata: &ObjectMeta) -> Option<String> {
+/// Of the annotated object that an experiment was made for, its pods. A workload's labels select perhaps those of a canary,
+/// a Job or a hook too, that nobody has annotated; a pod's name, its successor.
+fn made_for(metadata: &ObjectMeta) -> Option<Only> {
     metadata.annotations.as_ref()?.get(names::MADE_FOR)?;
     metadata.owner_references.iter().flatten().find_map(|owner| {
-        let is = |kind: Workload| kind != Workload::Pod && kind.is_that_of(owner);
-        Workload::ALL.into_iter().any(is).then(|| format!("{}/{}", owner.kind, owner.name))
+        match Annotated::ALL.into_iter().find(|kind| kind.is_that_of(owner))? {
+            Annotated::Pod => Some(Only::Pod(owner.uid.clone())),
+            // As `PodView::workload` names it.
+            Annotated::Deployment
+            | Annotated::StatefulSet
+            | Annotated::DaemonSet
+            | Annotated::ReplicaSet => Some(Only::Workload(format!("{}/{}", owner.kind, owner.name))),
+        }
     })
 }

@@ -25,8 +25,17 @@ pub struct Selector {
     nodes: BTreeSet<String>,
     node_labels: BTreeMap<String, String>,
     phases: BTreeSet<String>,
-    /// `KIND/NAME`, see [`Selector::only_of`].
-    workload: Option<String>,
+    /// See [`Selector::narrow_to`].
+    only: Option<Only>,
+}
+
+/// One object's pods, of those that are selected.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Only {
+    /// What belongs to this workload, `KIND/NAME`: others' pods may have its labels too.
+    Workload(String),
+    /// The pod with this UID: another may have its name later.
+    Pod(String),
 }
 
 /// The labels of a node, by its name.
@@ -79,7 +88,7 @@ enum Part {
     Fields,
     Nodes,
     Phases,
-    Workload,
+    Only,
 }
 
 const PARTS: [Part; 9] = [
@@ -91,13 +100,13 @@ const PARTS: [Part; 9] = [
     Part::Fields,
     Part::Nodes,
     Part::Phases,
-    Part::Workload,
+    Part::Only,
 ];
 
 impl Selector {
-    /// Of what is selected only what belongs to this workload, `KIND/NAME`: others' pods may have its labels too.
-    pub fn only_of(&mut self, workload: String) {
-        self.workload = Some(workload);
+    /// Of what is selected nothing else.
+    pub(crate) fn narrow_to(&mut self, only: Only) {
+        self.only = Some(only);
     }
 
     /// Whether `pod` is selected (eligibility apart).
@@ -163,7 +172,7 @@ impl Selector {
             Part::Fields => !self.fields.is_empty(),
             Part::Nodes => !self.nodes.is_empty() || !self.node_labels.is_empty(),
             Part::Phases => !self.phases.is_empty(),
-            Part::Workload => self.workload.is_some(),
+            Part::Only => self.only.is_some(),
         }
     }
 
@@ -185,7 +194,7 @@ impl Selector {
                         && nodes.labels(node).is_some_and(|labels| contains(labels, &self.node_labels)))
             }),
             Part::Phases => self.phases.contains(&pod.phase),
-            Part::Workload => self.is_of_the_workload(pod),
+            Part::Only => self.is_only(pod),
         }
     }
 
@@ -205,15 +214,21 @@ impl Selector {
             Part::Annotations => contains(&pod.annotations, &self.annotations).into(),
             Part::Fields => self.fields_at_birth(pod),
             Part::Nodes | Part::Phases => AtBirth::Unknown,
-            Part::Workload => self.is_of_the_workload(pod).into(),
+            Part::Only if matches!(self.only, Some(Only::Pod(_))) && pod.uid.is_empty() => AtBirth::Unknown,
+            Part::Only => self.is_only(pod).into(),
         }
     }
 
-    /// Through its ReplicaSet or by itself: a ReplicaSet may stand alone.
-    fn is_of_the_workload(&self, pod: &PodView) -> bool {
-        let Some(workload) = &self.workload else { return true };
-        let owner = pod.owner.as_ref().map(|owner| format!("{}/{}", owner.kind, owner.name));
-        owner.as_ref() == Some(workload) || pod.workload() == *workload
+    fn is_only(&self, pod: &PodView) -> bool {
+        match &self.only {
+            None => true,
+            // Through its ReplicaSet or by itself: a ReplicaSet may stand alone.
+            Some(Only::Workload(workload)) => {
+                let owner = pod.owner.as_ref().map(|owner| format!("{}/{}", owner.kind, owner.name));
+                owner.as_ref() == Some(workload) || pod.workload() == *workload
+            }
+            Some(Only::Pod(uid)) => pod.uid == *uid,
+        }
     }
 
     fn fields_at_birth(&self, pod: &PodView) -> AtBirth {
@@ -269,9 +284,11 @@ impl Selector {
             Part::Phases => {
                 format!("selector.podPhaseSelectors ({}) left none of {of}", list(&self.phases))
             }
-            Part::Workload => {
-                format!("none of {of} belongs to {}", self.workload.as_deref().unwrap_or_default())
-            }
+            Part::Only => match &self.only {
+                Some(Only::Workload(workload)) => format!("none of {of} belongs to {workload}"),
+                Some(Only::Pod(uid)) => format!("none of {of} has the UID {uid}"),
+                None => String::new(),
+            },
         }
     }
 }
@@ -294,7 +311,7 @@ impl Part {
             Self::Fields => &["fieldSelectors"],
             Self::Nodes => &["nodes", "nodeSelectors"],
             Self::Phases => &["podPhaseSelectors"],
-            Self::Workload => &[],
+            Self::Only => &[],
         }
     }
 }

@@ -272,6 +272,33 @@ fn pods_of_others_that_have_the_workloads_labels_are_left_alone() {
     assert_eq!(hit(made(), "squall.dev/v1alpha1", "Schedule", "web"), [true; 5]);
 }
 
+/// A StatefulSet gives a pod's name again; a ticket is the old pod's.
+#[test]
+fn the_successor_of_an_annotated_pod_is_left_alone() {
+    for fault in Fault::ALL {
+        let asked = edited(&subject(Kind::Pod, &[]), fault.key(), Some(value(fault)), "r1");
+        let owner = json!([{"apiVersion": "v1", "kind": "Pod", "name": "web", "uid": "uid-1"}]);
+        let meta =
+            json!({"namespace": "shop", "annotations": {names::MADE_FOR: "x"}, "ownerReferences": owner});
+        let meta = serde_json::from_value(meta).unwrap();
+        let selector = match &go(&asked, &[], now()).make[0].spec {
+            Experiment::Pod(spec) => parsed(&meta, &**spec),
+            Experiment::Stress(spec) => parsed(&meta, &**spec),
+        };
+        let selector = selector.unwrap().selector;
+        let pod = |uid: &str| {
+            let (namespace, name) = ("shop".to_owned(), "web".to_owned());
+            PodView { namespace, name, uid: uid.to_owned(), ..PodView::default() }
+        };
+        let seen = |pod: &PodView| (selector.matches(pod, &NoNodes), selector.at_birth(pod));
+        assert_eq!(seen(&pod("uid-1")), (true, AtBirth::Yes));
+        assert_eq!(seen(&pod("uid-2")), (false, AtBirth::No));
+        assert_ne!(selector.at_birth(&pod("")), AtBirth::Yes);
+        let why = selector.explain_nothing([pod("uid-2")].iter(), &NoNodes);
+        assert_eq!(why, "none of 1 pod has the UID uid-1");
+    }
+}
+
 /// A copy of a Deployment is not touched, so what it carries must be worth nothing once it is nobody's copy any more.
 #[test]
 fn who_asked_cannot_be_forged_on_what_poses_as_a_copy() {

@@ -52,7 +52,7 @@ impl Selector {
                             || (!old.node_labels.is_empty()
                                 && contains(&self.node_labels, &old.node_labels))))
             }
-            Part::Workload => true,
+            Part::Only => true,
             Part::Phases => {
                 !old.constrains(part) || (self.constrains(part) && self.phases.is_subset(&old.phases))
             }

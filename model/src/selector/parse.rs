@@ -45,7 +45,7 @@ impl Selector {
             nodes: parse_list("nodes", nodes, syntax::dns_subdomain, &mut errors),
             node_labels: parse_labels("nodeSelectors", node_selectors, &mut errors),
             phases: parse_list("podPhaseSelectors", pod_phase_selectors, phase, &mut errors),
-            workload: None,
+            only: None,
         };
         if !pods.is_empty() {
             let pods = parse_pods(pods, &mut errors);
