@@ -42,7 +42,7 @@ use crate::{
     setting::Wanted,
     usage::Meter,
 };
-use limits::{Limits, NodeMemory, NodePids};
+use limits::{Limits, MemoryLimit, NodeMemory, NodePids};
 use message::{Said, Task};
 use spawn::{Heard, SpawnError, Stressor};
 
@@ -301,19 +301,14 @@ impl Starving {
     fn check_memory(&self, container: &Container, limits: &Limits) -> Result<(), LastingError> {
         let Some(memory) = self.stress.memory.filter(|_| !self.stress.allow_oom) else { return Ok(()) };
         let size = bytes(&memory, limits);
-        let used = Meter::new(&container.target).working_set().unwrap_or(0);
         let squeezed = self.stress.squeeze.memory.filter(|_| self.stress.squeeze.memory_hard);
-        let limit = match (limits.memory, squeezed) {
-            (Some(limit), Some(squeezed)) => Some(limit.min(squeezed)),
-            (limit, squeezed) => limit.or(squeezed),
-        };
-        let own = limit.map_or(u64::MAX, |limit| limit.saturating_sub(used));
-        let room = own.min(limits.node.room());
+        let limit = MemoryLimit::tightest(&container.target, squeezed);
+        let room = limit.map_or(u64::MAX, |limit| limit.room()).min(limits.node.room());
         if size <= room {
             return Ok(());
         }
         let whose = match limit {
-            Some(limit) if own == room => format!("the container's limit is {limit}, and it uses {used}"),
+            Some(limit) if limit.room() == room => limit.to_string(),
             _ => {
                 let NodeMemory { whole, available } = limits.node;
                 format!(

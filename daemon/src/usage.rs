@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{cgroup::Target, report::Usage};
+use crate::{
+    cgroup::{Place, Target},
+    report::Usage,
+};
 
 /// Where the counters of one container are.
 #[derive(Clone, Debug)]
@@ -20,7 +23,6 @@ pub struct Meter {
     /// The v2 directory: only there is pressure told.
     pressure: Option<PathBuf>,
     oom: Option<PathBuf>,
-    memory_stat: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug)]
@@ -59,7 +61,6 @@ impl Meter {
             io: counter("blkio", "io.stat", "blkio.throttle.io_service_bytes_recursive"),
             pressure: target.v2.as_ref().map(|v2| v2.dir.clone()),
             oom: file("memory", "memory.events", "memory.oom_control"),
-            memory_stat: file("memory", "memory.stat", "memory.stat"),
         }
     }
 
@@ -94,14 +95,6 @@ impl Meter {
     pub fn oom_takes_all(&self) -> bool {
         let dir = self.memory.as_deref().and_then(Path::parent);
         dir.and_then(|dir| number(&dir.join("memory.oom.group"))) == Some(1)
-    }
-
-    /// Memory that can't simply be dropped.
-    pub fn working_set(&self) -> Option<u64> {
-        let current = number(self.memory.as_deref()?)?;
-        let stat = text(self.memory_stat.as_deref()?).unwrap_or_default();
-        let file = field(&stat, "total_inactive_file").or_else(|| field(&stat, "inactive_file"));
-        Some(current.saturating_sub(file.unwrap_or(0)))
     }
 
     /// How many processes of it the kernel has killed for want of memory.
@@ -139,6 +132,15 @@ impl Reading {
         };
         Usage { cpu_millis: rate(cpu_nanos, 1000), io_bps: rate(io_bytes, 1_000_000_000), ..self.now }
     }
+}
+
+/// Memory of the cgroup at `place`, and of all below it, that can't simply be dropped.
+pub fn working_set(place: &Place) -> Option<u64> {
+    let used = if place.v2 { "memory.current" } else { "memory.usage_in_bytes" };
+    let current = number(&place.dir.join(used))?;
+    let stat = text(&place.dir.join("memory.stat")).unwrap_or_default();
+    let file = field(&stat, "total_inactive_file").or_else(|| field(&stat, "inactive_file"));
+    Some(current.saturating_sub(file.unwrap_or(0)))
 }
 
 fn text(path: &Path) -> Option<String> {

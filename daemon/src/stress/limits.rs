@@ -2,11 +2,15 @@
 //!
 //! Reads only. Where nothing limits it, the node does.
 
-use std::{fs, path::Path};
+use std::{fmt, fs, path::Path};
 
 use rustix::{process::Pid, thread::sched_getaffinity};
 
-use crate::{cgroup::Target, container::Container};
+use crate::{
+    cgroup::{Place, Target},
+    container::Container,
+    usage::working_set,
+};
 
 /// v1 says "no limit" by a number near this.
 const V1_UNLIMITED: u64 = 1 << 62;
@@ -54,6 +58,50 @@ impl NodeMemory {
     }
 }
 
+/// A limit of memory, of the container's own cgroup or of one above it, where others use of it too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryLimit {
+    /// In bytes.
+    pub limit: u64,
+    /// What of it is used and can't simply be dropped, by whomever, in bytes.
+    pub used: u64,
+    /// It is the container's own.
+    pub own: bool,
+}
+
+impl MemoryLimit {
+    /// The one that leaves the container of `target` the least, now. Its own is about to be lowered to `squeezed`.
+    pub fn tightest(target: &Target, squeezed: Option<u64>) -> Option<Self> {
+        Self::tightest_from(&target.place("memory", "memory.max")?, squeezed)
+    }
+
+    fn tightest_from(place: &Place, squeezed: Option<u64>) -> Option<Self> {
+        let limits = levels(place).filter_map(|level| {
+            let own = level == *place;
+            let limit = memory_limit(&level).into_iter().chain(squeezed.filter(|_| own)).min()?;
+            // Where the kernel does not tell, there is no room.
+            Some(Self { limit, used: working_set(&level).unwrap_or(limit), own })
+        });
+        limits.min_by_key(Self::room)
+    }
+
+    /// So many bytes may be taken.
+    pub fn room(&self) -> u64 {
+        self.limit.saturating_sub(self.used)
+    }
+}
+
+impl fmt::Display for MemoryLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { limit, used, own } = self;
+        if *own {
+            write!(f, "the container's limit is {limit}, and it uses {used}")
+        } else {
+            write!(f, "a cgroup above the container's has the limit {limit}, and all in it use {used}")
+        }
+    }
+}
+
 /// The tasks of a node. Who takes the last ones keeps everybody from starting anything, the kubelet too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NodePids {
@@ -90,8 +138,8 @@ impl Limits {
     /// As [`Limits::of`], of the container whose first process is `init`.
     pub fn at(target: &Target, init: i32) -> Self {
         let cpus = cpus(init) * 1000;
-        let quota = strictest(target, "cpu", "cpu.max", |dir, v2| {
-            let (quota, period) = if v2 {
+        let quota = strictest(target, "cpu", "cpu.max", |Place { dir, v2 }| {
+            let (quota, period) = if *v2 {
                 let text = fs::read_to_string(dir.join("cpu.max")).ok()?;
                 let (quota, period) = text.trim().split_once(' ')?;
                 (quota.parse::<u64>().ok()?, period.parse::<u64>().ok()?)
@@ -100,11 +148,8 @@ impl Limits {
             };
             (period > 0).then(|| quota * 1000 / period)
         });
-        let memory = strictest(target, "memory", "memory.max", |dir, v2| {
-            let file = if v2 { "memory.max" } else { "memory.limit_in_bytes" };
-            number(&dir.join(file)).filter(|limit| *limit < V1_UNLIMITED)
-        });
-        let pids = strictest(target, "pids", "pids.max", |dir, _| number(&dir.join("pids.max")));
+        let memory = strictest(target, "memory", "memory.max", memory_limit);
+        let pids = strictest(target, "pids", "pids.max", |place| number(&place.dir.join("pids.max")));
         Self {
             cpu_millis: quota.map_or(cpus, |quota| quota.min(cpus)),
             memory,
@@ -118,11 +163,21 @@ fn strictest(
     target: &Target,
     controller: &str,
     file: &str,
-    read: impl Fn(&Path, bool) -> Option<u64>,
+    read: impl Fn(&Place) -> Option<u64>,
 ) -> Option<u64> {
     let place = target.place(controller, file)?;
+    levels(&place).filter_map(|level| read(&level)).min()
+}
+
+/// It and all above it.
+fn levels(place: &Place) -> impl Iterator<Item = Place> {
     let dirs = place.dir.ancestors().take_while(|dir| dir.join("cgroup.procs").exists());
-    dirs.filter_map(|dir| read(dir, place.v2)).min()
+    dirs.map(|dir| Place { dir: dir.to_owned(), v2: place.v2 })
+}
+
+fn memory_limit(place: &Place) -> Option<u64> {
+    let file = if place.v2 { "memory.max" } else { "memory.limit_in_bytes" };
+    number(&place.dir.join(file)).filter(|limit| *limit < V1_UNLIMITED)
 }
 
 fn number(file: &Path) -> Option<u64> {
@@ -156,6 +211,44 @@ mod tests {
         assert_eq!(NodeMemory { available: 100 * mib, ..small }.room(), 0);
         for unreadable in ["", "MemTotal: 16777216 kB\n", "MemTotal: many kB\nMemAvailable: 5 kB\n"] {
             assert_eq!(of(unreadable), NodeMemory { whole: 0, available: 0 });
+        }
+    }
+
+    #[test]
+    fn what_others_use_of_a_limit_above_is_no_room() {
+        for v2 in [false, true] {
+            let top = tempfile::tempdir().unwrap();
+            let (pod, own) = (top.path().join("pod"), top.path().join("pod/own"));
+            fs::create_dir_all(&own).unwrap();
+            let cgroup = |dir: &Path, limit: &str, used: u64, inactive: u64| {
+                let [limits, usage, stat] = if v2 {
+                    ["memory.max", "memory.current", "inactive_file"]
+                } else {
+                    ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"]
+                };
+                fs::write(dir.join("cgroup.procs"), "").unwrap();
+                fs::write(dir.join(limits), limit).unwrap();
+                fs::write(dir.join(usage), used.to_string()).unwrap();
+                fs::write(dir.join("memory.stat"), format!("cache 9\n{stat} {inactive}\n")).unwrap();
+            };
+            let none = if v2 { "max" } else { "9223372036854771712" };
+            let place = Place { dir: own.clone(), v2 };
+            let tightest = |squeezed| MemoryLimit::tightest_from(&place, squeezed);
+            cgroup(top.path(), none, 999, 0);
+            cgroup(&pod, none, 950, 0);
+            cgroup(&own, none, 100, 30);
+            assert_eq!(tightest(None), None);
+            assert_eq!(tightest(Some(90)), Some(MemoryLimit { limit: 90, used: 70, own: true }));
+            cgroup(&own, "400", 100, 30);
+            assert_eq!(tightest(None), Some(MemoryLimit { limit: 400, used: 70, own: true }));
+            // The larger limit, and less room.
+            cgroup(&pod, "1000", 950, 0);
+            let found = tightest(None).unwrap();
+            assert_eq!((found, found.room()), (MemoryLimit { limit: 1000, used: 950, own: false }, 50));
+            assert_eq!(tightest(Some(90)).map(|found| found.room()), Some(20));
+            // What is not told is no room.
+            fs::remove_file(pod.join(if v2 { "memory.current" } else { "memory.usage_in_bytes" })).unwrap();
+            assert_eq!(tightest(None).map(|found| found.room()), Some(0));
         }
     }
 

@@ -171,6 +171,21 @@ impl Sandbox {
         below
     }
 
+    /// Another cgroup in the one that it is in, as a pod's other containers are.
+    pub fn beside(&self, name: &str) -> Vec<PathBuf> {
+        let beside: Vec<PathBuf> = self.parents.iter().map(|parent| parent.join(name)).collect();
+        for (parent, beside) in self.parents.iter().zip(&beside) {
+            make(parent, beside);
+        }
+        beside
+    }
+
+    /// Writes a value into whichever of the cgroups that it is in has `file`.
+    pub fn set_above(&self, file: &str, value: &str) {
+        let file = self.parents.iter().map(|parent| parent.join(file)).find(|file| file.exists());
+        fs::write(file.expect("a controller"), value).expect("writing a limit");
+    }
+
     /// Its cgroups.
     pub fn dirs(&self) -> Vec<PathBuf> {
         self.dirs.clone()

@@ -42,6 +42,7 @@ crate::cases![
     a_neighbour_notices_nothing,
     memory_is_resident_and_goes,
     memory_above_the_limit_is_refused_by_name,
+    memory_that_others_use_of_a_limit_above_is_refused_by_name,
     memory_that_the_node_has_no_room_for_is_refused_by_name,
     an_oom_killed_stressor_ends_the_fault,
     an_oom_killed_stressor_is_started_again_when_asked_for,
@@ -315,6 +316,25 @@ async fn memory_above_the_limit_is_refused_by_name() {
     let refused = rig.outcome().await;
     assert_eq!(refused.state, State::Refused(Reason::OutOfMemory), "{refused:?}");
     assert!(refused.message.contains("memory.size") && refused.message.contains("allowOOM"), "{refused:?}");
+    assert!(stressors(&sandbox).is_empty());
+}
+
+async fn memory_that_others_use_of_a_limit_above_is_refused_by_name() {
+    let (mut sandbox, _target, mut rig) = one();
+    sandbox.set(memory_limit(&sandbox), &(96 << 20).to_string());
+    sandbox.set_above(memory_limit(&sandbox), &(128 << 20).to_string());
+    let order = |sandbox: &Sandbox, stage| fault(sandbox, "a", stage, &memory(64 << 20));
+    rig.order(vec![order(&sandbox, Stage::Fire)]);
+    injected(&mut rig).await;
+    rig.order(vec![order(&sandbox, Stage::Recover)]);
+    assert_eq!(rig.outcome().await.state, State::Recovered);
+    let beside = sandbox.beside("other");
+    let _other = sandbox.start_in("large", &beside);
+    rig.order(vec![fault(&sandbox, "b", Stage::Fire, &memory(64 << 20))]);
+    let refused = rig.outcome().await;
+    assert_eq!(refused.state, State::Refused(Reason::OutOfMemory), "{refused:?}");
+    let limit = format!("above the container's has the limit {}", 128 << 20);
+    assert!(refused.message.contains("memory.size") && refused.message.contains(&limit), "{refused:?}");
     assert!(stressors(&sandbox).is_empty());
 }
 

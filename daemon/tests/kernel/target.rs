@@ -16,6 +16,9 @@ pub const DUTY: &str = "SQUALL_TEST_DUTY";
 /// The environment variable with the `cgroup.procs` files to enter first.
 pub const CGROUPS: &str = "SQUALL_TEST_CGROUPS";
 
+/// So many bytes of memory `large` has.
+pub const LARGE: usize = 64 << 20;
+
 /// How many children `sleepers` has.
 pub const SLEEPERS: usize = 150;
 
@@ -76,6 +79,8 @@ pub fn run(duty: &str) -> ! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(super::freeze::hold_freeze());
     }
+    // What is not zero is there, page by page.
+    let held = std::hint::black_box(vec![1_u8; if duty == "large" { LARGE } else { 0 }]);
     println!("ready");
     match duty {
         "busy" => loop {
@@ -90,6 +95,7 @@ pub fn run(duty: &str) -> ! {
         _ => loop {
             // SAFETY: no argument.
             unsafe { libc::pause() };
+            std::hint::black_box(&held);
         },
     }
 }
