@@ -4,6 +4,7 @@ mod cpu;
 mod io;
 mod memory;
 mod pids;
+mod taking;
 
 use std::{
     os::fd::{BorrowedFd, OwnedFd},
@@ -18,6 +19,7 @@ use super::{
     limits::{NodeMemory, NodePids},
     message::{Said, Task, send},
 };
+use taking::Taking;
 
 /// Threads that do nothing need no more than the least that there is.
 const SMALL_STACK: usize = 64 * 1024;
@@ -51,23 +53,27 @@ pub fn start(task: Task, files: Vec<OwnedFd>, socket: BorrowedFd<'static>) -> Re
             })?;
         }
         Task::Memory { workers, bytes, ramp, oom_score_adj: _, leaves_room } => {
-            let has_room = move || !leaves_room || NodeMemory::of("/proc".as_ref()).room() > 0;
+            let room = move || if leaves_room { node_memory() } else { u64::MAX };
+            let (piece, taking) = (memory::piece(workers), Arc::new(Taking::default()));
             let workers64 = u64::from(workers);
             let each = bytes.div_ceil(workers64);
             let mut left = bytes;
             many(workers, || {
                 let own = each.min(left);
                 left -= own;
+                let taking = Arc::clone(&taking);
                 move || {
-                    memory::work(own, ramp, has_room);
+                    memory::work(own, ramp, piece, &taking, room);
                     failed(socket, "filling memory: the node has no more to give")
                 }
             })?;
         }
         Task::Io { bytes } => {
+            let (stretch, taking) = (io::stretch(files.len() as u64), Arc::new(Taking::default()));
             for file in files {
+                let taking = Arc::clone(&taking);
                 spawn(move || {
-                    let problem = io::work(&file, bytes);
+                    let problem = io::work(&file, bytes, stretch, &taking);
                     failed(socket, &format!("writing and reading: {problem}"))
                 })
                 .map_err(refused)?;
@@ -80,6 +86,11 @@ pub fn start(task: Task, files: Vec<OwnedFd>, socket: BorrowedFd<'static>) -> Re
         }
     }
     Ok(knobs)
+}
+
+/// Bytes that the node has left, now.
+fn node_memory() -> u64 {
+    NodeMemory::of("/proc".as_ref()).room()
 }
 
 /// Says why, and ends the stressor.
