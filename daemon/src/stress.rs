@@ -42,6 +42,7 @@ use crate::{
     setting::Wanted,
     usage::Meter,
 };
+use files::Unnamed;
 use limits::{Limits, MemoryLimit, NodeMemory, NodePids};
 use message::{Said, Task};
 use spawn::{Heard, SpawnError, Stressor};
@@ -54,8 +55,11 @@ const RESTART: (Duration, Duration) = (Duration::from_secs(1), Duration::from_se
 const LIMITS_AGAIN: Duration = Duration::from_secs(1);
 /// Effects below these are not judged: they drown in what the container does itself.
 const LEAST: (u64, u64) = (20, 8 * 1024 * 1024);
-/// A process without a limit for it is the first that the kernel ends for want of memory.
+/// What stressors are for the kernel unless the order says otherwise: the first that it ends for want of memory.
 const FIRST_TO_GO: i32 = 1000;
+/// Memory for a task that does nothing, its kernel stack and all. Some 33 KiB on Linux 6.18 (x86-64), 24 of them the
+/// kernel's; kernels differ.
+const TASK_BYTES: u64 = 40 * 1024;
 
 /// Stress on one container.
 pub struct Starving {
@@ -70,7 +74,7 @@ pub struct Starving {
     /// Started beforehand, without a task, and not in the container yet.
     idle: Vec<Stressor>,
     /// For the IO stressor, until it has them.
-    files: Vec<OwnedFd>,
+    files: Unnamed,
     /// A stressor to start again, and when.
     again: Option<(Instant, Duration, Vec<Work>)>,
     to_say: VecDeque<Event>,
@@ -108,7 +112,7 @@ impl Starving {
             site: None,
             running: Vec::new(),
             idle: Vec::new(),
-            files: Vec::new(),
+            files: Unnamed::default(),
             again: None,
             to_say: VecDeque::new(),
         }
@@ -131,7 +135,7 @@ impl Starving {
             works.push(Work { what: "memory", task, files: vec![] });
         }
         if let Some(Io { workers: _, bytes, path: _ }) = io {
-            let files = mem::take(&mut self.files);
+            let files = mem::take(&mut self.files.files);
             works.push(Work { what: "io", task: Task::Io { bytes: *bytes }, files });
         }
         if let Some(count) = pids {
@@ -173,7 +177,9 @@ impl Starving {
             let message = format!("the {what} stressor was ended from outside: {status}");
             return Some(Event::Ended(LastingError::because(Reason::NoEffect, message)));
         }
-        match self.stress.on_oom {
+        // Its files were in memory, and went with it.
+        let lost = matches!(work.task, Task::Io { .. }) && work.files.is_empty();
+        match if lost { OnOom::Stop } else { self.stress.on_oom } {
             OnOom::Stop => {
                 let message = format!("the kernel ended the {what} stressor for want of memory");
                 Some(Event::Ended(LastingError::because(Reason::OutOfMemory, message)))
@@ -297,36 +303,65 @@ impl Starving {
         Err(LastingError::because(Reason::NoEffect, message))
     }
 
-    /// Whether the size fits, if it has to.
+    /// Whether there is memory for all that takes some, if there has to be.
     fn check_memory(&self, container: &Container, limits: &Limits) -> Result<(), LastingError> {
-        let Some(memory) = self.stress.memory.filter(|_| !self.stress.allow_oom) else { return Ok(()) };
-        let size = bytes(&memory, limits);
         let squeezed = self.stress.squeeze.memory.filter(|_| self.stress.squeeze.memory_hard);
         let limit = MemoryLimit::tightest(&container.target, squeezed);
         let room = limit.map_or(u64::MAX, |limit| limit.room()).min(limits.node.room());
-        if size <= room {
-            return Ok(());
-        }
-        let whose = match limit {
-            Some(limit) if limit.room() == room => limit.to_string(),
-            _ => {
-                let NodeMemory { whole, available } = limits.node;
-                format!(
-                    "of the node's {whole} {available} are available, and some are kept for everybody else"
-                )
+        let mut left = room;
+        for (what, bytes, advice) in self.memory_asked_for(limits) {
+            if let Some(less) = left.checked_sub(bytes) {
+                left = less;
+                continue;
             }
-        };
-        let message = format!(
-            "memory.size: {size} bytes are more than the {room} that are left: {whose}; allowOOM: true does it all \
-             the same"
-        );
-        Err(LastingError::because(Reason::OutOfMemory, message))
+            let whose = match limit {
+                Some(limit) if limit.room() == room => limit.to_string(),
+                _ => {
+                    let NodeMemory { whole, available } = limits.node;
+                    format!(
+                        "of the node's {whole} {available} are available, and some are kept for everybody else"
+                    )
+                }
+            };
+            let beside = match room - left {
+                0 => String::new(),
+                others => format!(" beside the {others} of other stressors"),
+            };
+            let message = format!("{what} are more than the {left} that are left{beside}: {whose}{advice}");
+            return Err(LastingError::because(Reason::OutOfMemory, message));
+        }
+        Ok(())
+    }
+
+    /// Each stressor that has to fit into memory: itself in words, its bytes, and what else could be done.
+    fn memory_asked_for(&self, limits: &Limits) -> Vec<(String, u64, &'static str)> {
+        let mut all = Vec::new();
+        if let Some(memory) = self.stress.memory.filter(|_| !self.stress.allow_oom) {
+            let size = bytes(&memory, limits);
+            all.push((format!("memory.size: {size} bytes"), size, "; allowOOM: true does it all the same"));
+        }
+        if let Some(count) = self.tasks(limits) {
+            let size = count.saturating_mul(TASK_BYTES);
+            let what = format!("pids.count: {count} tasks, {size} bytes of memory with their stacks,");
+            all.push((what, size, ""));
+        }
+        if let Some(Io { workers, bytes, path }) = self.stress.io.as_ref().filter(|_| self.files.in_memory) {
+            let size = u64::from(*workers).saturating_mul(*bytes);
+            let what = format!("io.size: {workers} times {bytes} bytes, in memory because {path} is,");
+            all.push((what, size, ""));
+        }
+        all
+    }
+
+    /// As many tasks as are asked for, and the container's limit lets through.
+    fn tasks(&self, limits: &Limits) -> Option<u64> {
+        let count = u64::from(self.stress.pids?);
+        Some([limits.pids, self.stress.squeeze.pids].into_iter().flatten().fold(count, u64::min))
     }
 
     /// Whether the node has room for as many tasks as the container's limit lets through.
     fn check_pids(&self, container: &Container, limits: &Limits) -> Result<(), LastingError> {
-        let Some(count) = self.stress.pids.map(u64::from) else { return Ok(()) };
-        let count = [limits.pids, self.stress.squeeze.pids].into_iter().flatten().fold(count, u64::min);
+        let Some(count) = self.tasks(limits) else { return Ok(()) };
         let node = NodePids::of(container.target.proc());
         let (room, NodePids { most, there }) = (node.room(), node);
         if count <= room {
@@ -354,11 +389,11 @@ impl Lasting for Starving {
     async fn intend(&mut self, container: &Container) -> Result<Vec<Wanted>, LastingError> {
         let wanted = squeeze::wanted(&container.target, &self.stress.squeeze)?;
         let limits = Limits::of(container);
-        self.check_memory(container, &limits)?;
         self.check_pids(container, &limits)?;
         if let Some(io) = &self.stress.io {
             self.files = files::unnamed(&self.proc, container, io).await?;
         }
+        self.check_memory(container, &limits)?;
         Ok(wanted)
     }
 
@@ -382,14 +417,19 @@ impl Lasting for Starving {
         let works = self.works(&limits);
         self.began = Instant::now();
         self.limits = Some(limits);
-        if self.stress.memory.is_some() && site.meter.oom_takes_all() {
+        let takes_memory = self.stress.memory.is_some() || self.stress.pids.is_some() || self.files.in_memory;
+        if takes_memory && site.meter.oom_takes_all() {
             let warning = "memory.oom.group is set, as the kubelet does: if the kernel ends the stressor for want of \
                            memory, it ends the container with it";
             self.to_say.push_back(Event::Warning(warning.into()));
         }
         self.site = Some(site);
-        for work in works {
+        for mut work in works {
             let stressor = self.begin(&work).map_err(|error| self.failed(work.what, &error))?;
+            if self.files.in_memory {
+                // What is in memory is free when the kernel has ended the stressor, unless somebody else has it open.
+                work.files.clear();
+            }
             self.running.push(Running { work, stressor });
         }
         let mut ready = Vec::new();
@@ -476,7 +516,7 @@ impl Lasting for Starving {
     async fn revert(&mut self) -> Vec<String> {
         self.again = None;
         self.idle.clear();
-        self.files.clear();
+        self.files.files.clear();
         for one in &self.running {
             one.stressor.ask_to_end();
         }

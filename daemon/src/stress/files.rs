@@ -2,12 +2,13 @@
 //!
 //! The path is looked up below the container's root, whatever links are in it, and the file never has a name, so nothing
 //! is left of it however its stressor ends. A file system whose server is dead answers nobody: it is asked by a thread of
-//! its own, which alone then hangs. Refuses what would fill a file system up, before anything is written.
+//! its own, which alone then hangs. Refuses what would fill a file system up, before anything is written. Whether there is
+//! memory for what is written to a file system in memory is weighed with all other memory.
 
 use std::{os::fd::OwnedFd, path::Path, time::Duration};
 
 use rustix::{
-    fs::{CWD, Mode, OFlags, ResolveFlags, StatVfs, fstatvfs, openat, openat2},
+    fs::{CWD, Mode, OFlags, ResolveFlags, StatVfs, fstatfs, fstatvfs, openat, openat2},
     io::Errno,
 };
 
@@ -21,9 +22,29 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 /// Percent of a file system that stay free. Where less than 15 are, kubelets remove images and evict pods; they count in
 /// what is kept for root (5 on ext4), which is left out here as `df` does, so it is one more.
 pub const KEPT_FREE: u8 = 16;
+/// File systems that are nowhere but in memory.
+const IN_MEMORY: [u32; 2] = [0x0102_1994 /* tmpfs */, 0x8584_58f6 /* ramfs */];
+
+/// The files of one stressor.
+#[derive(Debug, Default)]
+pub struct Unnamed {
+    /// One for each worker.
+    pub files: Vec<OwnedFd>,
+    /// What is written to them is memory of the container's.
+    pub in_memory: bool,
+}
+
+/// How much may be written to a file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// So many bytes, as far as it has a size.
+    pub bytes: u128,
+    /// It is none of the node's disks, and so has memory for them or not.
+    pub in_memory: bool,
+}
 
 /// Opens one for each worker.
-pub async fn unnamed(proc: &Path, container: &Container, io: &Io) -> Result<Vec<OwnedFd>, LastingError> {
+pub async fn unnamed(proc: &Path, container: &Container, io: &Io) -> Result<Unnamed, LastingError> {
     let Io { workers, bytes, path } = io;
     // One place is the pidfd's.
     if *workers as usize >= DESCRIPTORS {
@@ -51,7 +72,7 @@ pub async fn unnamed(proc: &Path, container: &Container, io: &Io) -> Result<Vec<
         .map_err(|error| LastingError::because(Reason::Internal, error.to_string()))?;
     // If the container ended meanwhile, that root may have been another's.
     container.check_again()?;
-    let (files, room) = opened.map_err(failed)?;
+    let (files, Room { bytes: room, in_memory }) = opened.map_err(failed)?;
     // Without an overflow, whatever is asked for.
     if u128::from(*workers) * u128::from(*bytes) > room {
         return Err(unsupported(format!(
@@ -59,11 +80,11 @@ pub async fn unnamed(proc: &Path, container: &Container, io: &Io) -> Result<Vec<
              {KEPT_FREE} % of a file system stay free, because kubelets evict pods where they don't"
         )));
     }
-    Ok(files)
+    Ok(Unnamed { files, in_memory })
 }
 
-/// The files, and how many bytes may be written to them.
-fn open(root: &Path, path: &str, count: u32) -> Result<(Vec<OwnedFd>, u128), (String, Errno)> {
+/// The files, and what may be written to them.
+fn open(root: &Path, path: &str, count: u32) -> Result<(Vec<OwnedFd>, Room), (String, Errno)> {
     let root = openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|errno| ("opening the container's root".into(), errno))?;
     let below = || -> Result<_, Errno> {
@@ -77,26 +98,27 @@ fn open(root: &Path, path: &str, count: u32) -> Result<(Vec<OwnedFd>, u128), (St
             )
         };
         let files = (0..count).map(open).collect::<Result<Vec<_>, _>>()?;
-        let room = files.first().map_or(Ok(0), room)?;
+        let none = Room { bytes: 0, in_memory: false };
+        let room = files.first().map_or(Ok(none), room)?;
         Ok((files, room))
     };
     below().map_err(|errno| (format!("a file in {path}"), errno))
 }
 
-/// How many bytes may be written to the file system of `file`.
-pub fn room(file: &OwnedFd) -> Result<u128, Errno> {
-    fstatvfs(file).map(|found| room_of(&found))
+/// How much may be written to the file system of `file`.
+pub fn room(file: &OwnedFd) -> Result<Room, Errno> {
+    let kind = fstatfs(file)?.f_type as u32;
+    fstatvfs(file).map(|found| room_of(kind, &found))
 }
 
-fn room_of(found: &StatVfs) -> u128 {
+fn room_of(kind: u32, found: &StatVfs) -> Room {
     let [whole, free, available, unit] =
         [found.f_blocks, found.f_bfree, found.f_bavail, found.f_frsize].map(u128::from);
     if whole == 0 {
-        // It has no size, and so is none of the node's disks.
-        return u128::MAX;
+        return Room { bytes: u128::MAX, in_memory: true };
     }
     let kept = (whole.saturating_sub(free) + available) * u128::from(KEPT_FREE) / 100;
-    available.saturating_sub(kept) * unit
+    Room { bytes: available.saturating_sub(kept) * unit, in_memory: IN_MEMORY.contains(&kind) }
 }
 
 #[cfg(test)]
@@ -105,16 +127,21 @@ mod tests {
 
     #[test]
     fn a_part_of_every_file_system_that_has_a_size_is_kept_free() {
-        let of = |blocks, free, available| {
+        let room = |kind, blocks, free, available| {
             let mut found = fstatvfs(std::fs::File::open("/").unwrap()).unwrap();
             (found.f_blocks, found.f_bfree, found.f_bavail, found.f_frsize) = (blocks, free, available, 4096);
-            room_of(&found)
+            room_of(kind, &found)
         };
+        let ext4 = 0xef53;
+        let of = |blocks, free, available| room(ext4, blocks, free, available).bytes;
         assert_eq!(of(1000, 300, 300), (300 - 160) * 4096);
         // What root alone may use is no part of it: of 900 blocks 200 are free.
         assert_eq!(of(1000, 300, 200), (200 - 144) * 4096);
         assert_eq!((of(1000, 160, 160), of(1000, 10, 0)), (0, 0));
-        assert_eq!(of(0, 0, 0), u128::MAX);
+        assert!(!room(ext4, 1000, 300, 300).in_memory);
+        assert!(IN_MEMORY.iter().all(|kind| room(*kind, 1000, 300, 300).in_memory));
+        // Without a size it is none of the node's disks.
+        assert_eq!(room(ext4, 0, 0, 0), Room { bytes: u128::MAX, in_memory: true });
         // A file system of the container's may say anything.
         assert!(of(1, u64::MAX, u64::MAX) > u128::from(u64::MAX));
     }

@@ -20,6 +20,7 @@ use rustix::{
 };
 
 use super::{
+    FIRST_TO_GO,
     message::{Said, Task, receive, send},
     work::{self, Knobs},
 };
@@ -58,9 +59,11 @@ fn run(parent: i32, socket: BorrowedFd<'static>) -> Result<(), String> {
     let Some((task, mut descriptors)) = receive::<Task>(socket).map_err(|error| error.to_string())? else {
         return Ok(());
     };
-    if let Task::Memory { oom_score_adj, .. } = &task {
-        set_oom_score_adj(*oom_score_adj)?;
-    }
+    // It has the daemon's, which is one of the last that the kernel ends.
+    set_oom_score_adj(match &task {
+        Task::Memory { oom_score_adj, .. } => *oom_score_adj,
+        Task::Cpu { .. } | Task::Io { .. } | Task::Pids { .. } => FIRST_TO_GO,
+    })?;
     set_no_new_privs(true).map_err(failed("giving up privileges"))?;
     // Without capabilities it is like any process of root, of which others, in a pod with `hostPID` too, may see the root
     // directory; and that is the daemon's, with the runtime's socket in it.

@@ -80,7 +80,8 @@ pub fn start(task: Task, files: Vec<OwnedFd>, socket: BorrowedFd<'static>) -> Re
             }
         }
         Task::Pids { count } => {
-            if let Err(short) = pids::start(count, || NodePids::of("/proc".as_ref()).room() > 0) {
+            let has_room = || NodePids::of("/proc".as_ref()).room() > 0 && node_memory() > 0;
+            if let Err(short) = pids::start(count, has_room) {
                 let _ = send(socket, &Said::Short(short), &[]);
             }
         }

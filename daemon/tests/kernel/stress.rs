@@ -1,6 +1,7 @@
 //! Stress on the real kernel: hungry as ordered, seen in the cgroup's own counters, and nothing of it left.
 
 use std::{
+    ffi::CStr,
     fs,
     io::ErrorKind,
     os::unix::fs::symlink,
@@ -52,8 +53,11 @@ crate::cases![
     an_io_path_that_does_not_answer_holds_up_nobody_else,
     a_containers_root_that_does_not_answer_holds_up_nobody_else,
     io_leaves_room_on_the_file_system,
+    io_in_memory_that_there_is_no_room_for_is_refused_by_name,
     pids_are_there_and_go,
     pids_that_the_node_has_no_room_for_are_refused_by_name,
+    pids_that_there_is_no_memory_for_are_refused_by_name,
+    stressors_of_every_kind_are_the_first_that_the_kernel_ends,
     stressors_have_no_capability_and_no_file,
     a_stressor_shows_nobody_the_daemons_files,
     squeezes_hold_the_stricter_and_each_ends_alone,
@@ -410,12 +414,17 @@ fn io(path: &str) -> Stress {
 }
 
 /// A file system of 32 MiB: how full the machine's disks are, and so whether they may be written to, is nobody's promise.
+/// It is in memory, of which there is far more.
 struct Small(tempfile::TempDir);
 
 impl Small {
     fn mount() -> Self {
+        Self::of("tmpfs", c"size=32m")
+    }
+
+    fn of(kind: &str, options: &CStr) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        mount("tmpfs", dir.path(), "tmpfs", MountFlags::empty(), Some(c"size=32m")).expect("a file system");
+        mount(kind, dir.path(), kind, MountFlags::empty(), Some(options)).expect("a file system");
         Self(dir)
     }
 
@@ -445,6 +454,10 @@ async fn io_leaves_no_file() {
     };
     until(Duration::from_secs(5), "it writes", written).await;
     assert_eq!(fs::read_dir(path).expect("the directory").count(), 0, "the file has a name");
+    // In memory it would outlive the stressor that the kernel ends for that very memory.
+    let ours = fs::read_dir("/proc/self/fd").expect("our files").flatten();
+    let mut ours = ours.filter_map(|entry| fs::read_link(entry.path()).ok());
+    assert_eq!(ours.find(|file| file.starts_with(path)), None, "the daemon has it open");
     rig.order(vec![]);
     nothing_left(&sandbox).await;
     assert_eq!(fs::read_dir(path).expect("the directory").count(), 0);
@@ -534,6 +547,39 @@ async fn io_leaves_room_on_the_file_system() {
     assert_eq!(used(), 12 << 20);
 }
 
+async fn io_in_memory_that_there_is_no_room_for_is_refused_by_name() {
+    let (sandbox, _target, mut rig) = one();
+    let whole = rustix::system::sysinfo().totalram;
+    // More than the container may have; and of those without a size, more than the node has, by whatever name.
+    let cases = [
+        ("tmpfs", c"size=256m", Some(64 << 20), 40 << 20, "the container's limit is 67108864"),
+        ("tmpfs", c"size=0", Some(64 << 20), 40 << 20, "the container's limit is 67108864"),
+        ("tmpfs", c"size=0", None, whole, "for everybody else"),
+        ("ramfs", c"", None, whole, "for everybody else"),
+    ];
+    for (number, (kind, options, limit, bytes, why)) in cases.into_iter().enumerate() {
+        let limit = limit.map_or("-1".to_owned(), |limit: u64| limit.to_string());
+        let limit = if v2(&sandbox) { limit.replace("-1", "max") } else { limit };
+        sandbox.set(memory_limit(&sandbox), &limit);
+        let small = Small::of(kind, options);
+        let path = small.path().to_owned();
+        let stress = Stress { io: Some(Io { workers: 2, bytes, path }), ..none() };
+        rig.order(vec![fault(&sandbox, &number.to_string(), Stage::Fire, &stress)]);
+        let refused = rig.outcome().await;
+        assert_eq!(refused.state, State::Refused(Reason::OutOfMemory), "{refused:?}");
+        for part in ["io.size", "in memory", why] {
+            assert!(refused.message.contains(part), "{part}: {refused:?}");
+        }
+        assert!(stressors(&sandbox).is_empty());
+        // What there is room for is written.
+        let order = |stage| fault(&sandbox, &format!("{number}-fits"), stage, &io(small.path()));
+        rig.order(vec![order(Stage::Fire)]);
+        injected(&mut rig).await;
+        rig.order(vec![order(Stage::Recover)]);
+        assert_eq!(rig.outcome().await.state, State::Recovered);
+    }
+}
+
 async fn pids_are_there_and_go() {
     let (sandbox, _target, mut rig) = one();
     let before: u64 = sandbox.get("pids.current").parse().expect("a number");
@@ -565,6 +611,45 @@ async fn pids_that_the_node_has_no_room_for_are_refused_by_name() {
     sandbox.limit(50);
     rig.order(vec![fault(&sandbox, "b", Stage::Fire, &stress)]);
     injected(&mut rig).await;
+}
+
+async fn pids_that_there_is_no_memory_for_are_refused_by_name() {
+    let (sandbox, _target, mut rig) = one();
+    sandbox.set(memory_limit(&sandbox), "67108864");
+    let stress = |count| Stress { pids: Some(count), ..none() };
+    rig.order(vec![fault(&sandbox, "a", Stage::Fire, &stress(2000))]);
+    let refused = rig.outcome().await;
+    assert_eq!(refused.state, State::Refused(Reason::OutOfMemory), "{refused:?}");
+    assert!(refused.message.contains("pids.count: 2000 tasks, 81920000 bytes"), "{refused:?}");
+    assert!(stressors(&sandbox).is_empty());
+    // Beside what another stressor takes.
+    let both = Stress { memory: memory(48 << 20).memory, ..stress(500) };
+    rig.order(vec![fault(&sandbox, "b", Stage::Fire, &both)]);
+    let refused = rig.outcome().await;
+    assert_eq!(refused.state, State::Refused(Reason::OutOfMemory), "{refused:?}");
+    assert!(
+        refused.message.contains("pids.count: 500") && refused.message.contains("50331648"),
+        "{refused:?}"
+    );
+    // And they take no more than they are said to, on any kernel; the rest is the process's.
+    let before = memory_used(&sandbox);
+    rig.order(vec![fault(&sandbox, "c", Stage::Fire, &stress(500))]);
+    injected(&mut rig).await;
+    let grown = memory_used(&sandbox).saturating_sub(before);
+    println!("  500 tasks take {grown} bytes");
+    assert!(grown < 500 * (40 << 10) + (8 << 20), "{grown}");
+}
+
+async fn stressors_of_every_kind_are_the_first_that_the_kernel_ends() {
+    let (sandbox, _target, mut rig) = one();
+    let small = Small::mount();
+    let stress =
+        Stress { memory: memory(8 << 20).memory, io: io(small.path()).io, pids: Some(5), ..cpu(1, 10) };
+    rig.order(vec![fault(&sandbox, "a", Stage::Fire, &stress)]);
+    injected(&mut rig).await;
+    let found = stressors(&sandbox);
+    let adj = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).expect("a number");
+    assert_eq!(found.iter().map(adj).collect::<Vec<_>>(), ["1000\n"; 4]);
 }
 
 async fn a_stressor_shows_nobody_the_daemons_files() {

@@ -7,8 +7,8 @@ use rustix::{
     io::{pread, pwrite},
 };
 
-use super::taking::Taking;
-use crate::stress::files::{KEPT_FREE, room};
+use super::{node_memory, taking::Taking};
+use crate::stress::files::{KEPT_FREE, Room, room};
 
 const BLOCK: u64 = 256 * 1024;
 /// The file system is looked at before every stretch: others may write to it at the same time, stressors of ours in other
@@ -46,8 +46,7 @@ fn round(
     while written < bytes {
         let next = stretch.min(bytes - written);
         let about = taking.map_or(0, |taking| taking.begin(next));
-        if room(file)? <= u128::from(about) {
-            let short = format!("less than {KEPT_FREE} % of the file system are free, or will be");
+        if let Some(short) = short(file, about)? {
             return Err(io::Error::other(short));
         }
         blocks(written..written + next, block.len(), |offset, length| {
@@ -62,6 +61,18 @@ fn round(
     // So that it is read from where it was written to, and not from memory.
     fadvise(file, 0, None, Advice::DontNeed)?;
     blocks(0..bytes, block.len(), |offset, length| Ok(pread(file, &mut block[..length], offset)?))
+}
+
+/// What there is too little of when `about` bytes are written.
+fn short(file: &OwnedFd, about: u64) -> io::Result<Option<String>> {
+    let Room { bytes, in_memory } = room(file)?;
+    Ok(if bytes <= u128::from(about) {
+        Some(format!("less than {KEPT_FREE} % of the file system are free, or will be"))
+    } else if in_memory && node_memory() <= about {
+        Some("the file system is in memory, and the node has no more to give".to_owned())
+    } else {
+        None
+    })
 }
 
 fn blocks(
