@@ -141,9 +141,14 @@ pub fn eligible<'a>(
             Ok(hit)
         }
         Action::ContainerFreeze | Action::Stress(_) => {
-            // Nothing ends by these, unless memory runs out.
+            // Nothing ends by these, unless memory runs out. That there is enough when it begins is the daemon's to
+            // see, but the container may want more later, and where `memory.oom.group` is set the kernel ends it together
+            // with the stressor. A task takes some 40 KiB. Files that IO stress writes are hardly ever in memory, and
+            // only the daemon knows.
             let deadly = match &spec.action {
-                Action::Stress(stress) => stress.memory.is_some() || stress.squeeze.memory.is_some(),
+                Action::Stress(stress) => {
+                    stress.memory.is_some() || stress.pids.is_some() || stress.squeeze.memory.is_some()
+                }
                 Action::PodKill { .. }
                 | Action::PodFailure { .. }
                 | Action::ContainerKill { .. }

@@ -153,6 +153,24 @@ fn stress_on_memory_spares_a_container_that_never_comes_back(
     assert!(eligible(&cpu, &pod, &namespace()).is_ok());
 }
 
+#[rstest]
+#[case(json!({"stressors": {"cpu": {"workers": 1, "load": 50}}}), None)]
+#[case(json!({"stressors": {"io": {"workers": 1, "size": "1Mi", "path": "/data"}}}), None)]
+#[case(json!({"squeeze": {"pids": 5}}), None)]
+#[case(json!({"stressors": {"memory": {"workers": 1, "size": "1Mi"}}}), Some(Ineligible::WouldNotRecover))]
+#[case(json!({"stressors": {"pids": {"count": 100}}}), Some(Ineligible::WouldNotRecover))]
+#[case(json!({"squeeze": {"memory": "64Mi"}}), Some(Ineligible::WouldNotRecover))]
+fn stress_that_takes_memory_spares_what_would_not_come_back(
+    #[case] parts: serde_json::Value,
+    #[case] expected: Option<Ineligible>,
+) {
+    let mut whole = json!({"mode": "one"});
+    whole.as_object_mut().unwrap().extend(parts.as_object().unwrap().clone());
+    let spec = validate(&serde_json::from_value::<StressChaosSpec>(whole).unwrap(), "shop").unwrap();
+    let never = PodView { never_restarts: true, ..pod() };
+    assert_eq!(eligible(&spec, &never, &namespace()).err(), expected);
+}
+
 #[test]
 fn a_container_that_does_not_run_is_not_signalled() {
     let mut pod = pod();
