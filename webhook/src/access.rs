@@ -3,6 +3,7 @@
 //!
 //! In doubt the answer is no. Rights come first: whoever has none in a namespace learns nothing about it.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
@@ -12,29 +13,29 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use squall_api::names;
 use squall_model::pod::NamespaceView;
-use tokio::sync::Semaphore;
 
 use crate::experiments::Ask;
 use crate::review::{Denied, UserInfo};
+use crate::shares::Shares;
 
 /// kube-apiserver waits 5 s for us.
 const PATIENCE: Duration = Duration::from_secs(4);
 /// Questions that should be under way at a time, of all reviews together.
 pub const TOGETHER: usize = 16;
 
-/// Ask everything, each question with a permit of `turns`.
-pub async fn allowed(client: &Client, turns: &Semaphore, ask: &Ask) -> Result<(), Denied> {
+/// Ask everything for `peer`, each question with one of its `turns`.
+pub async fn allowed(client: &Client, turns: &Shares, peer: IpAddr, ask: &Ask) -> Result<(), Denied> {
     let all = async {
         let mut questions = Vec::new();
         if let Some(user) = &ask.user {
             for namespace in &ask.namespaces {
-                questions.push(in_turn(turns, may(client, user, ask, namespace)));
+                questions.push(in_turn(turns, peer, may(client, user, ask, namespace)));
             }
         }
         each(questions).await?;
         let mut questions = Vec::new();
         for namespace in &ask.opted_in {
-            questions.push(in_turn(turns, takes_part(client, namespace)));
+            questions.push(in_turn(turns, peer, takes_part(client, namespace)));
         }
         each(questions).await
     };
@@ -52,11 +53,12 @@ async fn each<F: Future<Output = Result<(), Denied>>>(questions: Vec<F>) -> Resu
 }
 
 async fn in_turn(
-    turns: &Semaphore,
+    turns: &Shares,
+    peer: IpAddr,
     question: impl Future<Output = Result<(), Denied>>,
 ) -> Result<(), Denied> {
     // Never closed, so a turn always comes.
-    let _turn = turns.acquire().await.ok();
+    let _turn = turns.take(peer, 1).await;
     question.await
 }
 

@@ -20,10 +20,9 @@ use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use kube::Client;
 use squall_api::names;
-use tokio::sync::Semaphore;
 use tracing::{Instrument, Span, field};
 
-use crate::experiments::Wanted;
+use crate::experiments::{Ask, Wanted};
 use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::review::{Answer, Denied, Request};
@@ -63,7 +62,7 @@ struct Desk {
     /// In bytes. A body takes it as it comes in: who only announces one takes nothing.
     room: Shares,
     /// Of questions to the API server.
-    turns: Semaphore,
+    turns: Shares,
     /// Of removals that are held up.
     removals: Shares,
 }
@@ -106,7 +105,7 @@ pub fn router(app: App) -> Router {
     let desk = Arc::new(Desk {
         app,
         room: Shares::new(ROOM.0, ROOM.1),
-        turns: Semaphore::new(access::TOGETHER),
+        turns: Shares::new(access::TOGETHER, access::TOGETHER / 2),
         removals: Shares::new(removal::TOGETHER.0, removal::TOGETHER.1),
     });
     let paths = [
@@ -205,7 +204,7 @@ impl Desk {
                 annotations::Verdict::Answered(answer) => answer,
                 annotations::Verdict::Ask { questions, wishes, answer } => {
                     for ask in &questions {
-                        if let Err(denied) = access::allowed(&self.app.client, &self.turns, ask).await {
+                        if let Err(denied) = self.allowed(peer, ask).await {
                             return denied.into();
                         }
                     }
@@ -223,23 +222,25 @@ impl Desk {
             Path::MutateExperiments => experiments::mutate(request),
             Path::ValidateExperiments => match judged(request) {
                 experiments::Verdict::Answered(answer) => answer,
-                experiments::Verdict::Ask(ask, warnings) => {
-                    match access::allowed(&self.app.client, &self.turns, &ask).await {
-                        Ok(()) => {
-                            match ask.wanted.as_ref().map(|wanted| self.permitted(&ask.namespaces, wanted)) {
-                                Some(Err(denied)) => denied.into(),
-                                Some(Ok(())) | None => Answer { warnings, ..Answer::default() },
-                            }
+                experiments::Verdict::Ask(ask, warnings) => match self.allowed(peer, &ask).await {
+                    Ok(()) => {
+                        match ask.wanted.as_ref().map(|wanted| self.permitted(&ask.namespaces, wanted)) {
+                            Some(Err(denied)) => denied.into(),
+                            Some(Ok(())) | None => Answer { warnings, ..Answer::default() },
                         }
-                        Err(denied) => denied.into(),
                     }
-                }
+                    Err(denied) => denied.into(),
+                },
             },
             Path::ValidatePolicies => policies::review(request),
             Path::ValidateRemoval => {
                 removal::review(&self.app.client, || self.removals.try_take(peer), request).await
             }
         }
+    }
+
+    async fn allowed(&self, peer: IpAddr, ask: &Ask) -> Result<(), Denied> {
+        access::allowed(&self.app.client, &self.turns, peer, ask).await
     }
 
     /// What halts and policies say, for now: whoever chooses targets asks them again.

@@ -287,10 +287,47 @@ async fn many_reviews_ask_few_questions_at_a_time() {
         open.len()
     };
     let path = names::PATH_VALIDATE_EXPERIMENTS;
-    let reviews = [bench.review(path, &asked), bench.review(path, &asked), bench.review(path, &asked)];
+    let reviews = [1, 2, 3].map(|last| bench.review_as([10, 0, 0, last], path, &asked));
     let (answers, open) = tokio::join!(futures::future::join_all(reviews), count);
     assert_eq!(open, squall_webhook::access::TOGETHER);
     assert!(answers.iter().all(|answer| !answer.allowed()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_asks_much_leaves_turns_to_the_others() {
+    let Bench { router, world, metrics, mut api } = bench();
+    let bench = Bench { router, world, metrics, api: support::nobody() };
+    let asked = in_namespaces(50);
+    let one = review("CREATE", CHAOS, "bob", Value::Null, chaos(pod_kill()));
+    // An API server that answers the other's questions only.
+    let serving = async {
+        let mut held = Vec::new();
+        while let Some((request, send)) = api.next_request().await {
+            let (head, body) = request.into_parts();
+            let body = body.collect_bytes().await.unwrap();
+            let question: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+            if head.method == "POST" && question["spec"]["user"] == "ann" {
+                held.push(send);
+                continue;
+            }
+            let (status, text) = yes(head.method.as_str(), head.uri.path(), &question);
+            let body = KubeBody::from(text.to_string().into_bytes());
+            send.send_response(Response::builder().status(status).body(body).unwrap());
+        }
+    };
+    let path = names::PATH_VALIDATE_EXPERIMENTS;
+    let flood = futures::future::join_all([0; 3].map(|_| bench.review_as([10, 0, 0, 1], path, &asked)));
+    let other = async {
+        // When the first one's questions are all under way.
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        bench.review_as([10, 0, 0, 2], path, &one).await
+    };
+    let answer = tokio::select! {
+        answer = other => answer,
+        _ = flood => panic!("it was answered when the first one had given up"),
+        () = serving => unreachable!("the API server is there"),
+    };
+    assert!(answer.allowed(), "{}", answer.message());
 }
 
 #[tokio::test]

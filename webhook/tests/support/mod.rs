@@ -73,7 +73,12 @@ impl Bench {
 
     /// Have `review` reviewed; the `response` in the answer.
     pub async fn review(&self, path: &str, review: &Value) -> Reviewed {
-        let (status, text) = self.post(path, review.to_string()).await;
+        self.review_as([0, 0, 0, 0], path, review).await
+    }
+
+    /// The same for the peer at this address.
+    pub async fn review_as(&self, peer: [u8; 4], path: &str, review: &Value) -> Reviewed {
+        let (status, text) = self.post_as(peer, path, review.to_string()).await;
         assert_eq!(status, StatusCode::OK, "{text}");
         let answer: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(answer["apiVersion"], "admission.k8s.io/v1");
