@@ -59,7 +59,7 @@ pub enum ApplyError {
         /// Who we are.
         own: String,
     },
-    /// It could not be written down, so nothing was done.
+    /// It could not be written down, so nothing was begun; what it ends was ended.
     #[error(transparent)]
     Journal(#[from] JournalError),
 }
@@ -182,24 +182,15 @@ impl Node {
             return Err(ApplyError::Stale { got: generation, held });
         }
         let listed: BTreeSet<&str> = faults.iter().map(|fault| fault.id.as_str()).collect();
-        inner.journal.accept(generation, &listed)?;
+        let accepted = inner.journal.accept(generation, &listed);
+        end_unlisted(&mut inner.running, &listed);
+        if let Err(error) = accepted {
+            // Nothing may begin or go on for longer, but nobody has to wait for the end of what stands: for that the
+            // journal is not needed. What still stands in it is put back twice, which does no harm.
+            faults.iter().for_each(|fault| end_sooner(&inner.running, fault, came.1));
+            return Err(error.into());
+        }
         inner.reports.retain(|id, _| listed.contains(id.as_str()));
-        inner.running.retain(|id, running| {
-            if listed.contains(id.as_str()) {
-                return true;
-            }
-            tracing::info!(fault = id, "no longer ordered");
-            if running.lasting {
-                running.command.send_modify(|command| {
-                    command.listed = false;
-                    command.stage = Stage::Recover;
-                });
-            } else {
-                // Whatever it holds is let go of with its task.
-                running.task.abort();
-            }
-            running.lasting
-        });
         let Inner { running, kinds, .. } = &mut *inner;
         kinds.retain(|id, _| running.contains_key(id));
         let mut volley = Vec::new();
@@ -403,6 +394,37 @@ impl Node {
     }
 }
 
+/// Ends what is not listed any more.
+fn end_unlisted(running: &mut HashMap<String, Running>, listed: &BTreeSet<&str>) {
+    running.retain(|id, running| {
+        if listed.contains(id.as_str()) {
+            return true;
+        }
+        tracing::info!(fault = id, "no longer ordered");
+        if running.lasting {
+            running.command.send_modify(|command| {
+                command.listed = false;
+                command.stage = Stage::Recover;
+            });
+        } else {
+            // Whatever it holds is let go of with its task.
+            running.task.abort();
+        }
+        running.lasting
+    });
+}
+
+/// Does of `fault` what ends it, or has it end sooner; nothing else.
+fn end_sooner(running: &HashMap<String, Running>, fault: &Order, now: Instant) {
+    let Some(running) = running.get(&fault.id) else { return };
+    running.command.send_modify(|command| {
+        if running.lasting && fault.stage == Stage::Recover {
+            command.stage = Stage::Recover;
+        }
+        command.expires = command.expires.min(now + fault.ttl);
+    });
+}
+
 /// A kill that is ordered to be fired.
 struct Shot {
     command: watch::Sender<Command>,
@@ -444,26 +466,21 @@ fn fire(volley: Vec<Shot>, ordered: SystemTime) {
 
 #[cfg(test)]
 mod tests {
+    use tokio::task::JoinHandle;
+
     use super::*;
     use crate::{cgroup::CgroupRoot, ebpf::Engine, order::ContainerRef, runtime::Runtimes};
 
-    #[tokio::test]
-    async fn every_fault_is_in_the_snapshot_though_nothing_was_told_of_it_yet() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut journal = Journal::open(dir.path()).unwrap();
-        journal.note("interrupted", Progress::Intended { pid: i32::MAX, start: 1 }).unwrap();
-        let tools = Tools {
+    fn tools() -> Tools {
+        Tools {
             engine: Arc::new(Engine::new(false)),
             cgroups: CgroupRoot::discover("/sys/fs/cgroup".as_ref(), "/proc".as_ref()).unwrap(),
             runtimes: Runtimes::default(),
-        };
-        let node = Node::new("n".into(), tools, journal);
-        let told = |node: &Node| -> Vec<_> {
-            node.watch().1.into_iter().map(|report| (report.id, report.state, report.receipt)).collect()
-        };
-        let interrupted = ("interrupted".to_owned(), State::Fired, None);
-        assert_eq!(told(&node), vec![interrupted.clone()]);
-        let order = |id: &str| Order {
+        }
+    }
+
+    fn order(id: &str, stage: Stage) -> Order {
+        Order {
             id: id.into(),
             experiment: String::new(),
             container: ContainerRef {
@@ -474,14 +491,74 @@ mod tests {
                 scheme: "none".into(),
                 id: "abc".into(),
             },
-            stage: Stage::Arm,
+            stage,
             ttl: Duration::from_secs(30),
             action: None,
+        }
+    }
+
+    fn state(counter: u64, faults: Vec<Order>) -> Desired {
+        Desired { generation: Generation { term: 1, counter }, node: "n".into(), faults }
+    }
+
+    /// A fault that stands for a minute, without anything behind it.
+    fn stands(node: &Node, id: &str, lasting: bool) -> (watch::Receiver<Command>, JoinHandle<()>) {
+        let expires = Instant::now() + Duration::from_secs(60);
+        let (command, commands) = watch::channel(Command {
+            stage: Stage::Fire,
+            ordered: SystemTime::now(),
+            expires,
+            listed: true,
+            ending: false,
+        });
+        let task = tokio::spawn(std::future::pending());
+        let running =
+            Running { command, task: task.abort_handle(), finding: watch::channel(()).1, lasting };
+        node.lock().running.insert(id.into(), running);
+        (commands, task)
+    }
+
+    #[tokio::test]
+    async fn every_fault_is_in_the_snapshot_though_nothing_was_told_of_it_yet() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(dir.path()).unwrap();
+        journal.note("interrupted", Progress::Intended { pid: i32::MAX, start: 1 }).unwrap();
+        let node = Node::new("n".into(), tools(), journal);
+        let told = |node: &Node| -> Vec<_> {
+            node.watch().1.into_iter().map(|report| (report.id, report.state, report.receipt)).collect()
         };
-        let generation = Generation { term: 1, counter: 1 };
-        let faults = vec![order("interrupted"), order("new")];
-        node.apply(Desired { generation, node: "n".into(), faults }).unwrap();
+        let interrupted = ("interrupted".to_owned(), State::Fired, None);
+        assert_eq!(told(&node), vec![interrupted.clone()]);
+        let faults = vec![order("interrupted", Stage::Arm), order("new", Stage::Arm)];
+        node.apply(state(1, faults)).unwrap();
         // Nothing is awaited: their tasks have not run yet.
         assert_eq!(told(&node), [interrupted, ("new".to_owned(), State::Armed, None)]);
+    }
+
+    #[tokio::test]
+    async fn what_ends_a_fault_is_done_though_the_journal_cannot_be_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = Node::new("n".into(), tools(), Journal::open(dir.path()).unwrap());
+        let ids = ["recovers", "shorter", "longer", "unlisted", "trigger"];
+        let [recovers, shorter, longer, unlisted, trigger] =
+            ids.map(|id| stands(&node, id, id != "trigger"));
+        let before = longer.0.borrow().expires;
+        drop(dir);
+        let of = |id, ttl| Order { ttl: Duration::from_secs(ttl), ..order(id, Stage::Fire) };
+        let faults =
+            vec![order("recovers", Stage::Recover), of("shorter", 1), of("longer", 600), of("new", 600)];
+        let refused = node.apply(state(1, faults)).unwrap_err();
+        assert!(matches!(refused, ApplyError::Journal(_)), "{refused}");
+        let told = |commands: &watch::Receiver<Command>| (commands.borrow().stage, commands.borrow().listed);
+        assert_eq!(told(&recovers.0), (Stage::Recover, true));
+        assert_eq!(told(&unlisted.0), (Stage::Recover, false));
+        assert_eq!(told(&shorter.0), (Stage::Fire, true));
+        assert!(shorter.0.borrow().expires < before);
+        assert!(trigger.1.await.unwrap_err().is_cancelled());
+        // Nothing begins, and nothing goes on for longer.
+        assert_eq!(longer.0.borrow().expires, before);
+        let inner = node.lock();
+        assert!(!inner.running.contains_key("new"));
+        assert_eq!(inner.journal.generation(), Generation::default());
     }
 }

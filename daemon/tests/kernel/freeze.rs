@@ -8,6 +8,7 @@ use std::{
 
 use squall_daemon::{
     cgroup::Layout,
+    node::ApplyError,
     order::{Action, Kill, Order, Scope, Stage},
     report::{FaultReport, Reason, State},
 };
@@ -21,6 +22,7 @@ crate::cases![
     a_frozen_container_does_not_run_and_goes_on_afterwards,
     sub_cgroups_and_what_is_forked_meanwhile_are_frozen_too,
     a_freeze_that_is_not_renewed_thaws_at_its_deadline,
+    a_node_whose_journal_cannot_be_written_thaws_all_the_same,
     two_freezes_of_one_container_end_with_the_last,
     v1_freezes_where_version_2_has_no_cgroup_for_the_container,
     what_somebody_else_froze_stays_frozen,
@@ -127,6 +129,17 @@ async fn a_freeze_that_is_not_renewed_thaws_at_its_deadline() {
     assert_eq!(rig.outcome().await.state, State::Recovered);
     let took = start.elapsed();
     assert!(took >= ttl && took < ttl + slack(Duration::from_millis(900)), "{took:?}");
+    goes_on(target.pid()).await;
+}
+
+async fn a_node_whose_journal_cannot_be_written_thaws_all_the_same() {
+    let (sandbox, target, mut rig) = busy();
+    rig.order(vec![freeze(&sandbox, Stage::Fire)]);
+    injected(&mut rig).await;
+    fs::remove_dir_all(rig.dir.path()).expect("removing the journal");
+    let refused = rig.apply(vec![freeze(&sandbox, Stage::Recover)]).expect_err("nowhere to write it down");
+    assert!(matches!(refused, ApplyError::Journal(_)), "{refused}");
+    assert_eq!(rig.outcome().await.state, State::Recovered);
     goes_on(target.pid()).await;
 }
 

@@ -152,9 +152,13 @@ impl Rig {
     }
 
     pub fn order(&mut self, faults: Vec<Order>) {
+        self.apply(faults).expect("accepted");
+    }
+
+    pub fn apply(&mut self, faults: Vec<Order>) -> Result<Generation, ApplyError> {
         self.counter += 1;
         let generation = Generation { term: 1, counter: self.counter };
-        self.node.apply(Desired { generation, node: "n".into(), faults }).expect("accepted");
+        self.node.apply(Desired { generation, node: "n".into(), faults })
     }
 
     pub async fn report(&mut self) -> FaultReport {
