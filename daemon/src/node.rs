@@ -471,7 +471,7 @@ mod tests {
     use super::*;
     use crate::{cgroup::CgroupRoot, ebpf::Engine, order::ContainerRef, runtime::Runtimes};
 
-    fn tools() -> Tools {
+    pub fn tools() -> Tools {
         Tools {
             engine: Arc::new(Engine::new(false)),
             cgroups: CgroupRoot::discover("/sys/fs/cgroup".as_ref(), "/proc".as_ref()).unwrap(),
@@ -502,7 +502,7 @@ mod tests {
     }
 
     /// A fault that stands for a minute, without anything behind it.
-    fn stands(node: &Node, id: &str, lasting: bool) -> (watch::Receiver<Command>, JoinHandle<()>) {
+    pub fn stands(node: &Node, id: &str, lasting: bool) -> (watch::Receiver<Command>, JoinHandle<()>) {
         let expires = Instant::now() + Duration::from_secs(60);
         let (command, commands) = watch::channel(Command {
             stage: Stage::Fire,

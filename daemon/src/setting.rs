@@ -264,6 +264,17 @@ impl Settings {
         }
         outcome
     }
+
+    /// Puts back what could not be put back the last time. What the fault still holds it lets go of, since others may
+    /// hold it, too; else a daemon before this one left it.
+    pub fn put_back(&self, id: &str, undo: &Undo) -> Result<Option<String>, SettingError> {
+        let held = lock(&self.0).get(&undo.setting).map(|known| Arc::clone(&known.held));
+        if held.is_some_and(|held| lock(&held).holders.contains_key(id)) {
+            return self.release(id, undo);
+        }
+        let holders = BTreeMap::from([(id.to_owned(), undo.wanted)]);
+        put_back(&undo.setting, &mut Held { original: undo.original, holders, foreign: false }, id)
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -461,6 +472,28 @@ mod tests {
         assert_eq!(fs::read_to_string(&file).unwrap(), "100");
         settings.release("a", &undo).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), "100");
+    }
+
+    #[test]
+    fn what_is_put_back_later_is_not_taken_from_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pids.max");
+        fs::write(&file, "max").unwrap();
+        let settings = Settings::default();
+        let hold = |id| {
+            let undo = settings.intend(&Wanted { setting: number(&file), limit: 5 }).unwrap();
+            settings.hold(id, &undo).unwrap();
+            undo
+        };
+        let (a, b) = (hold("a"), hold("b"));
+        for (id, undo, after) in [("a", &a, "5"), ("b", &b, "max")] {
+            assert_eq!(settings.put_back(id, undo).unwrap(), None);
+            assert_eq!(fs::read_to_string(&file).unwrap(), after);
+        }
+        // What a daemon before this one left.
+        fs::write(&file, "5").unwrap();
+        assert_eq!(settings.put_back("a", &a).unwrap(), None);
+        assert_eq!(fs::read_to_string(&file).unwrap(), "max");
     }
 
     proptest! {

@@ -4,7 +4,7 @@
 //! container, with the daemon, or by itself. How it is put back is in the journal before anything is done. Its task is
 //! never dropped while something stands: it is told to recover instead.
 
-use std::{collections::BTreeSet, pin::pin, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, mem, pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
@@ -12,7 +12,7 @@ use tokio::{
     time::{sleep, sleep_until},
 };
 
-use super::{Command, Node};
+use super::{Command, Inner, Node};
 use crate::{
     container::Container,
     journal::{Journal, Progress},
@@ -38,8 +38,8 @@ enum End {
     Expired(FaultReport),
     /// The daemon ends.
     Interrupted,
-    /// Not everything could be put back: it stays in the journal for the next time.
-    Left(FaultReport),
+    /// Not everything could be put back: what is left stays in the journal for the next time.
+    Left(FaultReport, Vec<Undo>),
 }
 
 /// Sees `order` through, again and again if it is ordered anew while it ends.
@@ -62,16 +62,16 @@ pub(super) async fn run(
             node: &node,
             id: &id,
             lasting: report::Lasting { interruptions, ..report::Lasting::default() },
-            left: false,
+            left: Vec::new(),
         };
-        let end = match (&action, turn.put_back_left_over()) {
+        let end = match (&action, turn.put_back_left_over().await) {
             (_, Some(end)) => end,
             (Some(action), None) => turn.take(&container, action, &mut commands).await,
             (None, None) => turn.told(State::Refused(Reason::Unsupported), UNKNOWN.into()),
         };
         match node.finish(&id, end, interruptions) {
             Next::Nothing => return,
-            Next::Again { interrupted } => interruptions += u32::from(interrupted),
+            Next::Again { interruptions: so_far } => interruptions = so_far,
         }
     }
 }
@@ -126,11 +126,12 @@ pub(super) fn put_back_left_over(journal: &mut Journal) {
 }
 
 /// What follows a turn.
+#[derive(Debug, PartialEq)]
 enum Next {
     Nothing,
     /// It was ordered anew meanwhile.
     Again {
-        interrupted: bool,
+        interruptions: u32,
     },
 }
 
@@ -145,9 +146,15 @@ impl Node {
             // Nobody is interested any more.
             inner.running.remove(id);
             inner.reports.remove(id);
-            if !matches!(end, End::Left(_)) && inner.journal.forget(id) {
-                self.write.notify_one();
+            match end {
+                End::Left(_, undos) => {
+                    inner.journal.note_soon(id, Progress::Standing { undos, interruptions });
+                }
+                End::Told(_) | End::Expired(_) | End::Interrupted => {
+                    inner.journal.forget(id);
+                }
             }
+            self.write.notify_one();
             return Next::Nothing;
         };
         let (report, progress) = match end {
@@ -162,19 +169,15 @@ impl Node {
             End::Told(report) => {
                 // Recovered, and ordered again before this was told.
                 if report.state == State::Recovered && command.stage == Stage::Fire {
-                    return Next::Again { interrupted: false };
+                    return self.again(&mut inner, id, interruptions);
                 }
                 let progress = Progress::Final(report.clone());
                 (report, progress)
             }
-            End::Left(report) => {
-                inner.running.remove(id);
-                self.broadcast(&mut inner, report);
-                return Next::Nothing;
-            }
+            End::Left(report, undos) => (report, Progress::Standing { undos, interruptions }),
             End::Expired(report) => {
                 if command.expires > tokio::time::Instant::now() && command.stage == Stage::Fire {
-                    return Next::Again { interrupted: true };
+                    return self.again(&mut inner, id, interruptions.saturating_add(1));
                 }
                 (report, Progress::Interrupted { interruptions: interruptions.saturating_add(1) })
             }
@@ -185,19 +188,27 @@ impl Node {
         self.broadcast(&mut inner, report);
         Next::Nothing
     }
+
+    /// Everything was let go of. Did the journal still say that it stands, it would be put back once more before it is
+    /// injected again, and another fault may hold the same value.
+    fn again(&self, inner: &mut Inner, id: &str, interruptions: u32) -> Next {
+        inner.journal.note_soon(id, Progress::Interrupted { interruptions });
+        self.write.notify_one();
+        Next::Again { interruptions }
+    }
 }
 
 struct Turn<'a> {
     node: &'a Arc<Node>,
     id: &'a str,
     lasting: report::Lasting,
-    /// Whether something could not be put back.
-    left: bool,
+    /// What could not be put back.
+    left: Vec<Undo>,
 }
 
 impl Turn<'_> {
     /// Puts back what could not be put back the last time; the end, if it still can't.
-    fn put_back_left_over(&mut self) -> Option<End> {
+    async fn put_back_left_over(&mut self) -> Option<End> {
         let undos = match self.node.lock().journal.progress(self.id) {
             Some(Progress::Standing { undos, .. }) => undos.clone(),
             Some(
@@ -208,16 +219,18 @@ impl Turn<'_> {
             )
             | None => return None,
         };
-        for (_, outcome) in put_back_all(undos.iter().map(|undo| (self.id, undo))) {
-            match outcome {
+        let mut why = None;
+        for undo in undos.into_iter().rev() {
+            match self.set(&undo, Settings::put_back).await {
                 Ok(warning) => self.lasting.warnings.extend(warning),
                 Err(error) => {
-                    let message = format!("an earlier change could not be put back: {error}");
-                    return Some(End::Left(self.report(State::Failed(Reason::Internal), message)));
+                    why = Some(error);
+                    self.left.insert(0, undo);
                 }
             }
         }
-        None
+        let message = format!("an earlier change could not be put back: {}", why?);
+        Some(self.what_is_left(message))
     }
 
     fn report(&self, state: State, message: String) -> FaultReport {
@@ -226,6 +239,10 @@ impl Turn<'_> {
 
     fn told(&self, state: State, message: String) -> End {
         End::Told(self.report(state, message))
+    }
+
+    fn what_is_left(&mut self, message: String) -> End {
+        End::Left(self.report(State::Failed(Reason::Internal), message), mem::take(&mut self.left))
     }
 
     fn refused(&self, error: &LastingError) -> End {
@@ -337,9 +354,9 @@ impl Turn<'_> {
             sleep(AFTER).await;
             effect.after = Some(meter.read().since(&reverted));
         }
-        if self.left {
+        if !self.left.is_empty() {
             let message = "not everything could be put back; it is tried again when the daemon starts";
-            return End::Left(self.report(State::Failed(Reason::Internal), message.into()));
+            return self.what_is_left(message.into());
         }
         match ended {
             Ended::Recover if commands.borrow().ending => End::Interrupted,
@@ -460,7 +477,7 @@ impl Turn<'_> {
                     }
                     Err(error) => {
                         self.warn(format!("could not be put back: {error}"));
-                        self.left = true;
+                        self.left.insert(0, undo.clone());
                         break;
                     }
                 }
@@ -476,7 +493,7 @@ impl Turn<'_> {
     }
 }
 
-/// [`Settings::hold`] or [`Settings::release`].
+/// [`Settings::hold`], [`Settings::release`] or [`Settings::put_back`].
 type Change = fn(&Settings, &str, &Undo) -> Result<Option<String>, SettingError>;
 
 /// Why a fault that stands ends.
@@ -509,5 +526,45 @@ async fn at(time: Option<tokio::time::Instant>) {
     match time {
         Some(time) => sleep_until(time).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        node::tests::{stands, tools},
+        setting::{Setting, Value},
+    };
+
+    #[tokio::test]
+    async fn the_journal_says_what_stands_when_a_turn_is_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = Node::new("n".into(), tools(), Journal::open(dir.path()).unwrap());
+        let _ordered = stands(&node, "a", true);
+        let undo = |name: &str| {
+            let setting = Setting::new(dir.path().join(name), Value::Number);
+            Undo { setting, original: None, wanted: 5 }
+        };
+        let report = |state| FaultReport::new("a", state, String::new());
+        let over = |end| {
+            let standing = Progress::Standing { undos: vec![undo("a"), undo("b")], interruptions: 1 };
+            node.lock().journal.note("a", standing).unwrap();
+            let next = node.finish("a", end, 1);
+            (next, node.lock().journal.progress("a").cloned())
+        };
+        // Ordered anew meanwhile: nothing stands, and so nothing is put back before it is injected again.
+        for (end, interruptions) in
+            [(End::Told(report(State::Recovered)), 1), (End::Expired(report(State::Recovered)), 2)]
+        {
+            let again = (Next::Again { interruptions }, Some(Progress::Interrupted { interruptions }));
+            assert_eq!(over(end), again);
+        }
+        let left = Progress::Standing { undos: vec![undo("b")], interruptions: 1 };
+        let end = || End::Left(report(State::Failed(Reason::Internal)), vec![undo("b")]);
+        assert_eq!(over(end()), (Next::Nothing, Some(left.clone())));
+        // Nobody lists it any more.
+        assert_eq!(over(end()), (Next::Nothing, Some(left)));
+        assert_eq!(over(End::Told(report(State::Recovered))), (Next::Nothing, None));
     }
 }

@@ -1,6 +1,7 @@
 //! container-freeze: nothing of the container runs, and afterwards everything does, whatever happened meanwhile.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -24,6 +25,7 @@ crate::cases![
     a_freeze_that_is_not_renewed_thaws_at_its_deadline,
     a_node_whose_journal_cannot_be_written_thaws_all_the_same,
     two_freezes_of_one_container_end_with_the_last,
+    a_freeze_that_is_ordered_anew_while_it_ends_takes_nothing_from_another,
     v1_freezes_where_version_2_has_no_cgroup_for_the_container,
     what_somebody_else_froze_stays_frozen,
     a_frozen_container_that_is_killed_is_gone,
@@ -154,6 +156,33 @@ async fn two_freezes_of_one_container_end_with_the_last() {
     assert!(stands_still(target.pid()).await);
     rig.order(vec![of("b", Stage::Recover)]);
     assert_eq!(rig.outcome().await.state, State::Recovered);
+    goes_on(target.pid()).await;
+}
+
+async fn a_freeze_that_is_ordered_anew_while_it_ends_takes_nothing_from_another() {
+    let mut sandbox = Sandbox::new();
+    let target = sandbox.start("busy");
+    // So long that whatever is done before the container is found again can be seen.
+    let takes = BTreeMap::from([(sandbox.id.clone(), Duration::from_millis(500))]);
+    let mut rig = Rig::with(&[(sandbox.order(), target.pid())], takes);
+    let of = |name, stage| freeze_of(&sandbox.id, name, stage);
+    rig.order(vec![of("a", Stage::Fire), of("b", Stage::Fire)]);
+    injected(&mut rig).await;
+    injected(&mut rig).await;
+    rig.order(vec![of("a", Stage::Recover), of("b", Stage::Fire)]);
+    // It is let go of, but its usage afterwards is still being measured.
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    rig.order(vec![of("a", Stage::Fire), of("b", Stage::Fire)]);
+    let before = ran(target.pid());
+    let again = loop {
+        let report = rig.report().await;
+        if report.state == State::Injected {
+            break report;
+        }
+    };
+    assert!(again.id.starts_with("a/"), "{again:?}");
+    assert_eq!(ran(target.pid()), before, "it ran meanwhile");
+    rig.order(vec![of("b", Stage::Recover)]);
     goes_on(target.pid()).await;
 }
 

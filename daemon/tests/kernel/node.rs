@@ -122,7 +122,8 @@ impl Rig {
         Self::with(targets, BTreeMap::new())
     }
 
-    fn with(targets: &[(ContainerRef, i32)], takes: BTreeMap<String, Duration>) -> Self {
+    /// The same, of which it takes so long to be told.
+    pub fn with(targets: &[(ContainerRef, i32)], takes: BTreeMap<String, Duration>) -> Self {
         let sandboxes = Arc::new(Sandboxes { takes, ..Sandboxes::default() });
         for (order, init_pid) in targets.iter().cloned() {
             sandboxes.add(order, init_pid);
