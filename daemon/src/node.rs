@@ -86,6 +86,13 @@ struct Running {
     lasting: bool,
 }
 
+impl Running {
+    /// Has it end as if nobody had renewed its order.
+    fn expire(&self, now: Instant) {
+        self.command.send_modify(|command| (command.expires, command.listed) = (now, true));
+    }
+}
+
 struct Inner {
     journal: Journal,
     running: HashMap<String, Running>,
@@ -172,7 +179,7 @@ impl Node {
     /// Makes `desired` the state that the node shall have.
     pub fn apply(self: &Arc<Self>, desired: Desired) -> Result<Generation, ApplyError> {
         let came = (SystemTime::now(), Instant::now());
-        let Desired { generation, node, faults } = desired;
+        let Desired { generation, node, faults, senseless } = desired;
         if node != self.name {
             return Err(ApplyError::OtherNode { got: node, own: self.name.clone() });
         }
@@ -181,13 +188,21 @@ impl Node {
         if generation < held {
             return Err(ApplyError::Stale { got: generation, held });
         }
-        let listed: BTreeSet<&str> = faults.iter().map(|fault| fault.id.as_str()).collect();
+        let (faults, unknown): (Vec<_>, Vec<_>) =
+            faults.into_iter().partition(|fault| fault.action.is_some());
+        let unknown = unknown.into_iter().map(|fault| (fault.id, lasting::UNKNOWN.to_owned()));
+        let senseless =
+            senseless.into_iter().map(|(id, error)| (id, format!("the order makes no sense: {error}")));
+        let refused: BTreeMap<String, String> = senseless.chain(unknown).collect();
+        let ids = faults.iter().map(|fault| &fault.id).chain(refused.keys());
+        let listed: BTreeSet<&str> = ids.map(String::as_str).collect();
         let accepted = inner.journal.accept(generation, &listed);
         end_unlisted(&mut inner.running, &listed);
         if let Err(error) = accepted {
             // Nothing may begin or go on for longer, but nobody has to wait for the end of what stands: for that the
             // journal is not needed. What still stands in it is put back twice, which does no harm.
             faults.iter().for_each(|fault| end_sooner(&inner.running, fault, came.1));
+            refused.keys().filter_map(|id| inner.running.get(id)).for_each(|running| running.expire(came.1));
             return Err(error.into());
         }
         inner.reports.retain(|id, _| listed.contains(id.as_str()));
@@ -197,6 +212,10 @@ impl Node {
         for fault in faults {
             inner.kinds.insert(fault.id.clone(), Kind::of(fault.action.as_ref()));
             volley.extend(self.order(&mut inner, fault, came));
+        }
+        for (id, why) in refused {
+            inner.kinds.entry(id.clone()).or_insert(Kind::Unknown);
+            self.refuse(&mut inner, &id, why, came.1);
         }
         fire(volley, came.0);
         Ok(generation)
@@ -336,6 +355,33 @@ impl Node {
         shot
     }
 
+    /// Refuses an order that can't be obeyed, whatever its fault is. What is under way ends at once, as if the order had
+    /// not been renewed: what is wanted of it nobody knows. So it is put back, or fires no more, and what it did is told.
+    fn refuse(&self, inner: &mut Inner, id: &str, why: String, now: Instant) {
+        if let Some(running) = inner.running.get(id) {
+            tracing::warn!(fault = id, why, "its order is no longer understood");
+            running.expire(now);
+            return;
+        }
+        let signalled = || format!("the daemon was interrupted while it signalled; {why}");
+        let internal = State::Failed(Reason::Internal);
+        let report = match inner.journal.progress(id) {
+            None | Some(Progress::Interrupted { .. }) => {
+                FaultReport::new(id, State::Refused(Reason::Unsupported), why)
+            }
+            // It is not done again, nor called refused.
+            Some(Progress::Intended { .. }) => FaultReport::new(id, internal, signalled()),
+            Some(Progress::Fired { report, .. }) => {
+                FaultReport { state: internal, message: signalled(), ..report.clone() }
+            }
+            // It has an outcome, or is still to be put back and must not be forgotten before.
+            Some(Progress::Final(_) | Progress::Standing { .. }) => return,
+        };
+        inner.journal.note_soon(id, Progress::Final(report.shortened()));
+        self.write.notify_one();
+        self.broadcast(inner, report);
+    }
+
     /// Tells what has become of a fault; with `target`, the process that it was fired at.
     fn tell(&self, report: FaultReport, target: Option<(i32, u64)>) {
         let mut inner = self.lock();
@@ -469,9 +515,14 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
-    use crate::{cgroup::CgroupRoot, ebpf::Engine, order::ContainerRef, runtime::Runtimes};
+    use crate::{
+        cgroup::CgroupRoot,
+        ebpf::Engine,
+        order::{ContainerRef, Kill, OrderError, Scope},
+        runtime::Runtimes,
+    };
 
-    pub fn tools() -> Tools {
+    pub(super) fn tools() -> Tools {
         Tools {
             engine: Arc::new(Engine::new(false)),
             cgroups: CgroupRoot::discover("/sys/fs/cgroup".as_ref(), "/proc".as_ref()).unwrap(),
@@ -493,16 +544,17 @@ mod tests {
             },
             stage,
             ttl: Duration::from_secs(30),
-            action: None,
+            action: Some(Action::Kill(Kill::now(libc::SIGKILL, Scope::Init))),
         }
     }
 
     fn state(counter: u64, faults: Vec<Order>) -> Desired {
-        Desired { generation: Generation { term: 1, counter }, node: "n".into(), faults }
+        let generation = Generation { term: 1, counter };
+        Desired { generation, node: "n".into(), faults, senseless: BTreeMap::new() }
     }
 
     /// A fault that stands for a minute, without anything behind it.
-    pub fn stands(node: &Node, id: &str, lasting: bool) -> (watch::Receiver<Command>, JoinHandle<()>) {
+    pub(super) fn stands(node: &Node, id: &str, lasting: bool) -> (watch::Receiver<Command>, JoinHandle<()>) {
         let expires = Instant::now() + Duration::from_secs(60);
         let (command, commands) = watch::channel(Command {
             stage: Stage::Fire,
@@ -512,8 +564,7 @@ mod tests {
             ending: false,
         });
         let task = tokio::spawn(std::future::pending());
-        let running =
-            Running { command, task: task.abort_handle(), finding: watch::channel(()).1, lasting };
+        let running = Running { command, task: task.abort_handle(), finding: watch::channel(()).1, lasting };
         node.lock().running.insert(id.into(), running);
         (commands, task)
     }
@@ -540,8 +591,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let node = Node::new("n".into(), tools(), Journal::open(dir.path()).unwrap());
         let ids = ["recovers", "shorter", "longer", "unlisted", "trigger"];
-        let [recovers, shorter, longer, unlisted, trigger] =
-            ids.map(|id| stands(&node, id, id != "trigger"));
+        let [recovers, shorter, longer, unlisted, trigger] = ids.map(|id| stands(&node, id, id != "trigger"));
         let before = longer.0.borrow().expires;
         drop(dir);
         let of = |id, ttl| Order { ttl: Duration::from_secs(ttl), ..order(id, Stage::Fire) };
@@ -560,5 +610,56 @@ mod tests {
         let inner = node.lock();
         assert!(!inner.running.contains_key("new"));
         assert_eq!(inner.journal.generation(), Generation::default());
+    }
+    #[tokio::test]
+    async fn an_order_that_cannot_be_obeyed_ends_what_is_under_way_and_begins_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(dir.path()).unwrap();
+        let internal = State::Failed(Reason::Internal);
+        let known = FaultReport::new("fired", State::Fired, String::new());
+        let done = FaultReport::new("done", State::Done, String::new());
+        for (id, progress) in [
+            ("intended", Progress::Intended { pid: 7, start: 1 }),
+            ("fired", Progress::Fired { pid: 7, start: 1, report: known }),
+            ("done", Progress::Final(done)),
+            ("interrupted", Progress::Interrupted { interruptions: 1 }),
+        ] {
+            journal.note(id, progress).unwrap();
+        }
+        let node = Node::new("n".into(), tools(), journal);
+        let running = [stands(&node, "lasting", true), stands(&node, "kill", false)];
+        let standing = Progress::Standing { undos: vec![], interruptions: 0 };
+        for id in ["lasting", "left"] {
+            node.lock().journal.note(id, standing.clone()).unwrap();
+        }
+        let wrong = || OrderError { field: "stage".into(), problem: "is missing".into() };
+        let ids = ["lasting", "kill", "new", "intended", "fired", "done", "interrupted", "left"];
+        let senseless: BTreeMap<_, _> = ids.into_iter().map(|id| (id.to_owned(), wrong())).collect();
+        let unknown = Order { action: None, ..order("unknown", Stage::Fire) };
+        node.apply(Desired { senseless, ..state(1, vec![order("sense", Stage::Arm), unknown]) }).unwrap();
+        for (commands, task) in running {
+            assert!(commands.borrow().expires <= Instant::now() && !task.is_finished());
+        }
+        let inner = node.lock();
+        let mut running: Vec<&str> = inner.running.keys().map(String::as_str).collect();
+        running.sort_unstable();
+        assert_eq!(running, ["kill", "lasting", "sense"]);
+        let refused = State::Refused(Reason::Unsupported);
+        for (id, state) in [
+            ("new", refused),
+            ("unknown", refused),
+            ("interrupted", refused),
+            ("intended", internal),
+            ("fired", internal),
+            ("done", State::Done),
+        ] {
+            assert_eq!(inner.reports[id].state, state, "{id}");
+            let noted = Progress::Final(inner.reports[id].clone());
+            assert_eq!(inner.journal.progress(id), Some(&noted), "{id}");
+        }
+        for id in ["lasting", "left"] {
+            assert_eq!(inner.journal.progress(id), Some(&standing), "{id}");
+        }
+        assert!(inner.reports["new"].message.ends_with("stage: is missing"));
     }
 }

@@ -1,12 +1,15 @@
 //! An order, parsed once: after this there are no unspecified enums, no missing parts and no numbers out of range.
 //!
-//! Refuses by naming the field. An unknown *action* is not refused here: it becomes an order that is reported as
-//! unsupported, so that one new kind of fault does not stop the others of the same state.
+//! Refuses by naming the field. An order that makes no sense is handed on as such, and an unknown *action* as an order
+//! that is reported as unsupported: neither stops the others of the same state, of which some may be to be put back.
 
 pub mod kill;
 pub mod stress;
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use squall_api::grpc;
@@ -16,7 +19,7 @@ pub use kill::{Comm, Kill, On, Processes, Scope, Trigger, Whom};
 pub use stress::Stress;
 
 /// A field of an order that makes no sense.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{field}: {problem}")]
 pub struct OrderError {
     /// The field.
@@ -34,6 +37,8 @@ pub struct Desired {
     pub node: String,
     /// Every fault that the node shall have.
     pub faults: Vec<Order>,
+    /// The faults whose orders make no sense, and why.
+    pub senseless: BTreeMap<String, OrderError>,
 }
 
 /// One fault.
@@ -115,26 +120,29 @@ impl TryFrom<grpc::NodeState> for Desired {
         if faults.len() > MAX_FAULTS {
             return Err(wrong("faults", &format!("are {}, more than {MAX_FAULTS}", faults.len())));
         }
-        let faults: Vec<Order> = faults
-            .into_iter()
-            .enumerate()
-            .map(|(index, fault)| order(index, fault))
-            .collect::<Result<_, _>>()?;
-        let mut ids: Vec<&str> = faults.iter().map(|fault| fault.id.as_str()).collect();
-        ids.sort_unstable();
-        if let Some(pair) = ids.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(wrong("faults", &format!("{} is there twice", pair[0])));
+        let (mut ids, mut orders, mut senseless) = (BTreeSet::new(), Vec::new(), BTreeMap::new());
+        for (index, fault) in faults.into_iter().enumerate() {
+            let id = fault.id.clone();
+            if id.is_empty() {
+                return Err(wrong(&format!("faults[{index}].id"), "is empty"));
+            }
+            match order(fault) {
+                Ok(order) => orders.push(order),
+                Err(error) => {
+                    senseless.insert(id.clone(), error);
+                }
+            }
+            if let Some(id) = ids.replace(id) {
+                return Err(wrong("faults", &format!("{id} is there twice")));
+            }
         }
-        Ok(Self { generation: Generation { term, counter }, node, faults })
+        Ok(Self { generation: Generation { term, counter }, node, faults: orders, senseless })
     }
 }
 
-fn order(index: usize, fault: grpc::Fault) -> Result<Order, OrderError> {
+fn order(fault: grpc::Fault) -> Result<Order, OrderError> {
     let grpc::Fault { id, experiment, container, stage, ttl, action } = fault;
-    let field = |name: &str| format!("faults[{index}].{name}");
-    if id.is_empty() {
-        return Err(wrong(&field("id"), "is empty"));
-    }
+    let field = str::to_owned;
     let stage = match grpc::Stage::try_from(stage) {
         Ok(grpc::Stage::Arm) => Some(Stage::Arm),
         Ok(grpc::Stage::Fire) => Some(Stage::Fire),
@@ -232,7 +240,9 @@ mod tests {
     fn refused(change: impl FnOnce(&mut grpc::Fault)) -> String {
         let mut state = valid();
         change(&mut state.faults[0]);
-        Desired::try_from(state).unwrap_err().field
+        let Desired { faults, senseless, .. } = Desired::try_from(state).unwrap();
+        assert_eq!((faults, senseless.len()), (vec![], 1));
+        senseless["a/b/c"].field.clone()
     }
 
     #[test]
@@ -263,26 +273,26 @@ mod tests {
                 container.id = id.into();
             }
         };
-        assert_eq!(refused(|fault| fault.stage = 0), "faults[0].stage");
-        assert_eq!(refused(|fault| fault.container = None), "faults[0].container");
+        assert_eq!(refused(|fault| fault.stage = 0), "stage");
+        assert_eq!(refused(|fault| fault.container = None), "container");
         let wrong =
             ["ID", "://ID", "containerd://", "containerd://../x", "x://b", "x://ID0", "x://kubepods-ID"];
         for id in wrong.map(|id| id.replace("ID", ID)) {
-            assert_eq!(refused(|fault| container(fault, &id)), "faults[0].container.id", "{id}");
+            assert_eq!(refused(|fault| container(fault, &id)), "container.id", "{id}");
         }
         for id in [&ID[1..], &ID.to_uppercase(), &ID.replace('0', "g"), &ID.replace('0', "-")] {
             let id = format!("containerd://{id}");
-            assert_eq!(refused(|fault| container(fault, &id)), "faults[0].container.id", "{id}");
+            assert_eq!(refused(|fault| container(fault, &id)), "container.id", "{id}");
         }
         for seconds in [-1, i64::try_from(MAX_TTL.as_secs()).unwrap() + 1, 315_576_000_000, i64::MAX] {
-            assert_eq!(refused(|fault| fault.ttl = Some(ttl(seconds))), "faults[0].ttl");
+            assert_eq!(refused(|fault| fault.ttl = Some(ttl(seconds))), "ttl");
         }
         let kill = |signal, scope| {
             Some(grpc::fault::Action::Kill(grpc::Kill { signal, scope, ..grpc::Kill::default() }))
         };
-        assert_eq!(refused(|fault| fault.action = kill(0, 1)), "faults[0].kill.signal");
-        assert_eq!(refused(|fault| fault.action = kill(65, 1)), "faults[0].kill.signal");
-        assert_eq!(refused(|fault| fault.action = kill(9, 0)), "faults[0].kill.scope");
+        assert_eq!(refused(|fault| fault.action = kill(0, 1)), "kill.signal");
+        assert_eq!(refused(|fault| fault.action = kill(65, 1)), "kill.signal");
+        assert_eq!(refused(|fault| fault.action = kill(9, 0)), "kill.scope");
         let mut twice = valid();
         twice.faults.push(twice.faults[0].clone());
         assert_eq!(Desired::try_from(twice).unwrap_err().field, "faults");
@@ -293,6 +303,26 @@ mod tests {
         assert_eq!(Desired::try_from(many(MAX_FAULTS + 1)).unwrap_err().field, "faults");
         let missing = grpc::NodeState { generation: None, ..valid() };
         assert_eq!(Desired::try_from(missing).unwrap_err().field, "generation");
+    }
+
+    #[test]
+    fn one_order_that_makes_no_sense_stops_no_other() {
+        let fault = valid().faults.remove(0);
+        let faults = ["a", "b", "c"].map(|id| {
+            let stage = if id == "b" { 0 } else { fault.stage };
+            grpc::Fault { id: id.into(), stage, ..fault.clone() }
+        });
+        let state = grpc::NodeState { faults: faults.to_vec(), ..valid() };
+        let desired = Desired::try_from(state).unwrap();
+        assert_eq!(desired.faults.iter().map(|fault| fault.id.as_str()).collect::<Vec<_>>(), ["a", "c"]);
+        assert_eq!(desired.senseless["b"].to_string(), "stage: is missing");
+        // Whose it is has to be known.
+        let nameless = grpc::Fault { id: String::new(), ..fault.clone() };
+        let state = grpc::NodeState { faults: vec![fault.clone(), nameless], ..valid() };
+        assert_eq!(Desired::try_from(state).unwrap_err().field, "faults[1].id");
+        let other = grpc::Fault { stage: 0, ..fault.clone() };
+        let state = grpc::NodeState { faults: vec![other, fault], ..valid() };
+        assert_eq!(Desired::try_from(state).unwrap_err().field, "faults");
     }
 
     /// A field of a message by its number: what `bytes` are is for whoever knows the number.

@@ -281,9 +281,10 @@ async fn older_generations_and_other_nodes_are_refused() {
     client.apply(state(4, 0, vec![])).await.expect("a new leader");
     let other = grpc::NodeState { node: "node-b".into(), ..state(9, 9, vec![]) };
     assert_eq!(client.apply(other).await.unwrap_err().code(), Code::InvalidArgument);
-    let nonsense = client.apply(state(9, 9, vec![fault("a", "", grpc::Stage::Fire)])).await.unwrap_err();
+    let twice = vec![fault("a", "docker", grpc::Stage::Fire), fault("a", "docker", grpc::Stage::Arm)];
+    let nonsense = client.apply(state(9, 9, twice)).await.unwrap_err();
     assert_eq!(nonsense.code(), Code::InvalidArgument);
-    assert!(nonsense.message().contains("faults[0].container.id"), "{nonsense}");
+    assert!(nonsense.message().contains("a is there twice"), "{nonsense}");
     let (snapshot, _) = snapshot(&mut client).await;
     assert_eq!(snapshot.generation, Some(grpc::Generation { term: 4, counter: 0 }));
 }
@@ -300,7 +301,10 @@ async fn what_cannot_be_done_is_reported_with_its_reason_and_kept_while_it_is_li
     protected.container.as_mut().unwrap().namespace = "kube-system".into();
     let mut unknown = fault("unknown", "containerd", grpc::Stage::Fire);
     unknown.action = None;
+    // It stops no other.
+    let senseless = fault("senseless", "", grpc::Stage::Fire);
     let faults = vec![
+        senseless,
         fault("docker", "docker", grpc::Stage::Fire),
         fault("silent", "containerd", grpc::Stage::Arm),
         protected,
@@ -316,12 +320,13 @@ async fn what_cannot_be_done_is_reported_with_its_reason_and_kept_while_it_is_li
     let expected = [
         ("docker", "UnknownRuntime"),
         ("protected", "ProtectedNamespace"),
+        ("senseless", "Unsupported"),
         ("silent", "RuntimeError"),
         ("unknown", "Unsupported"),
     ];
     assert!(reasons.iter().map(|(id, reason)| (id.as_str(), reason.as_str())).eq(expected), "{reasons:?}");
 
-    client.apply(state(1, 2, faults[..2].to_vec())).await.unwrap();
+    client.apply(state(1, 2, faults[1..3].to_vec())).await.unwrap();
     let (second, _) = snapshot(&mut client).await;
     let kept: Vec<_> = second.faults.iter().map(|fault| fault.id.as_str()).collect();
     assert_eq!(kept, ["docker", "silent"]);
@@ -351,8 +356,8 @@ async fn hostile_states_are_refused_or_end_in_a_report() {
             }
         }
     }
-    // Of both kinds, or the strategy has lost its point.
-    assert!(refused > 50 && taken > 50, "{refused} refused, {taken} taken");
+    // Of both kinds, or the strategy has lost its point: most of what makes no sense is refused by itself.
+    assert!(refused > 25 && taken > 50, "{refused} refused, {taken} taken");
     // It holds, and obeys.
     client.apply(state(u64::MAX, u64::MAX, vec![])).await.expect("a last state");
     assert!(snapshot(&mut client).await.0.faults.is_empty());

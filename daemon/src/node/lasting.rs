@@ -76,7 +76,9 @@ pub(super) async fn run(
     }
 }
 
-const UNKNOWN: &str = "this daemon does not know that kind of fault; it is older than the controller";
+/// What is said of an action or a stage of a later controller's.
+pub(super) const UNKNOWN: &str =
+    "this daemon does not know that kind of fault; it is older than the controller";
 
 /// What is said of a fault that a daemon before this one left standing.
 pub(super) fn left_over(id: &str, state: State, interruptions: u32) -> FaultReport {

@@ -159,7 +159,7 @@ impl Rig {
     pub fn apply(&mut self, faults: Vec<Order>) -> Result<Generation, ApplyError> {
         self.counter += 1;
         let generation = Generation { term: 1, counter: self.counter };
-        self.node.apply(Desired { generation, node: "n".into(), faults })
+        self.node.apply(Desired { generation, node: "n".into(), faults, senseless: BTreeMap::new() })
     }
 
     pub async fn report(&mut self) -> FaultReport {
@@ -234,8 +234,8 @@ async fn an_armed_kill_is_fired_when_ordered_and_only_once() {
     rig.order(vec![fault(&sandbox, Stage::Fire, libc::SIGTERM)]);
     let (_, known, _) = rig.node.watch();
     assert_eq!((known.len(), known[0].state), (1, State::Done));
-    let generation = Generation { term: 1, counter: 1 };
-    let stale = rig.node.apply(Desired { generation, node: "n".into(), faults: vec![] });
+    rig.counter = 0;
+    let stale = rig.apply(vec![]);
     assert!(matches!(stale, Err(ApplyError::Stale { .. })));
 }
 
