@@ -89,7 +89,8 @@ pub trait Lasting: Send {
     fn arm(&mut self) {}
     /// Which values to lower. Everything that can be refused beforehand is refused here. No effect.
     async fn intend(&mut self, container: &Container) -> Result<Vec<Wanted>, LastingError>;
-    /// Called when the values are lowered; returns when the fault is there. When it fails, [`Lasting::revert`] follows.
+    /// Called when the values are lowered; returns when the fault is there. When it fails, [`Lasting::revert`] follows. May
+    /// be dropped at any await, so whatever a thread goes on with then must be in the reach of `revert`.
     async fn inject(&mut self, container: &Container) -> Result<(), LastingError>;
     /// Returns when there is something to say. May be dropped at any time, and is called again.
     async fn watch(&mut self) -> Event;

@@ -432,11 +432,8 @@ impl Lasting for Starving {
             }
             self.running.push(Running { work, stressor });
         }
-        let mut ready = Vec::new();
-        for Running { work, stressor } in &mut self.running {
-            ready.push((work.what, stressor.ready().await));
-        }
-        for (what, ready) in ready {
+        let ready = self.running.iter_mut().map(|one| async { (one.work.what, one.stressor.ready().await) });
+        for (what, ready) in join_all(ready).await {
             match ready {
                 Ok(None) => {}
                 Ok(Some(short)) => self.to_say.push_back(Event::Warning(format!("{what}: {short}"))),

@@ -4,7 +4,13 @@
 //! container, with the daemon, or by itself. How it is put back is in the journal before anything is done. Its task is
 //! never dropped while something stands: it is told to recover instead.
 
-use std::{collections::BTreeSet, mem, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    mem,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     sync::watch,
@@ -333,18 +339,22 @@ impl Turn<'_> {
         let before = before(container, first, last);
         self.lasting.effect = Some(Effect { before: Some(before), ..Effect::default() });
 
-        let injected = match self.hold(&undos).await {
-            Ok(()) => fault.inject(container).await,
-            Err(error) => Err(error),
-        };
+        let mut over = pin!(over(commands.clone()));
         // From here on nothing returns without putting back.
-        let ended = match injected {
+        let ended = match self.hold(&undos, commands).await {
             Err(error) => Ended::Failed(error),
-            Ok(()) => {
-                self.tell(State::Injected, "");
-                let begun = Begun { meter, before, first: last };
-                self.watch(container, fault, &begun, commands).await
-            }
+            Ok(()) => tokio::select! {
+                biased;
+                ended = &mut over => ended,
+                injected = fault.inject(container) => match injected {
+                    Err(error) => Ended::Failed(error),
+                    Ok(()) => {
+                        self.tell(State::Injected, "");
+                        let begun = Begun { meter, before, first: last };
+                        self.watch(container, fault, &begun, over).await
+                    }
+                },
+            },
         };
         let during = meter.read();
         self.put_back(fault, &undos).await;
@@ -393,8 +403,17 @@ impl Turn<'_> {
         Ok(undos)
     }
 
-    async fn hold(&mut self, undos: &[Undo]) -> Result<(), LastingError> {
+    /// Lowers one value after the other, until it is over. What a thread has in hand can't be called off, and would
+    /// lower a value behind the back of whoever puts it back; so each is waited for.
+    async fn hold(
+        &mut self,
+        undos: &[Undo],
+        commands: &watch::Receiver<Command>,
+    ) -> Result<(), LastingError> {
         for undo in undos {
+            if is_over(&commands.borrow()) {
+                break;
+            }
             let warning = self.set(undo, Settings::hold).await?;
             self.lasting.warnings.extend(warning);
         }
@@ -416,14 +435,8 @@ impl Turn<'_> {
         container: &Container,
         fault: &mut dyn Lasting,
         begun: &Begun<'_>,
-        commands: &mut watch::Receiver<Command>,
+        mut over: Pin<&mut impl Future<Output = Ended>>,
     ) -> Ended {
-        let mut renewals = commands.clone();
-        let mut expired = pin!(super::fault::expiry(&mut renewals));
-        let mut recover = pin!(async move {
-            // Nobody gives orders any more only when the daemon ends.
-            let _ = commands.wait_for(|command| command.stage == Stage::Recover || command.ending).await;
-        });
         let mut gone = pin!(async {
             if let Err(error) = container.init.exited().await {
                 // Its stressors look after that themselves, and the deadline stands.
@@ -434,9 +447,8 @@ impl Turn<'_> {
         let mut due = fault.shows_within().map(|after| tokio::time::Instant::now() + after);
         loop {
             tokio::select! {
-                () = &mut recover => return Ended::Recover,
+                ended = &mut over => return ended,
                 () = &mut gone => return Ended::Gone,
-                () = &mut expired => return Ended::Expired,
                 () = at(due) => {
                     due = None;
                     let now = begun.meter.read();
@@ -504,6 +516,25 @@ enum Ended {
     Expired,
     Gone,
     Failed(LastingError),
+}
+
+/// Waits until it shall stand no longer.
+async fn over(mut commands: watch::Receiver<Command>) -> Ended {
+    let mut renewals = commands.clone();
+    tokio::select! {
+        biased;
+        // Nobody gives orders any more only when the daemon ends.
+        _ = commands.wait_for(ends) => Ended::Recover,
+        () = super::fault::expiry(&mut renewals) => Ended::Expired,
+    }
+}
+
+fn ends(command: &Command) -> bool {
+    command.stage == Stage::Recover || command.ending
+}
+
+fn is_over(command: &Command) -> bool {
+    ends(command) || command.expires <= tokio::time::Instant::now()
 }
 
 struct Begun<'a> {

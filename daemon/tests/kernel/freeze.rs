@@ -10,13 +10,17 @@ use std::{
 use squall_daemon::{
     cgroup::Layout,
     node::ApplyError,
-    order::{Action, Kill, Order, Scope, Stage},
+    order::{
+        Action, Kill, Order, Scope, Stage, Stress,
+        stress::{Memory, Size},
+    },
     report::{FaultReport, Reason, State},
 };
 
 use super::{
     node::Rig,
     sandbox::{Sandbox, Target, order_of, slack, stranger, stranger_with, tools, until},
+    stress,
 };
 
 crate::cases![
@@ -28,6 +32,8 @@ crate::cases![
     a_freeze_that_is_ordered_anew_while_it_ends_takes_nothing_from_another,
     v1_freezes_where_version_2_has_no_cgroup_for_the_container,
     what_somebody_else_froze_stays_frozen,
+    a_fault_that_is_not_there_yet_is_put_back_when_it_is_ordered,
+    stressors_that_do_not_get_to_work_are_waited_for_together,
     a_frozen_container_that_is_killed_is_gone,
     a_kill_that_is_ordered_of_a_frozen_container_ends_it,
     a_daemon_that_ends_thaws,
@@ -215,6 +221,44 @@ async fn what_somebody_else_froze_stays_frozen() {
     assert!(stands_still(target.pid()).await);
     sandbox.set("cgroup.freeze", "0");
     goes_on(target.pid()).await;
+}
+
+/// Stressors that get into a frozen container, but not to work.
+fn three_stressors(sandbox: &Sandbox, stage: Stage) -> Order {
+    let memory = Memory { workers: 1, size: Size::Bytes(1 << 20), ramp: Duration::ZERO, oom_score_adj: None };
+    let stress = Stress { memory: Some(memory), pids: Some(1), ..stress::cpu(1, 10) };
+    stress::fault(sandbox, "a", stage, &stress)
+}
+
+async fn a_fault_that_is_not_there_yet_is_put_back_when_it_is_ordered() {
+    let (sandbox, target, mut rig) = busy();
+    sandbox.set("cgroup.freeze", "1");
+    rig.order(vec![three_stressors(&sandbox, Stage::Fire)]);
+    until(Duration::from_secs(5), "they are in the container", || sandbox.pids().len() == 4).await;
+    let start = Instant::now();
+    rig.order(vec![three_stressors(&sandbox, Stage::Recover)]);
+    let end = rig.outcome().await;
+    assert_eq!(end.state, State::Recovered, "{end:?}");
+    // An injection is given up after 5 s.
+    assert!(start.elapsed() < slack(Duration::from_secs(2)), "{:?}", start.elapsed());
+    until(Duration::from_secs(5), "they are gone", || sandbox.pids().len() == 1).await;
+    sandbox.set("cgroup.freeze", "0");
+    goes_on(target.pid()).await;
+}
+
+async fn stressors_that_do_not_get_to_work_are_waited_for_together() {
+    let (sandbox, _target, mut rig) = busy();
+    sandbox.set("cgroup.freeze", "1");
+    let start = Instant::now();
+    rig.order(vec![three_stressors(&sandbox, Stage::Fire)]);
+    let end = rig.outcome().await;
+    assert_eq!(end.state, State::Failed(Reason::Internal), "{end:?}");
+    assert!(
+        start.elapsed() < Duration::from_secs(5) + slack(Duration::from_secs(3)),
+        "{:?}",
+        start.elapsed()
+    );
+    sandbox.set("cgroup.freeze", "0");
 }
 
 async fn a_frozen_container_that_is_killed_is_gone() {
