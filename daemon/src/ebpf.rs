@@ -30,6 +30,7 @@ use tokio::sync::mpsc::Receiver;
 use crate::{
     cgroup::{Target, V2Cgroup},
     clock::BootClock,
+    inside::Unasked,
 };
 pub use loaded::Claimed;
 use loaded::{Loaded, Loader};
@@ -60,6 +61,9 @@ pub enum EbpfError {
     /// Another trigger of this cgroup waits for the same.
     #[error("another fault waits for the same in this container")]
     SameTrigger,
+    /// The path that is waited for could not be looked up in the container.
+    #[error(transparent)]
+    Inside(#[from] Unasked),
     /// A system call that can't be waited for.
     #[error(transparent)]
     Syscall(#[from] syscalls::SyscallError),

@@ -20,7 +20,8 @@ use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 use crate::{
     cgroup::{CgroupRoot, Target},
     container::{Container, ContainerError},
-    ebpf::{Armed, EbpfError, Engine, Records, Scope as Programs, Warm, WatchSpec},
+    ebpf::{Armed, EbpfError, Engine, Records, Scope as Programs, TriggerSpec, Warm, WatchSpec},
+    inside::Unasked,
     order::{ContainerRef, Kill, Processes, Scope, Whom},
     process::ProcessError,
     report::{Evidence, Reason},
@@ -104,7 +105,7 @@ pub struct Prepared {
 
 /// A watch on its way. Arming blocks for milliseconds, so it has a thread of its own.
 struct Arming {
-    watch: oneshot::Receiver<Result<(Arc<Armed>, Records), EbpfError>>,
+    watch: oneshot::Receiver<Watched>,
     attached: JoinHandle<Result<(), EbpfError>>,
     /// Keeps the programs loaded until they are armed.
     _warm: Option<JoinHandle<Warm>>,
@@ -156,9 +157,8 @@ impl Prepared {
                     why: error.to_string(),
                 })?;
                 let root = tools.cgroups.proc().join(format!("{init_pid}/root"));
-                Arming::start(&tools.engine, &container.target, warm, move |engine, target| {
-                    engine.arm_trigger(target, trigger::by_all_names(spec, &root))
-                })
+                let spec = trigger::by_all_names(spec, root);
+                Arming::start_trigger(&tools.engine, &container.target, warm, spec)
             }
         };
         Ok(Self { container, kill, spared: tools.engine.spared(), arming })
@@ -251,6 +251,27 @@ pub enum Fired {
     Waiting(Waiting),
 }
 
+type Watched = Result<(Arc<Armed>, Records), EbpfError>;
+
+/// Hands the watch over, and has its program run. Blocks.
+fn attach(
+    armed: Result<(Armed, Records), EbpfError>,
+    sender: oneshot::Sender<Watched>,
+) -> Result<(), EbpfError> {
+    match armed {
+        Ok((armed, records)) => {
+            let armed = Arc::new(armed);
+            // Nobody waits any more: dropping the watch disarms it.
+            sender.send(Ok((Arc::clone(&armed), records))).map_err(drop).map_or(Ok(()), |()| armed.attach())
+        }
+        Err(error) => {
+            // Who waits gets the error; who doesn't has no use for it.
+            let _ = sender.send(Err(error));
+            Ok(())
+        }
+    }
+}
+
 impl Arming {
     fn start(
         engine: &Arc<Engine>,
@@ -260,20 +281,26 @@ impl Arming {
     ) -> Self {
         let (sender, watch) = oneshot::channel();
         let (engine, target) = (Arc::clone(engine), target.clone());
-        let attached = tokio::task::spawn_blocking(move || match arm(&engine, &target) {
-            Ok((armed, records)) => {
-                let armed = Arc::new(armed);
-                // Nobody waits any more: dropping the watch disarms it.
-                sender
-                    .send(Ok((Arc::clone(&armed), records)))
-                    .map_err(drop)
-                    .map_or(Ok(()), |()| armed.attach())
-            }
-            Err(error) => {
-                // Who waits gets the error; who doesn't has no use for it.
-                let _ = sender.send(Err(error));
-                Ok(())
-            }
+        let attached = tokio::task::spawn_blocking(move || attach(arm(&engine, &target), sender));
+        Self { watch, attached, _warm: warm }
+    }
+
+    /// The same for a trigger, as soon as `spec` is there.
+    fn start_trigger(
+        engine: &Arc<Engine>,
+        target: &Target,
+        warm: Option<JoinHandle<Warm>>,
+        spec: impl Future<Output = Result<TriggerSpec, Unasked>> + Send + 'static,
+    ) -> Self {
+        let (sender, watch) = oneshot::channel();
+        let (engine, target) = (Arc::clone(engine), target.clone());
+        let attached = tokio::spawn(async move {
+            let spec = spec.await.map_err(EbpfError::from);
+            let attaching = tokio::task::spawn_blocking(move || {
+                attach(spec.and_then(|spec| engine.arm_trigger(&target, spec)), sender)
+            });
+            // It panicked, or the daemon ends: then nobody was sent a watch, and that is known.
+            attaching.await.unwrap_or(Ok(()))
         });
         Self { watch, attached, _warm: warm }
     }

@@ -10,6 +10,7 @@ pub mod ebpf;
 pub mod enrol;
 pub mod freeze;
 pub mod health;
+pub mod inside;
 pub mod journal;
 pub mod kill;
 pub mod lasting;

@@ -4,7 +4,12 @@
 //! it, and takes it back when its time is over; who is first of the two is decided in one map, so a trigger that was
 //! given up never fires. Refuses to arm by half: without the programs there is no trigger.
 
-use std::{io, path::Path, sync::Arc, time::SystemTime};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use squall_daemon_ebpf::{PATH_BYTES, RECORD_SENT, Record};
@@ -21,6 +26,7 @@ use crate::{
         Armed, Event, Records, TriggerSpec,
         syscalls::{Syscall, SyscallError},
     },
+    inside::{self, Unasked},
     order::{Comm, Kill, On, Trigger},
     process::Process,
     report::{Evidence, Reason, Receipt, State},
@@ -46,17 +52,18 @@ pub(super) fn spec(trigger: &Trigger, signal: i32) -> Result<TriggerSpec, Syscal
     Ok(TriggerSpec { event, comm: comm.map(Comm::bytes).unwrap_or_default(), signal })
 }
 
-/// The same with each path by all its names below `root`. Blocks for as long as the container's file systems take to
-/// answer: one of the network, or of a program of the container's, may never do so.
-pub(super) fn by_all_names(spec: TriggerSpec, root: &Path) -> TriggerSpec {
+/// The same with each path by all its names below `root`. Returns when the container's file systems have answered: one
+/// of the network, or of a program of the container's, may never do so.
+pub(super) async fn by_all_names(spec: TriggerSpec, root: PathBuf) -> Result<TriggerSpec, Unasked> {
     let TriggerSpec { event, comm, signal } = spec;
     let event = match event {
         Event::Exec { paths } => {
-            Event::Exec { paths: paths.iter().flat_map(|path| names_of(path, root)).collect() }
+            let names = move || paths.iter().flat_map(|path| names_of(path, &root)).collect();
+            Event::Exec { paths: inside::ask(names).await? }
         }
         Event::Call { .. } | Event::Connect { .. } => event,
     };
-    TriggerSpec { event, comm, signal }
+    Ok(TriggerSpec { event, comm, signal })
 }
 
 /// A trigger that waits.

@@ -2,8 +2,8 @@
 //!
 //! The path is looked up below the container's root, whatever links are in it, and the file never has a name, so nothing
 //! is left of it however its stressor ends. A file system whose server is dead answers nobody: it is asked by a thread of
-//! its own, which alone then hangs. Refuses what would fill a file system up, before anything is written. Whether there is
-//! memory for what is written to a file system in memory is weighed with all other memory.
+//! its own, which alone then hangs (`inside.rs`). Refuses what would fill a file system up, before anything is written.
+//! Whether there is memory for what is written to a file system in memory is weighed with all other memory.
 
 use std::{os::fd::OwnedFd, path::Path, time::Duration};
 
@@ -12,10 +12,16 @@ use rustix::{
     io::Errno,
 };
 
-use tokio::{task::spawn_blocking, time::timeout};
+use tokio::time::timeout;
 
 use super::message::DESCRIPTORS;
-use crate::{container::Container, lasting::LastingError, order::stress::Io, report::Reason};
+use crate::{
+    container::Container,
+    inside::{self, Unasked},
+    lasting::LastingError,
+    order::stress::Io,
+    report::Reason,
+};
 
 /// How long the file system may take to answer.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
@@ -65,11 +71,14 @@ pub async fn unnamed(proc: &Path, container: &Container, io: &Io) -> Result<Unna
     };
     let root = proc.join(container.init.pid().to_string()).join("root");
     let (count, below) = (*workers, path.clone());
-    let opening = spawn_blocking(move || open(&root, &below, count));
+    let opening = inside::ask(move || open(&root, &below, count));
     let opened = timeout(ANSWERS_WITHIN, opening)
         .await
         .map_err(|_| unsupported(format!("io.path: {path} does not answer within {ANSWERS_WITHIN:?}")))?
-        .map_err(|error| LastingError::because(Reason::Internal, error.to_string()))?;
+        .map_err(|error| match error {
+            Unasked::Busy => unsupported(format!("io.path: {error}")),
+            Unasked::Ended(_) => LastingError::because(Reason::Internal, error.to_string()),
+        })?;
     // If the container ended meanwhile, that root may have been another's.
     container.check_again()?;
     let (files, Room { bytes: room, in_memory }) = opened.map_err(failed)?;
