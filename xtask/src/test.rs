@@ -30,7 +30,7 @@ pub struct Args {
     /// Take the images from this registry (and path); with --context.
     #[arg(long, requires = "context")]
     pub registry: Option<String>,
-    /// Only tests whose name contains this.
+    /// Only test programs whose name contains this (laws_plan, kernel), and of the others only tests whose name does.
     pub filter: Option<String>,
 }
 
@@ -110,7 +110,17 @@ pub fn run(args: Args) -> Result<()> {
     if failed > 0 {
         bail!("{failed} failed");
     }
-    Ok(())
+    something_ran(total, filter)
+}
+
+/// A filter that nothing matched is a typo, and no success.
+fn something_ran(total: Count, filter: Option<&str>) -> Result<()> {
+    match filter {
+        Some(filter) if total == Count::default() => {
+            bail!("nothing was tested: no test program and no test has {filter} in its name")
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// A test program.
@@ -125,6 +135,17 @@ impl Program {
     /// Whether it is one of the package with this directory's name.
     fn is_of(&self, package: &str) -> bool {
         self.directory.file_name().is_some_and(|name| name == package)
+    }
+
+    /// Its name, without the hash that cargo puts behind it.
+    fn name(&self) -> &str {
+        let stem = self.path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+        stem.rsplit_once('-').map_or(stem, |(name, _)| name)
+    }
+
+    /// By what its tests are chosen: where the filter means the program itself, by nothing.
+    fn chosen_by<'a>(&self, filter: Option<&'a str>) -> Option<&'a str> {
+        filter.filter(|filter| !self.name().contains(filter))
     }
 }
 
@@ -154,10 +175,7 @@ fn named(messages: &str) -> Vec<Program> {
 fn units(programs: &[Program], kubectl: Option<&Kubectl>, filter: Option<&str>) -> Result<Count> {
     prereq::ensure_runtimes()?;
     let others = programs.iter().filter(|program| !program.is_of(END_TO_END) && !program.is_of(CHORES));
-    all(others, |command| {
-        command.args(filter);
-        kubectl.map_or(Ok(()), |kubectl| kubectl.export(command))
-    })
+    all(others, filter, |command| kubectl.map_or(Ok(()), |kubectl| kubectl.export(command)))
 }
 
 /// The end-to-end tests, with Squall installed.
@@ -165,8 +183,8 @@ fn end_to_end(programs: &[Program], kubectl: &Kubectl, filter: Option<&str>) -> 
     prometheus::provide()?;
     // They wait for the cluster far more than they use the processor; those that take Squall apart lock each other out.
     let threads = std::env::var("RUST_TEST_THREADS").unwrap_or_else(|_| "6".to_owned());
-    all(programs.iter().filter(|program| program.is_of(END_TO_END)), |command| {
-        command.args(filter).arg("--include-ignored").env("RUST_TEST_THREADS", &threads);
+    all(programs.iter().filter(|program| program.is_of(END_TO_END)), filter, |command| {
+        command.arg("--include-ignored").env("RUST_TEST_THREADS", &threads);
         kubectl.export(command)
     })
 }
@@ -176,8 +194,8 @@ fn end_to_end(programs: &[Program], kubectl: &Kubectl, filter: Option<&str>) -> 
 fn chores(programs: &[Program], kubectl: Option<&Kubectl>, filter: Option<&str>) -> Result<Count> {
     let own = kubectl.is_none_or(|kubectl| kubectl.cluster().is_some());
     let flags: &[&str] = if own { &["--include-ignored", "--test-threads=1"] } else { &[] };
-    all(programs.iter().filter(|program| program.is_of(CHORES)), |command| {
-        command.args(filter).args(flags).env(CLUSTER_TESTS, "1").env_remove(cluster::NAME_VARIABLE);
+    all(programs.iter().filter(|program| program.is_of(CHORES)), filter, |command| {
+        command.args(flags).env(CLUSTER_TESTS, "1").env_remove(cluster::NAME_VARIABLE);
         kubectl.map_or(Ok(()), |kubectl| kubectl.export(command))
     })
 }
@@ -185,12 +203,14 @@ fn chores(programs: &[Program], kubectl: Option<&Kubectl>, filter: Option<&str>)
 /// Runs them one after another, each as `prepare` has it, to the last one whatever fails.
 fn all<'a>(
     programs: impl Iterator<Item = &'a Program>,
+    filter: Option<&str>,
     prepare: impl Fn(&mut Command) -> Result<()>,
 ) -> Result<Count> {
     let (mut count, mut broken) = (Count::default(), Vec::new());
-    for Program { path, directory } in programs {
+    for program in programs {
+        let Program { path, directory } = program;
         let mut command = Command::new(path);
-        command.current_dir(directory).env("CARGO_MANIFEST_DIR", directory);
+        command.args(program.chosen_by(filter)).current_dir(directory).env("CARGO_MANIFEST_DIR", directory);
         prepare(&mut command)?;
         match counted(&mut command) {
             Ok(more) => count = count.plus(more),
@@ -238,6 +258,28 @@ mod tests {
         let laws = Program { path: "/t/laws".into(), directory: "/w/model".into() };
         assert!(laws.is_of("model") && !laws.is_of(END_TO_END));
         assert_eq!(named(messages), [laws]);
+    }
+
+    #[test]
+    fn a_filter_means_a_whole_program_or_else_tests_by_name() {
+        let program = |path: &str| Program { path: path.into(), directory: "/w/model".into() };
+        let laws = program("/t/deps/laws_plan-0123456789abcdef");
+        assert_eq!(laws.name(), "laws_plan");
+        assert_eq!(laws.chosen_by(None), None);
+        assert_eq!(laws.chosen_by(Some("laws_plan")), None);
+        assert_eq!(laws.chosen_by(Some("laws")), None);
+        assert_eq!(laws.chosen_by(Some("a_rollback")), Some("a_rollback"));
+        // The hash is nobody's name.
+        assert_eq!(laws.chosen_by(Some("cdef")), Some("cdef"));
+        assert_eq!(program("/t/deps/kernel-00").chosen_by(Some("laws_plan")), Some("laws_plan"));
+    }
+
+    #[test]
+    fn a_filter_that_nothing_matched_is_no_success() {
+        let error = something_ran(Count::default(), Some("lasw_plan")).unwrap_err().to_string();
+        assert!(error.contains("lasw_plan"), "{error}");
+        assert!(something_ran(Count { passed: 1, ..Count::default() }, Some("laws_plan")).is_ok());
+        assert!(something_ran(Count::default(), None).is_ok());
     }
 
     #[test]
