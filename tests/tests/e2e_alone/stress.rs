@@ -187,6 +187,7 @@ fn a_squeezed_container_is_slow_and_then_as_it_was() {
 
 #[test]
 fn nonsense_is_refused_by_field_and_what_is_ignored_is_said() {
+    let _alone = alone();
     with_ns("stress-refused", OptIn::Yes, async |ns| {
         type Change = fn(&mut StressChaosSpec);
         let cases: [(&str, Change); 5] = [

@@ -131,6 +131,7 @@ fn stress_that_shows_no_effect_is_a_failure_with_its_reason() {
 
 #[test]
 fn a_limit_that_somebody_else_changed_stays_and_an_event_says_so() {
+    let _alone = alone();
     with_ns("stress-outsider", OptIn::Yes, async |ns| {
         let web = container_id(&ns.ready_pod(&pod("web")).await?)?;
         let limit = file(&web, &["pids.max"])?;
