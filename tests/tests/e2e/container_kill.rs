@@ -12,7 +12,7 @@ use squall_api::podchaos::{
 };
 use squall_tests::{
     ExperimentExt as _, Ns, OptIn, PodExt as _, SLEEPER, container, containers_processes, deployment,
-    event_on, experiment, holds_for, pod, pod_of, target_of, unschedulable, until, with_ns,
+    event_on, experiment, holds_for, kubectl, pod, pod_of, target_of, unschedulable, until, with_ns,
 };
 
 fn kill(name: &str, mode: Mode, change: impl FnOnce(&mut PodChaosSpec)) -> PodChaos {
@@ -153,12 +153,36 @@ fn a_signal_by_name_lets_the_process_put_its_things_in_order() {
 #[test]
 fn every_process_gets_it_exactly_once() {
     with_ns("ckill-all", OptIn::Yes, async |ns| {
-        // Each process that is told to end writes a line, so that one told twice would write two.
-        let script = "trap '' TERM; \
-            worker() { trap 'echo told >> /tmp/told' TERM; while :; do sleep 0.2; done; }; \
-            worker & worker & worker & wait; while :; do sleep 1; done";
-        let before = running(ns, &pod_of("web", json!({ "containers": [container("app", script)] }))).await?;
+        // Each process that is told to end writes a line, so that one told twice would write two. The first ends the
+        // container a moment later, time enough for a second line; what was written outlives it, and the next one only
+        // sleeps. The workers' sleeps end of it without a word.
+        let script = format!(
+            "[ ! -e /told/lines ] || {{ {SLEEPER}; }}; \
+             listen() {{ trap \"echo $1 told >> /told/lines; $2\" TERM; echo $1 listens >> /told/lines; }}; \
+             worker() {{ listen $1; while :; do sleep 0.2; done; }}; \
+             end() {{ for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.1; done; exit 7; }}; \
+             worker a & worker b & worker c & listen first end; while :; do sleep 0.2; done"
+        );
+        let mut app = container("app", &script);
+        app["volumeMounts"] = json!([{ "name": "told", "mountPath": "/told" }]);
+        let spec = json!({ "containers": [app], "volumes": [{ "name": "told", "emptyDir": {} }] });
+        let before = running(ns, &pod_of("web", spec)).await?;
+        let lines = |end: &str| -> Result<Vec<String>> {
+            // At first there is no such file.
+            let text = kubectl(&["-n", &ns.name, "exec", "web", "--", "cat", "/told/lines"])?.text;
+            let mut lines: Vec<String> =
+                text.lines().filter_map(|line| line.strip_suffix(end)).map(str::to_owned).collect();
+            lines.sort_unstable();
+            Ok(lines)
+        };
+        let all = ["a", "b", "c", "first"];
+        until("all four listen", async || {
+            let listen = lines(" listens")?;
+            Ok(if listen == all { Ok(()) } else { Err(format!("{listen:?}")) })
+        })
+        .await?;
         ns.create(&kill("kill", Mode::One, |spec| {
+            spec.signal = Some(IntOrString::String("TERM".into()));
             spec.processes = Some(Processes { scope: Scope::All, ..Processes::default() })
         }))
         .await?;
@@ -170,8 +194,9 @@ fn every_process_gets_it_exactly_once() {
         let pids: BTreeSet<i64> = receipt.processes.iter().map(|process| process.pid).collect();
         assert_eq!(pids.len(), receipt.processes.len(), "a process got it twice: {}", chaos.shown());
         assert!(receipt.processes.len() <= usize::try_from(receipt.total)?, "{}", chaos.shown());
-        assert_eq!(target.exit_code, Some(137), "{}", chaos.shown());
+        assert_eq!(target.exit_code, Some(7), "{}", chaos.shown());
         assert_eq!(ns.pod("web").await?.restarts("app"), before.restarts("app") + 1);
+        assert_eq!(lines(" told")?, all, "{}", chaos.shown());
         Ok(())
     });
 }
