@@ -13,7 +13,7 @@ use squall_api::names;
 use squall_api::podchaos::{Action, Mode, Phase, PodChaos, TargetPhase};
 use squall_tests::{
     ExperimentExt as _, Ns, OF, OptIn, PodExt as _, STUBBORN, container, deployment, event_on, experiment,
-    from_json, holds_for, in_each_mode, kubectl, pod, pod_of, spawn_kubectl, stateful_set, target_of,
+    from_json, holds_for, in_each_mode, kubectl, pod, pod_of, says, spawn_kubectl, stateful_set, target_of,
     unschedulable, until, with_ns,
 };
 
@@ -131,21 +131,6 @@ fn the_grace_period_is_really_waited_for() {
             assert!((least..most).contains(&took), "{name}: gone after {took} s: {}", chaos.shown());
             assert!(ns.api::<Pod>().get_opt(pod).await?.is_none(), "{pod} is still there");
         }
-        Ok(())
-    });
-}
-
-#[test]
-fn grace_period_zero_removes_a_pod_at_once() {
-    with_ns("kill-now", OptIn::Yes, async |ns| {
-        let deaf =
-            json!({ "terminationGracePeriodSeconds": 600, "containers": [container("app", STUBBORN)] });
-        ns.ready_pod(&pod_of("deaf", deaf)).await?;
-        ns.create(&experiment("now", Action::PodKill, Mode::One, |spec| spec.grace_period = Some(0))).await?;
-        let chaos = ns.completed("now").await?;
-        let target = target_of(&chaos, "deaf").context("no such target")?.clone();
-        let took = seconds_between(target.ordered_at.map(|at| at.0), target.gone_at.map(|at| at.0))?;
-        assert!(took < 1.5, "gone after {took} s: {}", chaos.shown());
         Ok(())
     });
 }
@@ -339,11 +324,7 @@ fn nothing_to_hit_ends_with_the_reason() {
         let chaos = ns.completed("kill").await?;
         assert_eq!(chaos.reason("Completed"), "NoTargets", "{}", chaos.shown());
         assert!(chaos.is("Failed"), "{}", chaos.shown());
-        let message = chaos.told().message.unwrap_or_default();
-        assert!(
-            message.contains("labelSelectors") || message.contains("app"),
-            "{message:?} does not say which part"
-        );
+        says(&chaos.told().message.unwrap_or_default(), &["labelSelectors", "wbe"])?;
         let waited = Timestamp::now().duration_since(began);
         assert!(waited >= SignedDuration::from_secs(9), "it looked for {waited} only");
         assert_eq!(ns.pods("web").await?.len(), 1);

@@ -1,24 +1,29 @@
-//! How soon a halt, a withdrawn opt-in and a protection recover what is hit: seconds that are promised, measured with
-//! nothing beside.
+//! How soon a halt, a withdrawn opt-in and a protection recover what is hit, an annotation acts and a kill without grace
+//! takes a pod away: seconds that are promised, measured with nothing beside.
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use kube::api::PostParams;
+use anyhow::{Context as _, Result, ensure};
+use kube::api::{ListParams, PostParams};
 use serde_json::json;
 use squall_api::chaospolicy::PolicyState;
 use squall_api::podchaos::{Action, Mode, Phase, PodChaos, PodChaosSpec};
 use squall_api::probe::OnHalt;
 use squall_tests::cpu::{frozen, runs_within};
 use squall_tests::{
-    ExperimentExt as _, Ns, OptIn, PodExt as _, Policy, Ran, alone, deployment, events_of, experiment, hit,
-    holds_for, kubectl, nothing_is_hit, refusal, says, stateful_set, switch, unschedulable, until, with_ns,
+    ExperimentExt as _, Ns, OptIn, PodExt as _, Policy, Ran, STUBBORN, alone, container, deployment,
+    events_of, experiment, hit, holds_for, kubectl, nothing_is_hit, pod_of, refusal, says, stateful_set,
+    switch, target_of, unschedulable, until, with_ns,
 };
 
 /// What the order gives a halt, from its write to the last image that is back.
 const HALTED_WITHIN: Duration = Duration::from_secs(2);
 /// What it gives the withdrawal of an opt-in.
 const WITHDRAWN_WITHIN: Duration = Duration::from_secs(5);
+/// What it gives an annotation on a workload, and its removal, from kubectl's answer to the last image.
+const ANNOTATED_WITHIN: Duration = Duration::from_secs(1);
+/// A pod that is deleted with no grace at all, however long its own would be.
+const GONE_WITHIN: Duration = Duration::from_millis(1500);
 
 fn failure(name: &str, change: impl FnOnce(&mut PodChaosSpec)) -> PodChaos {
     experiment(name, Action::PodFailure, Mode::All, change)
@@ -238,5 +243,54 @@ fn what_a_workload_says_protects_its_pods_and_said_during_a_fault_it_recovers_th
         ns.phase("again", Phase::Injected).await?;
         assert_eq!(hit(ns, "web").await?.len(), 2);
         ns.end_chaos("again").await
+    });
+}
+
+#[test]
+fn pod_failure_on_a_workload_follows_its_annotation_within_a_second() {
+    let _alone = alone();
+    with_ns("annotate-fail", OptIn::Yes, async |ns| {
+        ns.create(&stateful_set("db", 2)).await?;
+        ns.ready_pods("db", 2).await?;
+        let annotate = |what: &str| kubectl(&["-n", &ns.name, "annotate", "statefulset/db", what])?.ok();
+        annotate("squall.dev/pod-failure=all")?;
+        // From kubectl's answer.
+        let began = Instant::now();
+        ns.pods_until("db", "both are failed", |pods| {
+            pods.len() == 2 && pods.iter().all(|pod| pod.is_failed())
+        })
+        .await?;
+        in_time("failed by an annotation", began.elapsed(), ANNOTATED_WITHIN)?;
+        let experiments = ns.api::<PodChaos>();
+        let made = experiments.list(&ListParams::default()).await?.items;
+        let durations: Vec<_> = made.into_iter().map(|chaos| chaos.spec.duration).collect();
+        assert_eq!(durations, [Some("5m".to_owned())]);
+        annotate("squall.dev/pod-failure-")?;
+        let took = images_are_back(ns, "db", Instant::now()).await?;
+        in_time("recovered by removing the annotation", took, ANNOTATED_WITHIN)?;
+        until("the experiment is gone", async || {
+            let left = experiments.list(&ListParams::default()).await?.items;
+            Ok(if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) })
+        })
+        .await?;
+        ns.all_whole("db").await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn grace_period_zero_removes_a_pod_at_once() {
+    let _alone = alone();
+    with_ns("kill-now", OptIn::Yes, async |ns| {
+        let deaf =
+            json!({ "terminationGracePeriodSeconds": 600, "containers": [container("app", STUBBORN)] });
+        ns.ready_pod(&pod_of("deaf", deaf)).await?;
+        ns.create(&experiment("now", Action::PodKill, Mode::One, |spec| spec.grace_period = Some(0))).await?;
+        let chaos = ns.completed("now").await?;
+        let target = target_of(&chaos, "deaf").context("no such target")?;
+        let (ordered, gone) =
+            target.ordered_at.as_ref().zip(target.gone_at.as_ref()).context("a time is missing")?;
+        let took = Duration::try_from(gone.0.duration_since(ordered.0))?;
+        in_time("gone without grace", took, GONE_WITHIN)
     });
 }
