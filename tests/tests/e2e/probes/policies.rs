@@ -3,7 +3,7 @@
 use anyhow::Result;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 use squall_api::chaospolicy::PolicyState;
 use squall_api::podchaos::Mode;
@@ -99,45 +99,54 @@ fn another_status_may_be_expected_and_no_answer_in_time_is_none() {
     });
 }
 
-/// A node that no kubelet looks after, so that its conditions are the test's.
-async fn node(ns: &Ns, ready: &str) -> Result<()> {
-    let api: Api<Node> = Api::all(ns.client.clone());
-    let node = json!({
-        "metadata": { "name": ns.name, "labels": { "squall-test/node": ns.name } },
-        "spec": { "unschedulable": true },
-    });
-    if api.get_opt(&ns.name).await?.is_none() {
-        api.create(&PostParams::default(), &from_json(node)).await?;
+/// A node that no kubelet looks after, so that its conditions are the test's. It has the name of the test's namespace.
+struct MadeUpNode<'a>(&'a Ns);
+
+impl<'a> MadeUpNode<'a> {
+    async fn make(ns: &'a Ns) -> Result<Self> {
+        let node = json!({
+            "metadata": { "name": ns.name, "labels": { "squall-test/node": ns.name } },
+            "spec": { "unschedulable": true },
+        });
+        let made = Self(ns);
+        Api::<Node>::all(ns.client.clone()).create(&PostParams::default(), &from_json(node)).await?;
+        made.ready("True").await?;
+        Ok(made)
     }
-    let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    let condition = json!({
-        "type": "Ready", "status": ready, "reason": "Test", "message": "", "lastHeartbeatTime": now,
-        "lastTransitionTime": now,
-    });
-    let patch = json!({ "status": { "conditions": [condition] } });
-    api.patch_status(&ns.name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
-    Ok(())
+
+    async fn ready(&self, status: &str) -> Result<()> {
+        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let condition = json!({
+            "type": "Ready", "status": status, "reason": "Test", "message": "", "lastHeartbeatTime": now,
+            "lastTransitionTime": now,
+        });
+        let patch = json!({ "status": { "conditions": [condition] } });
+        let api: Api<Node> = Api::all(self.0.client.clone());
+        api.patch_status(&self.0.name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
+        Ok(())
+    }
+}
+
+impl Drop for MadeUpNode<'_> {
+    /// Also when the test's time is over.
+    fn drop(&mut self) {
+        let _ = kubectl(&["delete", "node", &self.0.name, "--ignore-not-found", "--wait=false"]);
+    }
 }
 
 #[test]
 fn nodes_that_are_not_ready_halt() {
     with_ns("halt-nodes", OptIn::Yes, async |ns| {
-        let tried = async {
-            node(ns, "True").await?;
-            ns.create(&squall_tests::unschedulable("web", "web")).await?;
-            let probe =
-                json!({ "nodes": { "selector": { "matchLabels": { "squall-test/node": ns.name } } } });
-            let policy = Policy::make(ns, json!({ "haltWhen": [probe] })).await?;
-            ns.create(&failure("node", Mode::One, |_| ())).await?;
-            ns.phase("node", Phase::Injected).await?;
-            node(ns, "False").await?;
-            halted(ns, "node", &[&policy.name, "1 nodes unwell by Ready at", "at most 0 wanted"]).await?;
-            ns.whole("web").await?;
-            Ok(())
-        };
-        let tried = tried.await;
-        Api::<Node>::all(ns.client.clone()).delete(&ns.name, &DeleteParams::default()).await?;
-        tried
+        let node = MadeUpNode::make(ns).await?;
+        ns.create(&squall_tests::unschedulable("web", "web")).await?;
+        let probe = json!({ "nodes": { "selector": { "matchLabels": { "squall-test/node": ns.name } } } });
+        let policy = Policy::make(ns, json!({ "haltWhen": [probe] })).await?;
+        ns.create(&failure("node", Mode::One, |_| ())).await?;
+        ns.phase("node", Phase::Injected).await?;
+        node.ready("False").await?;
+        halted(ns, "node", &[&policy.name, "1 nodes unwell by Ready at", "at most 0 wanted"]).await?;
+        ns.whole("web").await?;
+        Ok(())
     });
 }
 
