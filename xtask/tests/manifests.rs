@@ -473,6 +473,81 @@ fn nobody_may_exec_nor_read_other_secrets_nor_everything() {
     }
 }
 
+/// Resources of each rule of a role, and the verbs.
+type Rules = &'static [(&'static str, &'static str)];
+
+/// What each role may do, kind of role and name first. Who adds a right here says in `deploy/rbac.yaml` what it is for.
+///
+/// A status that is replaced takes `update` on it, one that is patched `patch`. Nobody needs `finalizers`: what owns
+/// others does not block its own deletion until they are gone (`blockOwnerDeletion`).
+const RIGHTS: [(&str, &str, Rules); 4] = [
+    (
+        "ClusterRole",
+        names::CONTROLLER,
+        &[
+            ("pods", "get list watch patch delete"),
+            ("pods/eviction", "create"),
+            ("namespaces nodes", "get list watch"),
+            ("podchaos stresschaos", "get list watch create patch delete"),
+            ("podchaos/status stresschaos/status", "update"),
+            ("schedules", "get list watch"),
+            ("schedules/status", "update"),
+            ("chaospolicies", "get list watch"),
+            ("chaospolicies/status", "patch"),
+            ("poddisruptionbudgets", "get list watch"),
+            ("services", "get"),
+            ("deployments statefulsets daemonsets replicasets", "get list watch patch"),
+            ("jobs", "get list watch"),
+            ("events", "create patch"),
+            ("tokenreviews", "create"),
+            ("mutatingwebhookconfigurations validatingwebhookconfigurations", "get list watch patch"),
+            ("customresourcedefinitions", "get list watch"),
+        ],
+    ),
+    (
+        "ClusterRole",
+        names::WEBHOOK,
+        &[
+            ("podchaos stresschaos", "get list watch"),
+            ("chaospolicies", "get list watch"),
+            ("deployments statefulsets daemonsets replicasets", "list watch"),
+            ("jobs", "list watch"),
+            ("namespaces", "get list watch"),
+            ("customresourcedefinitions", "get"),
+            ("pods", "list"),
+            ("subjectaccessreviews", "create"),
+        ],
+    ),
+    (
+        "Role",
+        names::CONTROLLER,
+        &[
+            ("secrets", "get list watch update"),
+            ("secrets", "delete"),
+            ("configmaps", "get list watch update"),
+            ("secrets configmaps", "create"),
+            ("leases", "get list watch update"),
+            ("leases", "create"),
+        ],
+    ),
+    ("Role", names::WEBHOOK, &[("secrets", "get list watch")]),
+];
+
+#[test]
+fn no_role_has_a_right_that_nobody_uses() {
+    let all = rendered();
+    for (kind, name, rights) in RIGHTS {
+        let role = find(&all, kind, name);
+        let given: Vec<_> = list(&role["rules"])
+            .iter()
+            .map(|rule| (strings(&rule["resources"]).join(" "), strings(&rule["verbs"]).join(" ")))
+            .collect();
+        let used: Vec<_> =
+            rights.iter().map(|(resources, verbs)| ((*resources).to_owned(), (*verbs).to_owned())).collect();
+        assert_eq!(given, used, "{kind} {name}");
+    }
+}
+
 #[test]
 fn the_names_in_the_roles_are_those_of_the_code() {
     let all = rendered();
