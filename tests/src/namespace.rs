@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, anyhow};
 use futures::FutureExt as _;
 use futures::future::join_all;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::core::NamespaceResourceScope;
@@ -131,7 +132,7 @@ impl Ns {
         })
     }
 
-    /// The test itself wrote this label or annotation of ours on pods, so it may be there at the end.
+    /// The test itself wrote this label or annotation of ours on pods or workloads, so it may be there at the end.
     pub fn keeps(&self, key: &str) {
         self.own_keys.borrow_mut().insert(key.to_owned());
     }
@@ -341,8 +342,31 @@ impl Ns {
                     pod.name()
                 );
             }
+            self.nothing_on_workloads::<Deployment>(&name, &keys).await?;
+            self.nothing_on_workloads::<StatefulSet>(&name, &keys).await?;
+            self.nothing_on_workloads::<DaemonSet>(&name, &keys).await?;
+            self.nothing_on_workloads::<ReplicaSet>(&name, &keys).await?;
         }
         Ok(())
+    }
+
+    /// Waits: a Deployment's copies lose what it has lost a moment later.
+    async fn nothing_on_workloads<K>(&self, namespace: &str, keys: &BTreeSet<String>) -> Result<()>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
+    {
+        let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
+        let kind = K::kind(&());
+        until(&format!("nothing is left on any {kind} in {namespace}"), async || {
+            let all = api.list_metadata(&ListParams::default()).await?.items;
+            let left: Vec<_> = all
+                .iter()
+                .map(|one| (one.metadata.name.as_deref(), residue::marks(&one.metadata, keys)))
+                .filter(|(_, left)| !left.is_empty())
+                .collect();
+            Ok(if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) })
+        })
+        .await
     }
 
     /// Deletes the experiments of one kind, and waits until they are gone.

@@ -264,6 +264,8 @@ fn templates_and_births_ask_for_nothing_and_are_told_so() {
 #[test]
 fn outside_of_opted_in_namespaces_it_says_what_to_label() {
     with_ns("annotate-out", OptIn::No, async |ns| {
+        ns.keeps(names::ASK_POD_KILL);
+        ns.keeps(names::LAST_ERROR);
         ns.create(&stateful_set("db", 0)).await?;
         annotate(ns, "statefulset/db", "squall.dev/pod-kill=one")?.ok()?;
         let said = until("it says so", async || {

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use kube::api::{ListParams, PostParams};
 use serde_json::json;
 use squall_api::chaospolicy::PolicyState;
+use squall_api::names;
 use squall_api::podchaos::{Action, Mode, Phase, PodChaos, PodChaosSpec};
 use squall_api::probe::OnHalt;
 use squall_tests::cpu::{frozen, runs_within};
@@ -199,6 +200,7 @@ fn the_switch_is_refused_under_a_halt_and_lets_go_of_what_it_held() {
 fn what_a_workload_says_protects_its_pods_and_said_during_a_fault_it_recovers_them() {
     let _alone = alone();
     with_ns("protect-workload", OptIn::Yes, async |ns| {
+        ns.keeps(names::PROTECT);
         for name in ["safe", "web"] {
             ns.create(&deployment(name, 2, true)).await?;
             ns.pods_until(name, "there are two", |pods| pods.len() == 2).await?;
