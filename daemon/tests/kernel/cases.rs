@@ -19,7 +19,7 @@ use squall_daemon::{
 
 use super::{
     loaded::{nothing_is_loaded, programs_are},
-    sandbox::{Sandbox, Target, rounds, slack, stranger, struck, tools, until},
+    sandbox::{Sandbox, Target, not_here, rounds, slack, stranger, struck, tools, until},
 };
 
 /// A case.
@@ -278,8 +278,7 @@ async fn only_the_ends_of_those_who_were_signalled_are_recorded() {
 async fn without_a_v2_cgroup_of_its_own_only_the_container_is_hit() {
     let (tools, mut sandbox) = (tools(), Sandbox::new());
     if tools.cgroups.layout() == Layout::V2 {
-        println!("  version 2 is all there is: the case can't be");
-        return;
+        not_here("version 2 is all there is");
     }
     // In version 2 all of them are where this process is: as containers are where the runtime is.
     let dirs = sandbox.v1();

@@ -5,6 +5,7 @@ use std::{
     ffi::OsString,
     fs,
     io::{BufRead, BufReader},
+    panic,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
@@ -29,6 +30,15 @@ use super::target::{CGROUPS, DUTY};
 const SLACK: &str = "SQUALL_TEST_SLACK";
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// Why a case can't be on this machine: what it ends with then, neither passed nor failed.
+pub struct NotHere(pub &'static str);
+
+/// Ends the case: this machine lacks what it is about.
+pub fn not_here(why: &'static str) -> ! {
+    // Not a panic of its own: nothing went wrong that a hook should tell.
+    panic::resume_unwind(Box::new(NotHere(why)))
+}
 
 /// Mounts tracefs where the machine has not, in a mount namespace of this process's own. Before any thread is started.
 pub fn see_tracepoints() {

@@ -476,8 +476,7 @@ async fn io_paths_stay_in_the_container() {
 
 async fn an_io_path_that_does_not_answer_holds_up_nobody_else() {
     let Some(dead) = Dead::mount() else {
-        println!("  this kernel has no FUSE: the case can't be");
-        return;
+        super::sandbox::not_here("this kernel has no FUSE");
     };
     let (sandbox, _target, mut rig) = one();
     let path = dead.dir.path().join("below").display().to_string();
@@ -497,8 +496,7 @@ async fn an_io_path_that_does_not_answer_holds_up_nobody_else() {
 
 async fn a_containers_root_that_does_not_answer_holds_up_nobody_else() {
     let Some(dead) = Dead::mount() else {
-        println!("  this kernel has no FUSE: the case can't be");
-        return;
+        super::sandbox::not_here("this kernel has no FUSE");
     };
     let (sandbox, target, rig) = one();
     let container = Container::of(&rig.tools, &sandbox.order(), target.pid()).expect("the container");

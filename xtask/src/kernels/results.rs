@@ -9,6 +9,8 @@ use super::initramfs::{BEGIN, END};
 pub struct Results {
     /// The tests of each feature: passed, and the names of those that failed.
     features: BTreeMap<String, (u32, Vec<String>)>,
+    /// Those that can't be on that kernel, each with what it lacks.
+    not_here: Vec<String>,
     /// How the program itself ended: one that crashes half-way has no line for the rest.
     ended: Option<u32>,
     /// How many passed and how many failed by the program's own count.
@@ -16,7 +18,7 @@ pub struct Results {
 }
 
 impl Results {
-    /// Reads the machine's words. A test is a line `test FEATURE::NAME ... ok`, or FAILED; the last is
+    /// Reads the machine's words. A test is a line `test FEATURE::NAME ... ok`, FAILED, or `ignored, WHY`; the last is
     /// `test result: … 3 passed; 0 failed; …`.
     pub fn read(text: &str) -> Self {
         let mut results = Self::default();
@@ -31,6 +33,10 @@ impl Results {
                 results.counted = number_before(counts, " passed").zip(number_before(counts, " failed"));
             }
             let Some((name, outcome)) = rest.split_once(" ... ") else { continue };
+            if let Some(why) = outcome.strip_prefix("ignored, ") {
+                results.not_here.push(format!("{name}: {}", why.trim_end()));
+                continue;
+            }
             let Some((feature, name)) = name.split_once("::") else { continue };
             let (passed, failed) = results.features.entry(feature.to_owned()).or_default();
             if outcome.starts_with("ok") {
@@ -99,6 +105,7 @@ pub fn table(kernels: &[(String, Results)]) -> String {
         for (feature, (_, failed)) in &results.features {
             lines.extend(failed.iter().map(|name| format!("{version}: {feature}::{name} failed")));
         }
+        lines.extend(results.not_here.iter().map(|name| format!("{version}: not there: {name}")));
         lines.extend(results.problem().map(|problem| format!("{version}: {problem}")));
     }
     // From the newest down: the oldest below which nothing newer failed.
@@ -129,6 +136,19 @@ mod tests {
         assert_eq!(results.problem(), None);
         assert_eq!(results.features["kill"], (1, vec!["b".to_owned()]));
         assert!(!results.passed());
+    }
+
+    #[test]
+    fn what_cant_be_on_a_kernel_has_neither_passed_nor_failed() {
+        let results = said(
+            "test freeze::a ... ok (0.1 s)\ntest freeze::b ... ignored, version 2 is all there is\r",
+            1,
+            0,
+        );
+        assert_eq!(results.features["freeze"], (1, Vec::new()));
+        assert!(results.passed());
+        let table = table(&[("6.1".to_owned(), results)]);
+        assert!(table.contains("6.1: not there: freeze::b: version 2 is all there is\n"), "{table}");
     }
 
     #[test]
