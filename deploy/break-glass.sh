@@ -23,6 +23,12 @@ while read -r namespace pod images; do
 done
 $k label pods -A -l squall.dev/fault squall.dev/fault- || true
 
+# A container that a dead daemon left frozen, or with lowered limits, no kubectl puts right: it is named, if its status does
+# not say that it was put back.
+for kind in podchaos.squall.dev stresschaos.squall.dev; do
+	$k get "$kind" -A -o go-template='{{range .items}}{{$how := ""}}{{if eq .kind "StressChaos"}}{{if .spec.squeeze}}{{$how = "limited"}}{{end}}{{else if eq .spec.action "container-freeze"}}{{$how = "frozen"}}{{end}}{{if and $how .status}}{{range .status.targets}}{{$reason := or .reason ""}}{{if or (eq .phase "Injected" "Recovering") (and (eq .phase "Selected") .orderedAt) (and (eq .phase "Failed") (eq $reason "NotRecovered" "NotInjected" "InvalidSpec" "Internal"))}}container {{or .container ""}} of pod {{.namespace}}/{{.pod}} on node {{or .node ""}} may still be {{$how}}: delete the pod, or run Squall there again{{"\n"}}{{end}}{{end}}{{end}}{{end}}' 2>/dev/null || true
+done
+
 # Our finalizer, and nobody else's, so that the experiments can be deleted: namespace, name, place in the list. By their
 # full names: Chaos Mesh has the same short ones.
 for kind in podchaos.squall.dev stresschaos.squall.dev; do

@@ -1,14 +1,18 @@
 //! `cargo xtask undeploy`: stops new work, has everything recovered, and takes Squall away, in that order.
 //!
 //! It works also when Squall is dead, half there or not there at all, and every wait has an end: what Squall does not
-//! put back in time is put back here, from the pod's own record. What can't be removed is named, and the exit code
-//! says so. It never touches the opt-in labels of namespaces: those are the user's.
+//! put back in time is put back here, from the pod's own record. What only a node's daemon can put back is named
+//! where nobody has seen it do so. What can't be removed is named, and the exit code says so. It never touches the opt-in
+//! labels of namespaces: those are the user's.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};
-use squall_api::names;
+use squall_api::{
+    names,
+    status::{Target, TargetPhase},
+};
 
 use crate::{build, kubectl, kubectl::Kubectl, progress::Step};
 
@@ -39,6 +43,8 @@ const CLOSED: &str = "squall-removal";
 const KINDS: [&str; 2] = names::CRDS;
 /// The kind that makes experiments, in the same way.
 const SCHEDULES: &str = "schedules.squall.dev";
+/// Reasons of targets that failed and of which nobody has seen that nothing is left on their node.
+const IN_DOUBT: [&str; 4] = ["NotRecovered", "NotInjected", "InvalidSpec", "Internal"];
 /// Every annotation of ours on a pod.
 const ANNOTATIONS: [&str; 8] = [
     names::ORIGINAL_IMAGES,
@@ -149,11 +155,13 @@ fn end_experiments(kubectl: &Kubectl, patience: Patience) -> Result<()> {
         if none_left(kubectl, kind, what, patience.recovery())? {
             continue;
         }
-        for (namespace, name) in held(kubectl, kind)?.iter().map(id) {
+        for object in held(kubectl, kind)? {
+            let (namespace, name) = id(&object);
             println!(
                 "{kind} {namespace}/{name} is not recovered after {} s: forcing it",
                 patience.recovery().as_secs()
             );
+            name_what_may_stand(&object);
             let forced = format!("{}={}", names::CLEANUP, names::CLEANUP_FORCED);
             kubectl.attempt(&["annotate", kind, &name, "-n", &namespace, &forced, "--overwrite"])?;
         }
@@ -207,6 +215,7 @@ fn drop_finalizers(kubectl: &Kubectl, kind: &str) -> Result<()> {
         let patch =
             json!([{"op": "test", "path": path, "value": names::FINALIZER}, {"op": "remove", "path": path}]);
         println!("{kind} {namespace}/{name}: nobody recovers it; taking our finalizer off");
+        name_what_may_stand(&object);
         kubectl.attempt(&[
             "patch",
             kind,
@@ -219,6 +228,46 @@ fn drop_finalizers(kubectl: &Kubectl, kind: &str) -> Result<()> {
         ])?;
     }
     Ok(())
+}
+
+/// Names what the experiment may leave on nodes. With the object goes the last that is written of it.
+fn name_what_may_stand(object: &Value) {
+    for container in may_stand(object) {
+        println!(
+            "{container}: delete the pod, or run that node's daemon again, which puts back what it finds"
+        );
+    }
+}
+
+/// The containers that a fault of this experiment may still hold on their nodes: frozen, or with lowered limits. Stressors
+/// are not among it, for they end with their daemon.
+fn may_stand(object: &Value) -> Vec<String> {
+    let how = if object["kind"] == "StressChaos" && !object["spec"]["squeeze"].is_null() {
+        "limited"
+    } else if object["spec"]["action"] == "container-freeze" {
+        "frozen"
+    } else {
+        return Vec::new();
+    };
+    let targets = object["status"]["targets"].as_array().into_iter().flatten();
+    // One by one: what is written there may be another version's.
+    let targets = targets.filter_map(|target| serde_json::from_value::<Target>(target.clone()).ok());
+    targets
+        .filter(|target| match target.phase {
+            TargetPhase::Selected => target.ordered_at.is_some(),
+            TargetPhase::Injected | TargetPhase::Recovering => true,
+            TargetPhase::Failed => IN_DOUBT.contains(&target.reason.as_deref().unwrap_or_default()),
+            TargetPhase::Recovered
+            | TargetPhase::Killed
+            | TargetPhase::Skipped
+            | TargetPhase::Released
+            | TargetPhase::Gone => false,
+        })
+        .map(|Target { namespace, pod, node, container, .. }| {
+            let (container, node) = (container.unwrap_or_default(), node.unwrap_or_default());
+            format!("container {container} of pod {namespace}/{pod} on node {node} may still be {how}")
+        })
+        .collect()
 }
 
 /// Puts every pod right that still carries something of ours.
@@ -400,6 +449,44 @@ mod tests {
                 {"op": "remove", "path": "/metadata/annotations/squall.dev~1held-by"},
             ])
         );
+    }
+
+    #[test]
+    fn what_no_status_says_was_put_back_on_a_node_is_named() {
+        let target = |pod: &str, phase: &str, more: Value| {
+            let mut target = json!({"namespace": "shop", "pod": pod, "uid": pod, "node": "n1", "container": "app",
+                "phase": phase});
+            target.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            target
+        };
+        let at = json!({"orderedAt": "2026-11-30T08:00:00.000000Z"});
+        let targets = json!([
+            target("chosen", "Selected", json!({})),
+            target("ordered", "Selected", at.clone()),
+            target("held", "Injected", at),
+            target("silent", "Recovering", json!({"recoveredAt": "2026-11-30T08:01:00.000000Z"})),
+            target("back", "Recovered", json!({})),
+            target("refused", "Failed", json!({"reason": "Unsupported"})),
+            target("unseen", "Failed", json!({"reason": "NotRecovered"})),
+            target("released", "Released", json!({"reason": "Protected"})),
+            target("gone", "Gone", json!({})),
+            {"of": "another version"},
+        ]);
+        let of = |kind: &str, spec: Value| {
+            may_stand(&json!({"kind": kind, "spec": spec, "status": {"targets": targets}}))
+        };
+        let named = |how: &str| {
+            ["ordered", "held", "silent", "unseen"]
+                .map(|pod| format!("container app of pod shop/{pod} on node n1 may still be {how}"))
+        };
+        assert_eq!(of("PodChaos", json!({"action": "container-freeze"})), named("frozen"));
+        assert_eq!(of("StressChaos", json!({"squeeze": {"pids": 9}})), named("limited"));
+        // What ends with the daemon, what is on no node, and what does not last.
+        assert_eq!(of("StressChaos", json!({"stressors": {"pids": {"count": 9}}})), [""; 0]);
+        for action in ["pod-failure", "container-kill"] {
+            assert_eq!(of("PodChaos", json!({"action": action})), [""; 0]);
+        }
+        assert_eq!(may_stand(&json!({"kind": "PodChaos", "spec": {"action": "container-freeze"}})), [""; 0]);
     }
 
     #[test]
