@@ -4,7 +4,7 @@
 //! restarts what has changed and nothing else. Removal is `undeploy.rs`.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     time::Duration,
@@ -118,15 +118,25 @@ fn overlay(registry: Option<&str>, hashes: &Hashes) -> Value {
            "resources": ["../../deploy"], "patches": patches, "images": images})
 }
 
-/// Waits until every workload has what it wants, and says which has not.
+/// Waits until every workload has what it wants, and says which has not. Daemons on nodes that are not Ready are named,
+/// and not waited for.
 fn rollout(kubectl: &Kubectl) -> Result<()> {
     let mut step = Step::begin("waiting for the controller, the webhook and the daemons");
     let mut missing = Vec::new();
+    let mut away = BTreeSet::new();
     let done = kubectl::wait(ROLLOUT, || {
         missing = Vec::new();
         for Workload { kind, name } in WORKLOADS {
             let object: Value = kubectl.get(&[kind, name, "-n", names::NAMESPACE])?;
-            missing.extend(lacks(&object).map(|lack| format!("{name} {lack}")));
+            let lack = if kind == "DaemonSet" {
+                let ours = format!("{}={name}", names::COMPONENT_LABEL);
+                let pods = kubectl.items(&["pods", "-n", names::NAMESPACE, "-l", &ours])?;
+                away = nodes_away(&kubectl.items(&["nodes"])?, &pods);
+                daemons_lack(&object, &pods, &away)
+            } else {
+                lacks(&object)
+            };
+            missing.extend(lack.map(|lack| format!("{name} {lack}")));
         }
         step.at(&missing.join(", "));
         Ok(missing.is_empty().then_some(()))
@@ -141,22 +151,24 @@ fn rollout(kubectl: &Kubectl) -> Result<()> {
         );
     }
     step.done();
+    if !away.is_empty() {
+        let away: Vec<_> = away.into_iter().collect();
+        println!(
+            "not Ready, and not waited for: {}: what daemons do can't be done there until they are",
+            away.join(", ")
+        );
+    }
     Ok(())
 }
 
-/// What a Deployment or DaemonSet still lacks.
+/// What a Deployment still lacks.
 fn lacks(object: &Value) -> Option<String> {
-    let number = |pointer: &str| object.pointer(pointer).and_then(Value::as_i64).unwrap_or(0);
-    if number("/status/observedGeneration") < number("/metadata/generation") {
+    let number = |pointer: &str| number(object, pointer);
+    if is_unseen(object) {
         return Some("is not yet looked at".to_owned());
     }
-    let (wanted, updated, ready, all) = if object["kind"] == "DaemonSet" {
-        let wanted = number("/status/desiredNumberScheduled");
-        (wanted, number("/status/updatedNumberScheduled"), number("/status/numberReady"), wanted)
-    } else {
-        let all = number("/status/replicas");
-        (number("/spec/replicas"), number("/status/updatedReplicas"), number("/status/readyReplicas"), all)
-    };
+    let (wanted, all) = (number("/spec/replicas"), number("/status/replicas"));
+    let (updated, ready) = (number("/status/updatedReplicas"), number("/status/readyReplicas"));
     if updated < wanted {
         return Some(format!("{updated}/{wanted} updated"));
     }
@@ -164,6 +176,53 @@ fn lacks(object: &Value) -> Option<String> {
         return Some(format!("{} old to end", all - wanted));
     }
     (ready < wanted).then(|| format!("{ready}/{wanted} Ready"))
+}
+
+/// What the daemons still lack on the nodes that are not `away`. On those no pod becomes Ready, nor does an old one end.
+fn daemons_lack(object: &Value, pods: &[Value], away: &BTreeSet<String>) -> Option<String> {
+    if is_unseen(object) {
+        return Some("is not yet looked at".to_owned());
+    }
+    let away = i64::try_from(away.len()).unwrap_or(i64::MAX);
+    let wanted = number(object, "/status/desiredNumberScheduled") - away;
+    let updated = number(object, "/status/updatedNumberScheduled");
+    if updated < wanted {
+        return Some(format!("{updated}/{wanted} updated"));
+    }
+    // An updated one on a node that is away may have been counted in place of one that isn't updated.
+    let staying = pods.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+    let revisions: BTreeSet<_> =
+        staying.filter_map(|pod| pod["metadata"]["labels"]["controller-revision-hash"].as_str()).collect();
+    if revisions.len() > 1 {
+        return Some("still has old ones".to_owned());
+    }
+    let ready = number(object, "/status/numberReady");
+    (ready < wanted).then(|| format!("{ready}/{wanted} Ready"))
+}
+
+/// The nodes of these pods that are not Ready.
+fn nodes_away(nodes: &[Value], pods: &[Value]) -> BTreeSet<String> {
+    let with_pods: BTreeSet<_> = pods.iter().filter_map(|pod| pod["spec"]["nodeName"].as_str()).collect();
+    let named = nodes.iter().filter_map(|node| Some((node["metadata"]["name"].as_str()?, node)));
+    named
+        .filter(|(name, node)| with_pods.contains(name) && !is_ready(node))
+        .map(|(name, _)| name.to_owned())
+        .collect()
+}
+
+/// Whether its controller has not seen the object as it is written now.
+fn is_unseen(object: &Value) -> bool {
+    number(object, "/status/observedGeneration") < number(object, "/metadata/generation")
+}
+
+/// Whether a node or a pod is Ready.
+fn is_ready(object: &Value) -> bool {
+    let conditions = object["status"]["conditions"].as_array();
+    conditions.is_some_and(|all| all.iter().any(|one| one["type"] == "Ready" && one["status"] == "True"))
+}
+
+fn number(object: &Value, pointer: &str) -> i64 {
+    object.pointer(pointer).and_then(Value::as_i64).unwrap_or(0)
 }
 
 /// Waits until the API server reaches the webhook: some seconds after its pods are Ready.
@@ -197,8 +256,7 @@ fn last_words(kubectl: &Kubectl) -> Result<String> {
     let mut text = String::new();
     for pod in kubectl.items(&["pods", "-n", names::NAMESPACE])? {
         let name = pod["metadata"]["name"].as_str().unwrap_or_default();
-        let is_ready = |condition: &Value| condition["type"] == "Ready" && condition["status"] == "True";
-        if pod["status"]["conditions"].as_array().is_some_and(|all| all.iter().any(is_ready)) {
+        if is_ready(&pod) {
             continue;
         }
         let logs =
@@ -262,8 +320,40 @@ mod tests {
         assert_eq!(of(3, 2, 2).unwrap(), "1 old to end");
         assert_eq!(of(2, 1, 2).unwrap(), "1/2 updated");
         assert_eq!(of(2, 2, 1).unwrap(), "1/2 Ready");
-        let daemons =
-            json!({"kind": "DaemonSet", "metadata": {"generation": 2}, "status": {"observedGeneration": 1}});
-        assert_eq!(lacks(&daemons).unwrap(), "is not yet looked at");
+        let unseen = json!({"metadata": {"generation": 2}, "status": {"observedGeneration": 1}});
+        assert_eq!(lacks(&unseen).unwrap(), "is not yet looked at");
+        assert_eq!(daemons_lack(&unseen, &[], &BTreeSet::new()).unwrap(), "is not yet looked at");
+    }
+
+    #[test]
+    fn daemons_are_waited_for_where_nodes_are_ready() {
+        let node = |name: &str, ready: &str| {
+            let condition = json!({"type": "Ready", "status": ready});
+            json!({"metadata": {"name": name}, "status": {"conditions": [condition]}})
+        };
+        let nodes = [node("a", "True"), node("b", "True"), node("c", "Unknown"), node("windows", "False")];
+        let pod = |node: &str, revision: &str| {
+            let labels = json!({"controller-revision-hash": revision});
+            json!({"metadata": {"labels": labels}, "spec": {"nodeName": node}})
+        };
+        let of = |updated: i64, ready: i64, pods: &[Value]| {
+            let daemons = json!({"metadata": {"generation": 2}, "status": {"observedGeneration": 2,
+                "desiredNumberScheduled": 3, "updatedNumberScheduled": updated, "numberReady": ready}});
+            daemons_lack(&daemons, pods, &nodes_away(&nodes, pods))
+        };
+        let new = [pod("a", "new"), pod("b", "new"), pod("c", "new")];
+        assert_eq!(nodes_away(&nodes, &new), BTreeSet::from(["c".to_owned()]));
+        assert_eq!(of(3, 2, &new), None);
+        assert_eq!(of(3, 1, &new).unwrap(), "1/2 Ready");
+        assert_eq!(of(1, 2, &new).unwrap(), "1/2 updated");
+        // Counted there, and missing here.
+        assert_eq!(
+            of(2, 2, &[pod("a", "new"), pod("b", "old"), pod("c", "new")]).unwrap(),
+            "still has old ones"
+        );
+        // One that can't end where nobody ends it.
+        let mut stuck = pod("c", "old");
+        stuck["metadata"]["deletionTimestamp"] = json!("2026-11-30T08:00:00Z");
+        assert_eq!(of(2, 2, &[pod("a", "new"), pod("b", "new"), stuck]), None);
     }
 }
