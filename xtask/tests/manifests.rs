@@ -662,7 +662,21 @@ fn neither_pressure_nor_a_drain_nor_a_node_of_another_kind_is_in_the_way() {
     let spec = |kind: &str, name: &str| find(&all, kind, name)["spec"]["template"]["spec"].clone();
     let daemon = spec("DaemonSet", names::DAEMON);
     // The kubelet evicts it last, and lets it in while it evicts others.
-    assert_eq!(daemon["priorityClassName"], "system-node-critical");
+    let class = "system-node-critical";
+    assert_eq!(daemon["priorityClassName"], class);
+    // Where that class is limited to namespaces with a quota for it, ours has one; it is there first.
+    let quota = find(&all, "ResourceQuota", names::DAEMON);
+    let scope = json!([{"scopeName": "PriorityClass", "operator": "In", "values": [class]}]);
+    assert_eq!(quota["spec"]["scopeSelector"]["matchExpressions"], scope);
+    assert_eq!(quota["spec"]["hard"], json!({"pods": "1G"}), "it is to limit nothing");
+    let place = |kind: &str| all.iter().position(|object| object["kind"] == kind);
+    assert!(place("ResourceQuota") < place("DaemonSet"));
+    let nodes = &daemon["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+    let machines = json!([
+        {"key": "type", "operator": "NotIn", "values": ["virtual-kubelet"]},
+        {"key": "eks.amazonaws.com/compute-type", "operator": "NotIn", "values": ["fargate"]},
+    ]);
+    assert_eq!(nodes["nodeSelectorTerms"], json!([{"matchExpressions": machines}]));
     for pod in [daemon, spec("Deployment", names::CONTROLLER), spec("Deployment", names::WEBHOOK)] {
         assert_eq!(pod["nodeSelector"], json!({"kubernetes.io/os": "linux"}));
     }
