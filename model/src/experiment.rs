@@ -111,10 +111,9 @@ fn made_for(metadata: &ObjectMeta) -> Option<Only> {
         match Annotated::ALL.into_iter().find(|kind| kind.is_that_of(owner))? {
             Annotated::Pod => Some(Only::Pod(owner.uid.clone())),
             // As `PodView::workload` names it.
-            Annotated::Deployment
-            | Annotated::StatefulSet
-            | Annotated::DaemonSet
-            | Annotated::ReplicaSet => Some(Only::Workload(format!("{}/{}", owner.kind, owner.name))),
+            Annotated::Deployment | Annotated::StatefulSet | Annotated::DaemonSet | Annotated::ReplicaSet => {
+                Some(Only::Workload(format!("{}/{}", owner.kind, owner.name)))
+            }
         }
     })
 }
