@@ -105,9 +105,10 @@ pub fn parsed<S: ExperimentSpec>(metadata: &ObjectMeta, spec: &S) -> Result<Spec
 
 /// Of the annotated object that an experiment was made for, its pods. A workload's labels select perhaps those of a canary,
 /// a Job or a hook too, that nobody has annotated; a pod's name, its successor.
+/// Where that owns it no longer (somebody has orphaned it), nothing.
 fn made_for(metadata: &ObjectMeta) -> Option<Only> {
     metadata.annotations.as_ref()?.get(names::MADE_FOR)?;
-    metadata.owner_references.iter().flatten().find_map(|owner| {
+    let only = metadata.owner_references.iter().flatten().find_map(|owner| {
         match Annotated::ALL.into_iter().find(|kind| kind.is_that_of(owner))? {
             Annotated::Pod => Some(Only::Pod(owner.uid.clone())),
             // As `PodView::workload` names it.
@@ -115,5 +116,6 @@ fn made_for(metadata: &ObjectMeta) -> Option<Only> {
                 Some(Only::Workload(format!("{}/{}", owner.kind, owner.name)))
             }
         }
-    })
+    });
+    Some(only.unwrap_or(Only::Nothing))
 }

@@ -36,6 +36,8 @@ pub(crate) enum Only {
     Workload(String),
     /// The pod with this UID: another may have its name later.
     Pod(String),
+    /// No pod: nobody knows any more whose were meant.
+    Nothing,
 }
 
 /// The labels of a node, by its name.
@@ -228,6 +230,7 @@ impl Selector {
                 owner.as_ref() == Some(workload) || pod.workload() == *workload
             }
             Some(Only::Pod(uid)) => pod.uid == *uid,
+            Some(Only::Nothing) => false,
         }
     }
 
@@ -287,6 +290,11 @@ impl Selector {
             Part::Only => match &self.only {
                 Some(Only::Workload(workload)) => format!("none of {of} belongs to {workload}"),
                 Some(Only::Pod(uid)) => format!("none of {of} has the UID {uid}"),
+                Some(Only::Nothing) => {
+                    format!(
+                        "none of {of} is hit: the annotated object that this was made for owns it no longer"
+                    )
+                }
                 None => String::new(),
             },
         }

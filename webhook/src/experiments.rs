@@ -89,8 +89,12 @@ impl<S: ExperimentSpec + DeserializeOwned> Experiment<S> {
         })
     }
 
+    fn annotation(&self, key: &str) -> Option<&str> {
+        self.metadata.annotations.as_ref()?.get(key).map(String::as_str)
+    }
+
     fn requested_by(&self) -> Option<&str> {
-        self.metadata.annotations.as_ref()?.get(names::REQUESTED_BY).map(String::as_str)
+        self.annotation(names::REQUESTED_BY)
     }
 }
 
@@ -157,11 +161,12 @@ fn complete<S: ExperimentSpec + DeserializeOwned>(request: &Request<'_>) -> Resu
             list.push(json!(names::FINALIZER));
         }
     } else {
+        keep(names::MADE_FOR, request, metadata)?;
         let old = Experiment::<S>::read("oldObject", request.old_object).ok();
         if old.zip(spec).is_some_and(|(old, spec)| asks_anew(&old, &spec)) {
             sign(request, metadata)?;
         } else {
-            keep_requester(request, metadata)?;
+            keep(names::REQUESTED_BY, request, metadata)?;
         }
     }
     Ok(Answer { patch: Some(json_patch::diff(&before, &after)), ..Answer::default() })
@@ -175,13 +180,17 @@ pub(crate) fn sign(request: &Request<'_>, metadata: &mut Map<String, Value>) -> 
 }
 
 /// `kubectl replace` leaves out what it doesn't know of. Another value is refused by the validating path.
-pub(crate) fn keep_requester(request: &Request<'_>, metadata: &mut Map<String, Value>) -> Result<(), Denied> {
+pub(crate) fn keep(
+    annotation: &str,
+    request: &Request<'_>,
+    metadata: &mut Map<String, Value>,
+) -> Result<(), Denied> {
     let old = value("oldObject", request.old_object)?;
-    let kept = old.pointer("/metadata/annotations").and_then(|all| all.get(names::REQUESTED_BY));
+    let kept = old.pointer("/metadata/annotations").and_then(|all| all.get(annotation));
     if let Some(kept) = kept
-        && metadata.get("annotations").and_then(|all| all.get(names::REQUESTED_BY)).is_none()
+        && metadata.get("annotations").and_then(|all| all.get(annotation)).is_none()
     {
-        entry(metadata, "annotations")?.insert(names::REQUESTED_BY.to_owned(), kept.clone());
+        entry(metadata, "annotations")?.insert(annotation.to_owned(), kept.clone());
     }
     Ok(())
 }
@@ -235,6 +244,7 @@ fn judge<S: ExperimentSpec + DeserializeOwned>(request: &Request<'_>) -> Result<
         let old = Experiment::<S>::read("oldObject", request.old_object)?;
         let asks = asks_anew(&old, &new.spec);
         is_signed(request, asks, old.requested_by(), new.requested_by(), "experiment")?;
+        is_for_the_same(old.annotation(names::MADE_FOR), new.annotation(names::MADE_FOR))?;
         if old.spec == new.spec {
             return Ok(Verdict::Answered(Answer::default()));
         }
@@ -319,6 +329,18 @@ pub(crate) fn is_signed(
         format!("metadata.annotations[{}]", names::REQUESTED_BY),
         new.unwrap_or("nothing"),
         format!("it says who asked for the {thing} and can't be changed: make another {thing} instead"),
+    )]))
+}
+
+/// What was made for an annotation hits its object's pods and no others, in the name of whoever set it.
+fn is_for_the_same(old: Option<&str>, new: Option<&str>) -> Result<(), Denied> {
+    if new == old {
+        return Ok(());
+    }
+    Err(Denied::invalid(vec![FieldError::new(
+        format!("metadata.annotations[{}]", names::MADE_FOR),
+        new.unwrap_or("nothing"),
+        "it says which annotation the experiment was made for and can't be changed: make another experiment instead",
     )]))
 }
 

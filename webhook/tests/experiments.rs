@@ -141,6 +141,27 @@ async fn the_requester_stays() {
     }
 }
 
+/// Without it, it would hit the pods of others that its selector fits, in the name of whoever set the annotation.
+#[tokio::test]
+async fn what_an_experiment_was_made_for_stays() {
+    let bench = bench();
+    let mut old = chaos(pod_kill());
+    old["metadata"]["annotations"] =
+        json!({names::REQUESTED_BY: "{\"username\":\"ann\"}", names::MADE_FOR: "pod-kill/r1"});
+    let mut new = old.clone();
+    new["metadata"]["annotations"] = json!({names::REQUESTED_BY: "{\"username\":\"ann\"}"});
+    let update = review("UPDATE", CHAOS, "bob", old.clone(), new.clone());
+    let answer = bench.review(names::PATH_MUTATE_EXPERIMENTS, &update).await;
+    assert_eq!(answer.object["metadata"]["annotations"], old["metadata"]["annotations"]);
+    let mut another = old.clone();
+    another["metadata"]["annotations"][names::MADE_FOR] = json!("pod-kill/r2");
+    for (old, new) in [(old.clone(), new.clone()), (old.clone(), another), (new, old)] {
+        let (answer, asked) = validate(&review("UPDATE", CHAOS, "bob", old, new), yes).await;
+        assert!(!answer.allowed() && asked.is_empty());
+        assert!(answer.message().contains(names::MADE_FOR), "{}", answer.message());
+    }
+}
+
 #[rstest]
 #[case(json!({"action": "pod-kill"}), "delete", Value::Null)]
 #[case(json!({"action": "pod-kill", "evict": true}), "create", json!("eviction"))]
