@@ -32,6 +32,8 @@ pub mod probes;
 pub mod reconcile;
 pub mod retry;
 pub mod schedule;
+#[cfg(test)]
+mod scripted;
 pub mod sink;
 pub mod tell;
 pub mod warden;

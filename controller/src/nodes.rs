@@ -217,9 +217,9 @@ struct Listed {
 
 /// A fault that isn't renewed for so long its daemon ends by itself.
 const LEASE: SignedDuration = SignedDuration::from_secs(60);
-/// A daemon refuses the whole state where one fault has longer. No experiment lasts for so long; a clock that was put back,
-/// or a status that somebody else wrote, may say so.
-const LONGEST: SignedDuration = SignedDuration::from_hours(31 * 24);
+/// No experiment lasts for longer than a daemon takes; a clock that was put back, or a status that somebody else wrote, may
+/// say so.
+const LONGEST: SignedDuration = SignedDuration::from_secs(grpc::MAX_TTL.as_secs().cast_signed());
 
 impl Listed {
     /// As it is sent at `now`.

@@ -281,18 +281,14 @@ fn failed(schedule: &Schedule, operation: &'static str, source: kube::Error) -> 
 
 #[cfg(test)]
 mod tests {
-    use kube::client::Body;
     use kube_runtime::reflector::store;
-    use serde_json::json;
     use squall_api::PodChaosSpec;
 
     use super::*;
-
-    type ApiServer = tower_test::mock::Handle<http::Request<Body>, http::Response<Body>>;
+    use crate::scripted::{self, ApiServer};
 
     fn context(experiments: Experiments) -> (Context, ApiServer) {
-        let (service, api) = tower_test::mock::pair();
-        let client = Client::new(service, "default");
+        let (client, api) = scripted::client();
         let teller = Teller::start(client.clone(), String::new(), None);
         (Context { client, experiments, teller }, api)
     }
@@ -306,12 +302,8 @@ mod tests {
     }
 
     /// Answers one request; which it was.
-    async fn answer(mut api: ApiServer, reason: &str, code: u16) -> String {
-        let (request, send) = api.next_request().await.unwrap();
-        let status = json!({ "kind": "Status", "status": "Failure", "reason": reason, "code": code });
-        let body = Body::from(status.to_string().into_bytes());
-        send.send_response(http::Response::builder().status(code).body(body).unwrap());
-        format!("{} {}", request.method(), request.uri().path())
+    async fn answer(api: ApiServer, reason: &str, code: u16) -> String {
+        scripted::server(api, vec![scripted::refusal(code, reason)]).await.remove(0).0
     }
 
     /// What becomes of a run whose experiment the API server refuses with a 409 for this reason.

@@ -12,7 +12,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use squall_api::grpc;
+use squall_api::grpc::{self, MAX_TTL};
 
 use crate::report::Generation;
 pub use kill::{Comm, Kill, On, Processes, Scope, Trigger, Whom};
@@ -106,9 +106,6 @@ pub const MAX_FAULTS: usize = 10_000;
 /// What every runtime of a kubelet calls a container by is so many hexadecimal digits. Part of one is refused: runtimes
 /// take it for whatever it is part of.
 pub const ID_DIGITS: usize = 64;
-
-/// Longer ones are refused: nobody who renews needs them, and clocks can't count without end.
-pub const MAX_TTL: Duration = Duration::from_secs(31 * 24 * 60 * 60);
 
 impl TryFrom<grpc::NodeState> for Desired {
     type Error = OrderError;

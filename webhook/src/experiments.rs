@@ -161,12 +161,13 @@ fn complete<S: ExperimentSpec + DeserializeOwned>(request: &Request<'_>) -> Resu
             list.push(json!(names::FINALIZER));
         }
     } else {
-        keep(names::MADE_FOR, request, metadata)?;
+        let stored = value("oldObject", request.old_object)?;
+        keep(names::MADE_FOR, &stored, metadata)?;
         let old = Experiment::<S>::read("oldObject", request.old_object).ok();
         if old.zip(spec).is_some_and(|(old, spec)| asks_anew(&old, &spec)) {
             sign(request, metadata)?;
         } else {
-            keep(names::REQUESTED_BY, request, metadata)?;
+            keep(names::REQUESTED_BY, &stored, metadata)?;
         }
     }
     Ok(Answer { patch: Some(json_patch::diff(&before, &after)), ..Answer::default() })
@@ -180,12 +181,7 @@ pub(crate) fn sign(request: &Request<'_>, metadata: &mut Map<String, Value>) -> 
 }
 
 /// `kubectl replace` leaves out what it doesn't know of. Another value is refused by the validating path.
-pub(crate) fn keep(
-    annotation: &str,
-    request: &Request<'_>,
-    metadata: &mut Map<String, Value>,
-) -> Result<(), Denied> {
-    let old = value("oldObject", request.old_object)?;
+pub(crate) fn keep(annotation: &str, old: &Value, metadata: &mut Map<String, Value>) -> Result<(), Denied> {
     let kept = old.pointer("/metadata/annotations").and_then(|all| all.get(annotation));
     if let Some(kept) = kept
         && metadata.get("annotations").and_then(|all| all.get(annotation)).is_none()
@@ -244,7 +240,9 @@ fn judge<S: ExperimentSpec + DeserializeOwned>(request: &Request<'_>) -> Result<
         let old = Experiment::<S>::read("oldObject", request.old_object)?;
         let asks = asks_anew(&old, &new.spec);
         is_signed(request, asks, old.requested_by(), new.requested_by(), "experiment")?;
-        is_for_the_same(old.annotation(names::MADE_FOR), new.annotation(names::MADE_FOR))?;
+        // What was made for an annotation hits its object's pods and no others, in the name of whoever set it.
+        let [before, now] = [&old, &new].map(|one| one.annotation(names::MADE_FOR));
+        stays(names::MADE_FOR, before, now, "which annotation asked for", "experiment")?;
         if old.spec == new.spec {
             return Ok(Verdict::Answered(Answer::default()));
         }
@@ -322,25 +320,25 @@ pub(crate) fn is_signed(
     thing: &str,
 ) -> Result<(), Denied> {
     let signed = requester(&request.user_info)?;
-    if new == if asks { signed.as_str() } else { old } {
-        return Ok(());
-    }
-    Err(Denied::invalid(vec![FieldError::new(
-        format!("metadata.annotations[{}]", names::REQUESTED_BY),
-        new.unwrap_or("nothing"),
-        format!("it says who asked for the {thing} and can't be changed: make another {thing} instead"),
-    )]))
+    let ought = if asks { signed.as_str() } else { old };
+    stays(names::REQUESTED_BY, ought, new, "who asked for", thing)
 }
 
-/// What was made for an annotation hits its object's pods and no others, in the name of whoever set it.
-fn is_for_the_same(old: Option<&str>, new: Option<&str>) -> Result<(), Denied> {
-    if new == old {
+/// The annotation, which says `what` of a `thing`, is as it ought to be.
+fn stays(
+    annotation: &str,
+    ought: Option<&str>,
+    found: Option<&str>,
+    what: &str,
+    thing: &str,
+) -> Result<(), Denied> {
+    if found == ought {
         return Ok(());
     }
     Err(Denied::invalid(vec![FieldError::new(
-        format!("metadata.annotations[{}]", names::MADE_FOR),
-        new.unwrap_or("nothing"),
-        "it says which annotation the experiment was made for and can't be changed: make another experiment instead",
+        format!("metadata.annotations[{annotation}]"),
+        found.unwrap_or("nothing"),
+        format!("it says {what} the {thing} and can't be changed: make another {thing} instead"),
     )]))
 }
 

@@ -51,7 +51,7 @@ fn sign(request: &Request<'_>) -> Result<Answer, Denied> {
     if asks {
         experiments::sign(request, metadata)?;
     } else {
-        experiments::keep(names::REQUESTED_BY, request, metadata)?;
+        experiments::keep(names::REQUESTED_BY, &value("oldObject", request.old_object)?, metadata)?;
     }
     Ok(Answer { patch: Some(json_patch::diff(&before, &after)), ..Answer::default() })
 }

@@ -181,9 +181,7 @@ fn all_ready(kubectl: &Kubectl) -> Result<()> {
 }
 
 fn is_ready(pod: &Value) -> bool {
-    let ready = |condition: &Value| condition["type"] == "Ready" && condition["status"] == "True";
-    pod["metadata"]["deletionTimestamp"].is_null()
-        && pod["status"]["conditions"].as_array().is_some_and(|all| all.iter().any(ready))
+    pod["metadata"]["deletionTimestamp"].is_null() && kubectl::is_ready(pod)
 }
 
 /// Applies the experiment, waits for its end, and makes sure that it did what it says.

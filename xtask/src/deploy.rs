@@ -205,7 +205,7 @@ fn nodes_away(nodes: &[Value], pods: &[Value]) -> BTreeSet<String> {
     let with_pods: BTreeSet<_> = pods.iter().filter_map(|pod| pod["spec"]["nodeName"].as_str()).collect();
     let named = nodes.iter().filter_map(|node| Some((node["metadata"]["name"].as_str()?, node)));
     named
-        .filter(|(name, node)| with_pods.contains(name) && !is_ready(node))
+        .filter(|(name, node)| with_pods.contains(name) && !kubectl::is_ready(node))
         .map(|(name, _)| name.to_owned())
         .collect()
 }
@@ -213,12 +213,6 @@ fn nodes_away(nodes: &[Value], pods: &[Value]) -> BTreeSet<String> {
 /// Whether its controller has not seen the object as it is written now.
 fn is_unseen(object: &Value) -> bool {
     number(object, "/status/observedGeneration") < number(object, "/metadata/generation")
-}
-
-/// Whether a node or a pod is Ready.
-fn is_ready(object: &Value) -> bool {
-    let conditions = object["status"]["conditions"].as_array();
-    conditions.is_some_and(|all| all.iter().any(|one| one["type"] == "Ready" && one["status"] == "True"))
 }
 
 fn number(object: &Value, pointer: &str) -> i64 {
@@ -256,7 +250,7 @@ fn last_words(kubectl: &Kubectl) -> Result<String> {
     let mut text = String::new();
     for pod in kubectl.items(&["pods", "-n", names::NAMESPACE])? {
         let name = pod["metadata"]["name"].as_str().unwrap_or_default();
-        if is_ready(&pod) {
+        if kubectl::is_ready(&pod) {
             continue;
         }
         let logs =

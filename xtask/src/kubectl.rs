@@ -161,6 +161,12 @@ impl Kubectl {
     }
 }
 
+/// Whether a node or a pod is Ready.
+pub fn is_ready(object: &Value) -> bool {
+    let conditions = object["status"]["conditions"].as_array();
+    conditions.is_some_and(|all| all.iter().any(|one| one["type"] == "Ready" && one["status"] == "True"))
+}
+
 /// Looks until there is something, or the time is over: then `None`. An error of a look ends it at once.
 pub fn wait<T>(limit: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
     let began = Instant::now();

@@ -327,7 +327,6 @@ impl Annotations {
 
 #[cfg(test)]
 mod tests {
-    use kube::client::Body;
     use kube_runtime::reflector::store;
     use serde_json::json;
     use squall_model::annotation::Made;
@@ -338,13 +337,12 @@ mod tests {
     use crate::apply::Applier;
     use crate::chaos::Experiments;
     use crate::observe::Observer;
+    use crate::scripted;
     use crate::tell::Teller;
 
     /// What becomes of an annotation whose experiment the API server refuses with a 409 for this reason.
     async fn refused(reason: &str) -> Result<Result<(), String>, TurnError> {
-        let (service, mut api) = tower_test::mock::pair::<http::Request<Body>, http::Response<Body>>();
-        let (silent, _unheard) = tower_test::mock::pair::<http::Request<Body>, http::Response<Body>>();
-        let (client, silent) = (Client::new(service, "default"), Client::new(silent, "default"));
+        let ((client, api), (silent, _unheard)) = (scripted::client(), scripted::client());
         let annotations = Annotations::new(
             client.clone(),
             Observer::start(&silent, mpsc::unbounded_channel().0),
@@ -361,14 +359,11 @@ mod tests {
             spec: Experiment::Pod(Box::default()),
             requested_by: "{}".to_owned(),
         };
-        let answer = async {
-            let (request, send) = api.next_request().await.unwrap();
-            assert_eq!(request.method(), http::Method::POST);
-            let status = json!({ "kind": "Status", "status": "Failure", "reason": reason, "code": 409 });
-            let body = Body::from(status.to_string().into_bytes());
-            send.send_response(http::Response::builder().status(409).body(body).unwrap());
-        };
-        futures::join!(annotations.make(&key, &subject, &new), answer).0
+        let answers = vec![scripted::refusal(409, reason)];
+        let (made, asked) =
+            futures::join!(annotations.make(&key, &subject, &new), scripted::server(api, answers));
+        assert!(asked[0].0.starts_with("POST "), "{asked:?}");
+        made
     }
 
     #[tokio::test]

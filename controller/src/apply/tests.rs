@@ -1,13 +1,10 @@
-//! A scripted API server: what is asked of it, and what comes of its answers.
+//! What is asked of the API server, and what comes of its answers.
 
 use futures::future::join;
-use http_body_util::BodyExt as _;
-use kube::client::Body;
 use serde_json::{Value, json};
 
 use super::*;
-
-type ApiServer = tower_test::mock::Handle<http::Request<Body>, http::Response<Body>>;
+use crate::scripted::{self, server};
 
 fn target() -> PodRef {
     PodRef { namespace: "n".into(), name: "p".into(), uid: "u".into() }
@@ -35,23 +32,7 @@ fn live(uid: &str, version: &str, image: &str) -> Value {
 }
 
 fn refusal(code: u16) -> (u16, Value) {
-    let status =
-        json!({ "apiVersion": "v1", "kind": "Status", "status": "Failure", "message": "no", "code": code });
-    (code, status)
-}
-
-/// Gives these answers, one a request and no more; which requests there were.
-async fn server(mut api: ApiServer, answers: Vec<(u16, Value)>) -> Vec<(String, Value)> {
-    let mut asked = Vec::new();
-    for (code, answer) in answers {
-        let (request, send) = api.next_request().await.expect("one request more");
-        let what = format!("{} {}", request.method(), request.uri().path());
-        let body = request.into_body().collect().await.expect("a body").to_bytes();
-        asked.push((what, serde_json::from_slice(&body).unwrap_or_default()));
-        let answer = Body::from(answer.to_string().into_bytes());
-        send.send_response(http::Response::builder().status(code).body(answer).expect("an answer"));
-    }
-    asked
+    scripted::refusal(code, "")
 }
 
 /// What comes of an effect whose requests are answered so, and the requests.
@@ -60,9 +41,9 @@ async fn applied(
     view: Option<PodView>,
     answers: Vec<(u16, Value)>,
 ) -> (Result<Outcome, ApplyError>, Vec<(String, Value)>) {
-    let (service, api) = tower_test::mock::pair();
+    let (client, api) = scripted::client();
     let images = FaultImages { pause: "pause".into(), crash: "crash".into() };
-    let applier = Applier::new(Client::new(service, "default"), images);
+    let applier = Applier::new(client, images);
     let apply = async move {
         let applier = applier;
         applier.apply(&effect, view.as_ref()).await

@@ -189,6 +189,7 @@ mod tests {
     use axum::routing::get;
 
     use super::*;
+    use crate::scripted::{self, ApiServer};
 
     /// A real server. It listens where no probe may ask by name or number; only a parsed address keeps it from that.
     async fn server() -> Address {
@@ -213,12 +214,9 @@ mod tests {
         Address { host: "127.0.0.1".into(), port, path: String::new() }
     }
 
-    type ApiServer =
-        tower_test::mock::Handle<http::Request<kube::client::Body>, http::Response<kube::client::Body>>;
-
     fn asker() -> (Asker, ApiServer) {
-        let (service, api) = tower_test::mock::pair();
-        (Asker::new(kube::Client::new(service, "default")), api)
+        let (client, api) = scripted::client();
+        (Asker::new(client), api)
     }
 
     #[tokio::test]

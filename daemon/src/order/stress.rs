@@ -5,9 +5,9 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use squall_api::grpc;
+use squall_api::grpc::{self, MAX_TTL};
 
-use super::{MAX_TTL, OrderError, wrong};
+use super::{OrderError, wrong};
 
 /// More workers of one kind than this are a mistake.
 pub const MAX_WORKERS: u32 = 1024;

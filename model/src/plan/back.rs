@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use squall_api::status::{Target, TargetPhase};
 
 use super::container::waits;
-use super::kill::fail;
+use super::kill::{fail, skip};
 use super::lasting::{release, went_away};
 use super::node::{CONTAINER_GONE, EXPIRED, GRACE, NO_DAEMON, incarnation, take_over};
 use super::order::{order, order_id};
@@ -141,9 +141,7 @@ impl Step<'_> {
                 && target.ordered_at.is_none()
                 && !outcomes.holds(pod, self.ident.uid);
             if untouched {
-                target.phase = TargetPhase::Skipped;
-                target.reason = Some(INVALID_SPEC.to_owned());
-                target.message = Some("the spec was not valid any more before it was hit".to_owned());
+                skip(target, INVALID_SPEC, "the spec was not valid any more before it was hit");
             } else if target.container.is_some() {
                 fail(
                     target,

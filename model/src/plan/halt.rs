@@ -7,6 +7,7 @@ use squall_api::names;
 use squall_api::probe::OnHalt;
 use squall_api::status::{ExperimentStatus, Halted, Phase, Target, TargetPhase};
 
+use super::kill::skip;
 use super::{Effect, Input, Step, Verb, World, seconds};
 use crate::pod::{NamespaceView, PodView};
 use crate::policy::ledger::Hold;
@@ -184,9 +185,7 @@ impl Step<'_> {
             return false;
         }
         if spec.on_halt == OnHalt::End {
-            target.phase = TargetPhase::Skipped;
-            target.reason = Some(halted.reason.clone());
-            target.message = Some(halted.message.clone());
+            skip(target, &halted.reason, &halted.message);
         }
         true
     }

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use squall_api::status::{Target, TargetPhase};
 
-use super::kill::fail;
+use super::kill::{fail, skip};
 use super::lasting::{Asked, LEFT_OUT, NARROWED, went_away};
 use super::order::{order, order_id};
 use super::outcomes::injection_limit;
@@ -125,9 +125,7 @@ impl Step<'_> {
                 }
                 ReportState::Refused | ReportState::Failed if report.reason == CONTAINER_GONE => {
                     if target.injected_at.is_none() && later(ordered, injection_limit()) <= now {
-                        target.phase = TargetPhase::Skipped;
-                        target.reason = Some(report.reason.clone());
-                        target.message = Some(report.message.clone());
+                        skip(target, &report.reason, &report.message);
                         return;
                     }
                     waits = target.injected_at.is_some();

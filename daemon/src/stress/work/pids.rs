@@ -4,8 +4,8 @@ use std::thread;
 
 use super::spawn;
 
-/// After so many the node is looked at, its tasks and its memory: others may take tasks at the same time, stressors of ours in other containers
-/// too, which were all allowed what was left before any of them began.
+/// After so many the node is looked at, its tasks and its memory: others may take them at the same time, stressors of ours
+/// in other containers too, which were all allowed what was left before any of them began.
 const LOOKS_AFTER: u32 = 64;
 
 /// Starts them; `Err` says how many of them there are, and why there are no more.
