@@ -24,6 +24,7 @@ use crate::observe::Observer;
 
 /// How often what is watched anyway is looked at.
 const LOOK: Duration = Duration::from_secs(1);
+
 /// Whose a probe is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Owner {
@@ -169,11 +170,15 @@ impl Probes {
     async fn keep_asking(self, owner: Owner, index: usize, probe: Probe, mut judge: Judge) {
         loop {
             let (begun, at) = (tokio::time::Instant::now(), Timestamp::now());
+            let mut pause = probe.asking().map_or(LOOK, |asking| asking.every);
             if let Some(seen) = self.look(&owner, &probe).await {
-                judge.see(&probe, seen, at);
+                if let Some(due) = judge.see(&probe, seen, at) {
+                    // What lasts for less than the pause counts when it is due.
+                    pause = pause.min(Duration::try_from(due.duration_since(at)).unwrap_or(pause));
+                }
                 self.record(&owner, index, &judge);
             }
-            tokio::time::sleep_until(begun + probe.asking().map_or(LOOK, |asking| asking.every)).await;
+            tokio::time::sleep_until(begun + pause).await;
         }
     }
 
