@@ -16,7 +16,7 @@ pub struct Args {
     /// Fail only when a figure is above so many times its limit; CI gives 2, since it shares its machine.
     #[arg(long, default_value_t = 1.0)]
     slack: f64,
-    /// How often the small cases are measured; the large ones a third of it.
+    /// How often the small cases are measured; the large ones half as often.
     #[arg(long, default_value_t = 10)]
     rounds: u32,
 }

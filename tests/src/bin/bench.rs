@@ -1,8 +1,9 @@
 //! The figures, on a real cluster: from the response to the create call until the effect is seen from outside.
 //!
-//! What is measured includes the bench's own watch, so a figure is an upper bound. It prints median, p90 and n of
-//! each, and exits with 1 when one is above its limit times `--slack`. Run by `cargo xtask bench`. Where the cluster has
-//! Chaos Mesh too, its experiments are measured between ours, on the same pods.
+//! What is measured includes the bench's own watch, so a figure is an upper bound. It runs at real-time priority, and so
+//! does its client that does the same without Squall; Squall doesn't. It prints median, p90 and n of each, and exits with
+//! 1 when one is above its limit times `--slack`. Run by `cargo xtask bench`. Where the cluster has Chaos Mesh too, its
+//! experiments are measured between ours, on the same pods.
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::json;
 use squall_api::podchaos::{Phase, PodChaos};
-use squall_tests::figures::{Arguments, PATIENCE, nth, quantile, quiet, resident, watch};
+use squall_tests::figures::{Arguments, PATIENCE, first_in_line, nth, quantile, quiet, resident, watch};
 use squall_tests::injector::Injector;
 use squall_tests::{
     ExperimentExt as _, Ns, OptIn, PodExt as _, client, containers_processes, deployment, pods_of_component,
@@ -25,13 +26,14 @@ use squall_tests::{
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
-/// Set, each container-kill also says where its time went.
+/// Set, each experiment also says where its time went.
 const EXPLAIN: &str = "SQUALL_BENCH_EXPLAIN";
 /// Pods of the large cases.
 const MANY: usize = 30;
 
 fn main() -> Result<()> {
     let Arguments { slack, rounds, only } = Arguments::read(true)?;
+    first_in_line()?;
     let mut table = Table { slack, missed: 0 };
     println!(
         "{:<44} {:>9} {:>9} {:>9} {:>4}",
@@ -41,7 +43,7 @@ fn main() -> Result<()> {
     let injectors = runtime().block_on(async { Injector::installed(&client().await?).await })?;
     let few = |fault| Case { fault, injectors: &injectors, one: true, pods: 3, rounds };
     let many =
-        |fault| Case { fault, injectors: &injectors, one: false, pods: MANY, rounds: (rounds / 3).max(2) };
+        |fault| Case { fault, injectors: &injectors, one: false, pods: MANY, rounds: (rounds / 2).max(2) };
     let faults = [Fault::PodKill, Fault::PodFailure, Fault::ContainerKill];
     for case in faults.map(few).into_iter().chain(faults.map(many)) {
         if case.fault.name().starts_with(&only) {
@@ -252,8 +254,12 @@ impl Round<'_> {
         quiet().await?;
         let mut events = watch::<Pod>(&self.ns.api(), "").await?;
         let (name, made) = self.create(by).await?;
+        let wall = Timestamp::now();
         let there = nth(&mut events, made, self.hit, PATIENCE, is_foreign).await?;
         self.injected(by, &name).await?;
+        if by == Injector::Squall && std::env::var_os(EXPLAIN).is_some() {
+            explain(&self.ns.chaos(&name).await?, wall, there);
+        }
         quiet().await?;
         let mut events = watch::<Pod>(&self.ns.api(), "").await?;
         let deleted = by.delete(self.ns, &name).await?;
@@ -350,7 +356,16 @@ fn explain(chaos: &PodChaos, made: Timestamp, gone: Duration) {
     };
     let Some(status) = &chaos.status else { return };
     for target in &status.targets {
-        let receipt = target.receipt.clone().unwrap_or_default();
+        let Some(receipt) = &target.receipt else {
+            eprintln!(
+                "chosen {} ordered {} injected {}, last one seen {:.1}",
+                since(status.selected_at.as_ref()),
+                since(target.ordered_at.as_ref()),
+                since(target.injected_at.as_ref()),
+                gone.as_secs_f64() * 1000.0,
+            );
+            continue;
+        };
         let first = receipt.processes.first().cloned().unwrap_or_default();
         eprintln!(
             "chosen {} ordered {} sent {} delivered {} exited {} (by {}), last one seen gone {:.1}, completed {}",
