@@ -53,12 +53,12 @@ pub fn first_in_line() -> Result<()> {
     Ok(())
 }
 
-/// The part of `times` below which `percent` of them are, in milliseconds.
+/// The smallest of `times` that at least `percent` of them don't exceed, in milliseconds.
 pub fn quantile(times: &[Duration], percent: usize) -> f64 {
     let mut sorted: Vec<f64> = times.iter().map(|time| time.as_secs_f64() * 1000.0).collect();
     sorted.sort_by(f64::total_cmp);
-    let at = (sorted.len() * percent / 100).min(sorted.len().saturating_sub(1));
-    sorted.get(at).copied().unwrap_or(f64::NAN)
+    let rank = (sorted.len() * percent).div_ceil(100);
+    sorted.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
 }
 
 /// The resident memory of a process, in MiB.
@@ -144,5 +144,19 @@ pub async fn quiet() -> Result<()> {
             "the machine is busy with something else; figures would say nothing"
         );
         before = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_by_nearest_rank() {
+        let times = |count: u64| (1..=count).rev().map(Duration::from_millis).collect::<Vec<_>>();
+        assert_eq!([50, 90, 100].map(|percent| quantile(&times(10), percent)), [5.0, 9.0, 10.0]);
+        assert_eq!([50, 90].map(|percent| quantile(&times(5), percent)), [3.0, 5.0]);
+        assert_eq!(quantile(&times(1), 50), 1.0);
+        assert!(quantile(&[], 50).is_nan());
     }
 }

@@ -78,7 +78,45 @@ pub fn remove_mount_point(cluster: &Cluster, in_use: impl Fn(&str) -> bool) -> R
     Ok(())
 }
 
-/// The cgroup of all pods, in each hierarchy; in a pure v2 with all of its controllers.
+/// Groups of components beside that of all pods, and how many times the usual weight they have for a CPU.
+///
+/// A node of systemd's has runtime, shims and kubelet in one group, and pods in another of twice its weight. The control
+/// plane has machines of its own elsewhere. Here, each on a weight of its own as sessions are, thirty shims that start
+/// containers would leave it next to nothing of two cores.
+const GROUPS: [(&str, u32); 2] = [(CONTROL_PLANE, 16), (SYSTEM, 1)];
+const CONTROL_PLANE: &str = "control-plane";
+const SYSTEM: &str = "system";
+
+/// The group of a component.
+fn group(component: &str) -> &'static str {
+    match component {
+        // The forwarder is the only way to it.
+        "etcd" | "kube-apiserver" | "kube-controller-manager" | "kube-scheduler" | "forward" => CONTROL_PLANE,
+        _ => SYSTEM,
+    }
+}
+
+/// The file by which a cgroup says what CPU it gets, and what stands for the usual weight in it; `None` where the
+/// hierarchy shares out something else.
+fn weight_file(cgroup: &Path) -> Option<(PathBuf, u32)> {
+    let files = [("cpu.shares", 1024), ("cpu.weight", 100)];
+    files.map(|(name, usual)| (cgroup.join(name), usual)).into_iter().find(|(path, _)| path.exists())
+}
+
+/// Puts the process of a component into its group.
+pub fn place(cluster: &Cluster, component: &str, pid: u32) -> Result<()> {
+    for mount in cgroup_mounts()? {
+        let path = mount.join(cluster.cgroup()).join(group(component));
+        if path.exists() {
+            fs::write(path.join("cgroup.procs"), pid.to_string())
+                .with_context(|| format!("can't put {component} into {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// The cgroup of all pods, in each hierarchy; in a pure v2 with all of its controllers. Beside it, where the CPU is
+/// shared out, the groups of the components.
 pub fn make_cgroups(cluster: &Cluster) -> Result<()> {
     for mount in cgroup_mounts()? {
         let path = mount.join(cluster.cgroup());
@@ -87,6 +125,17 @@ pub fn make_cgroups(cluster: &Cluster) -> Result<()> {
             for controller in fs::read_to_string(mount.join("cgroup.controllers"))?.split_whitespace() {
                 // One that can't be had here is the kubelet's to complain about.
                 let _ = fs::write(mount.join("cgroup.subtree_control"), format!("+{controller}"));
+            }
+        }
+        if weight_file(&path).is_some() {
+            let _ = fs::write(path.join("cgroup.subtree_control"), "+cpu");
+            for (group, times) in GROUPS {
+                let path = path.join(group);
+                fs::create_dir_all(&path).with_context(|| format!("can't make {}", path.display()))?;
+                if let Some((file, usual)) = weight_file(&path) {
+                    fs::write(&file, (usual * times).to_string())
+                        .with_context(|| format!("can't write {}", file.display()))?;
+                }
             }
         }
     }

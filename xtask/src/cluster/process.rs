@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use rustix::io::FdFlags;
 
-use super::Cluster;
+use super::{Cluster, node};
 use crate::sh;
 
 /// How often a condition is looked at.
@@ -58,7 +58,7 @@ impl Cluster {
         let path = self.pid_path(name);
         fs::write(&path, format!("{}\n", child.id()))
             .with_context(|| format!("can't write {}", path.display()))?;
-        Ok(())
+        node::place(self, name, child.id())
     }
 
     /// These words as they are run on the node: in its mount and network namespaces.
