@@ -16,7 +16,9 @@ pub fn client() -> (Client, ApiServer) {
 
 /// The answer that refuses with this code, for this reason of Kubernetes's.
 pub fn refusal(code: u16, reason: &str) -> (u16, Value) {
-    let status = json!({ "apiVersion": "v1", "kind": "Status", "status": "Failure", "message": "no", "reason": reason, "code": code });
+    let status = json!({
+        "apiVersion": "v1", "kind": "Status", "status": "Failure", "message": "no", "reason": reason, "code": code,
+    });
     (code, status)
 }
 

@@ -257,7 +257,7 @@ impl Round<'_> {
         let wall = Timestamp::now();
         let there = nth(&mut events, made, self.hit, PATIENCE, is_foreign).await?;
         self.injected(by, &name).await?;
-        if by == Injector::Squall && std::env::var_os(EXPLAIN).is_some() {
+        if by == Injector::Squall && is_explained() {
             explain(&self.ns.chaos(&name).await?, wall, there);
         }
         quiet().await?;
@@ -280,7 +280,7 @@ impl Round<'_> {
         if by == Injector::Squall {
             let chaos = self.ns.chaos(&name).await?;
             ensure!(chaos.phase() == Phase::Completed, "{}", chaos.shown());
-            if std::env::var_os(EXPLAIN).is_some() {
+            if is_explained() {
                 explain(&chaos, wall, took);
             }
         }
@@ -346,6 +346,11 @@ impl Round<'_> {
 
 fn is_foreign(pod: &Pod) -> bool {
     pod.image("app") != squall_tests::BUSYBOX
+}
+
+/// Whether it is asked for.
+fn is_explained() -> bool {
+    std::env::var_os(EXPLAIN).is_some()
 }
 
 /// Where the time went, in milliseconds since the answer to the create call: one line a target.

@@ -96,12 +96,8 @@ fn group(component: &str) -> &'static str {
     }
 }
 
-/// The file by which a cgroup says what CPU it gets, and what stands for the usual weight in it; `None` where the
-/// hierarchy shares out something else.
-fn weight_file(cgroup: &Path) -> Option<(PathBuf, u32)> {
-    let files = [("cpu.shares", 1024), ("cpu.weight", 100)];
-    files.map(|(name, usual)| (cgroup.join(name), usual)).into_iter().find(|(path, _)| path.exists())
-}
+/// The files by which a cgroup of version 1 or 2 says what CPU it gets, and what stands for the usual weight in them.
+const WEIGHTS: [(&str, u32); 2] = [("cpu.shares", 1024), ("cpu.weight", 100)];
 
 /// Puts the process of a component into its group.
 pub fn place(cluster: &Cluster, component: &str, pid: u32) -> Result<()> {
@@ -127,17 +123,23 @@ pub fn make_cgroups(cluster: &Cluster) -> Result<()> {
                 let _ = fs::write(mount.join("cgroup.subtree_control"), format!("+{controller}"));
             }
         }
-        if weight_file(&path).is_some() {
-            let _ = fs::write(path.join("cgroup.subtree_control"), "+cpu");
-            for (group, times) in GROUPS {
-                let path = path.join(group);
-                fs::create_dir_all(&path).with_context(|| format!("can't make {}", path.display()))?;
-                if let Some((file, usual)) = weight_file(&path) {
-                    fs::write(&file, (usual * times).to_string())
-                        .with_context(|| format!("can't write {}", file.display()))?;
-                }
-            }
-        }
+        make_groups(&path)?;
+    }
+    Ok(())
+}
+
+/// The groups of the components below this cgroup, if its hierarchy shares out the CPU.
+fn make_groups(cgroup: &Path) -> Result<()> {
+    let Some((file, usual)) = WEIGHTS.into_iter().find(|(file, _)| cgroup.join(file).exists()) else {
+        return Ok(());
+    };
+    // Version 1 has no such file, and nothing to switch on.
+    let _ = fs::write(cgroup.join("cgroup.subtree_control"), "+cpu");
+    for (group, times) in GROUPS {
+        let path = cgroup.join(group);
+        fs::create_dir_all(&path).with_context(|| format!("can't make {}", path.display()))?;
+        fs::write(path.join(file), (usual * times).to_string())
+            .with_context(|| format!("can't write {file} in {}", path.display()))?;
     }
     Ok(())
 }

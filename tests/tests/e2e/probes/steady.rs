@@ -4,7 +4,9 @@ use anyhow::ensure;
 use serde_json::{Value, json};
 use squall_api::podchaos::{Action, Mode, PodChaos};
 use squall_api::status::Phase;
-use squall_tests::{ExperimentExt as _, OptIn, experiment, hit, refusal, says, unschedulable, with_ns};
+use squall_tests::{
+    ExperimentExt as _, OptIn, experiment, hit, kubectl, refusal, says, unschedulable, with_ns,
+};
 
 use super::{failure, fall_ill, halted, health, recover, web};
 
@@ -66,7 +68,7 @@ fn what_is_not_well_afterwards_was_no_success() {
         assert_eq!(ended.phase(), Phase::Completed, "{}", ended.shown());
         ns.ready_pods("web", 2).await?;
         // No replacement is Ready from now on: after the kill there is one too few, and that counts at once.
-        squall_tests::kubectl(&["-n", &ns.name, "patch", "statefulset", "web", "-p", NEVER_READY])?.ok()?;
+        kubectl(&["-n", &ns.name, "patch", "statefulset", "web", "-p", NEVER_READY])?.ok()?;
         let mut probes = enough(2);
         probes[0]["availability"]["for"] = json!("1ms");
         ns.create(&steady(kill("ill"), probes)).await?;
@@ -112,16 +114,8 @@ fn an_experiment_asks_its_own_services_and_nothing_else() {
             says(&refusal(ns, &steady(failure("x", Mode::All, |_| ()), probes)).await?, &[field])?;
         }
         // A Service that is but a name for something else.
-        squall_tests::kubectl(&[
-            "-n",
-            &ns.name,
-            "create",
-            "service",
-            "externalname",
-            "web",
-            "--external-name=localhost",
-        ])?
-        .ok()?;
+        kubectl(&["-n", &ns.name, "create", "service", "externalname", "web", "--external-name=localhost"])?
+            .ok()?;
         ns.create(&steady(failure("x", Mode::All, |_| ()), json!([health()]))).await?;
         let words = format!("Service {}/web has no IP address of its own", ns.name);
         halted(ns, "x", &["nothing was hit", &words]).await?;
